@@ -1,0 +1,33 @@
+"""edgespec: large language models on laptops and phones, faster by speculative decoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgespec.engine import Completion, Engine
+    from edgespec.errors import UserError
+    from edgespec.sampling import Sampling
+    from edgespec.session import Session
+
+_PUBLIC = {
+    "Completion": "edgespec.engine",
+    "Engine": "edgespec.engine",
+    "Sampling": "edgespec.sampling",
+    "Session": "edgespec.session",
+    "UserError": "edgespec.errors",
+}
+
+__all__ = ["Completion", "Engine", "Sampling", "Session", "UserError"]
+
+
+def __getattr__(name: str) -> Any:  # names are imported when used, so that importing stays quick
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,80 @@
+"""The command line: click commands, one file each; no logic of its own."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from typing import Any
+
+import click
+
+from edgespec import __version__
+from edgespec.errors import UserError
+
+_COMMANDS = {
+    "chat": "edgespec.cli.chat",
+    "generate": "edgespec.cli.generate",
+    "models": "edgespec.cli.models",
+    "doctor": "edgespec.cli.doctor",
+}
+"""Imported when they are needed: a command does not wait for the others to load."""
+
+_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        # on Windows click would expand *, ~ and $NAME even in a quoted prompt
+        return super().main(*args, **{"windows_expand_args": False, **options})
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what the user or the machine caused is one line, a bug a traceback."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            message, cause = str(error), error
+        except MemoryError as error:
+            message, cause = "out of memory; try a smaller model or a smaller --context", error
+        except KeyboardInterrupt:
+            click.echo(err=True)  # the terminal has shown ^C
+            ctx.exit(_INTERRUPTED)
+        failure = click.ClickException(message)
+        failure.exit_code = 2
+        raise failure from cause
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Run large language models on this machine, faster by speculative decoding.
+
+    Drafts are verified by the model itself, so the words are the same with and without them.
+    Models are downloaded when first used; the default one takes 98 MB.
+
+    \b
+    Talk to a model:
+      edgespec chat
+    Complete one prompt:
+      edgespec generate -p "Why is the sky blue?"
+    """
+    _accept_any_text()
+
+
+def _accept_any_text() -> None:
+    """No text may crash a stream: not Latin-1 from a pipe, not an emoji on an old console."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, if whoever started us closed it
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8-sig")

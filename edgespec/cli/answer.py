@@ -1,0 +1,54 @@
+"""Printing an answer while it comes, and what it cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+
+import click
+
+from edgespec.cli.progress import ProgressBar
+from edgespec.session import Session
+
+# What a model says must not move the cursor, set the clipboard or ring: U+FFFD for it on terminals.
+_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def print_answer(pieces: Generator[str, None, None], progress: ProgressBar) -> None:
+    """Print the pieces as they come, and end the line."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    last = "\n"
+    with closing(pieces):  # stopped while printing, it must know
+        try:
+            for piece in pieces:
+                progress.stop()
+                click.echo(piece.translate(_CONTROL) if terminal else piece, nl=False)
+                last = piece[-1:]
+        finally:
+            progress.stop()
+            if last != "\n":
+                click.echo()
+
+
+def print_status(session: Session, max_tokens: int) -> None:
+    """One line on stderr: how fast the last answer was, what speculation did, how it ended."""
+    stats = session.statistics
+    parts = [
+        f"{stats.generated_tokens} tokens",
+        f"{stats.decode_tokens_per_s:.1f} tokens/s",
+        f"block efficiency {stats.block_efficiency:.2f}",
+        f"acceptance {stats.acceptance_rate:.0%} of {stats.drafted}",
+        f"{stats.drafter} draft on {stats.runtime} {stats.device}",
+    ]
+    if session.finish_reason == "length":
+        cut = stats.generated_tokens >= max_tokens
+        parts.append("cut by --max-tokens" if cut else "cut by the context's end")
+    elif session.finish_reason is None:
+        parts.append("stopped")
+    click.secho(f"[{', '.join(parts)}]", err=True, dim=True)
+
+
+def notice(line: str) -> None:
+    """What a user should know though nothing went wrong."""
+    click.secho(f"[{line}]", err=True, dim=True)

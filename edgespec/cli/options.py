@@ -1,0 +1,117 @@
+"""The options that commands share, and the session that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgespec.cli.progress import ProgressBar
+from edgespec.models.catalogue import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from edgespec.session import Session
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+model_argument = click.argument("model", default=DEFAULT_MODEL)
+
+_OPTIONS = (
+    click.option(
+        "--runtime",
+        type=click.Choice(["auto", "onnx", "llama-cpp"]),
+        default="auto",
+        show_default=True,
+        help="What runs the model.",
+    ),
+    click.option(
+        "--device",
+        metavar="auto|cpu|gpu[:N]|npu",
+        default="auto",
+        show_default=True,
+        help="Where it runs.",
+    ),
+    click.option(
+        "--provider",
+        metavar="NAME",
+        help="ONNX Runtime's execution provider, instead of the best one for --device; "
+        "`edgespec doctor` lists them.",
+    ),
+    click.option(
+        "--draft",
+        type=click.Choice(["auto", "none", "ngram"]),
+        default="auto",
+        show_default=True,
+        help="What guesses the next tokens: nothing, or what followed the same words before.",
+    ),
+    click.option(
+        "--exact/--no-exact",
+        default=True,
+        show_default=True,
+        help="Pad passes so that greedy answers are the same bit for bit whatever is drafted, "
+        "where the runtime can.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="Default: one a physical core."
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens of prompt and answer to have room for.",
+    ),
+    click.option("--system", metavar="TEXT", help="What the model is to be or to obey."),
+    click.option(
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=0.0,
+        show_default=True,
+        help="0 always takes the likeliest token; higher is more varied.",
+    ),
+    click.option(
+        "--top-k", type=int, metavar="K", default=0, help="Only the K likeliest tokens; 0: all."
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        default=1.0,
+        help="Only the likeliest tokens that together have probability P.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        metavar="P",
+        default=0.0,
+        help="Only tokens at least P times as probable as the likeliest.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        default=1.0,
+        help="More than 1 avoids tokens that are in the context.",
+    ),
+    click.option("--seed", type=int, metavar="N", help="The same seed draws the same words."),
+)
+
+
+def session_options(command: Command) -> Command:
+    """Add MODEL's options; the command hands them on to ``opened``."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def max_tokens_option(default: int) -> Callable[[Command], Command]:
+    return click.option(
+        "--max-tokens",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=default,
+        show_default=True,
+        help="The longest answer.",
+    )

@@ -1,0 +1,104 @@
+"""The loop: plan, draft, verify, accept, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from edgespec.acceptance import accept
+from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import Runtime
+from edgespec.sampling import Sampling
+from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.policy import MAX_DRAFT, cut
+
+PREFILL_CHUNK = 512
+"""Prompt tokens in one pass: large enough to be fast, small enough to be interrupted."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One target pass and what came of it. Times are in seconds and add up to the whole step."""
+
+    tokens: list[int]
+    """The tokens said, a stop token included; already in the context."""
+    drafted: int
+    accepted: int
+    draft_s: float
+    pass_s: float
+    own_s: float
+    """What the engine itself took: accepting, learning, bookkeeping."""
+
+
+def prefill(target: Runtime, context: list[int], progress: Progress = silent) -> None:
+    """Evaluate ``context[target.length:-1]``; the last token is left to the first decoding pass.
+
+    ``progress`` is called before every chunk; an exception from it, or Ctrl-C, cancels between
+    chunks and leaves a valid cache. Raises ``ContextOverflow`` when the context does not fit.
+    """
+    end = len(context) - 1
+    while (done := target.length) < end:
+        progress("reading the prompt", done, end)
+        chunk = context[done : min(done + PREFILL_CHUNK, end)]
+        target.forward(chunk, logits="none")
+        target.keep(range(len(chunk)))
+
+
+def decode(
+    target: Runtime,
+    drafter: Drafter,
+    context: list[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    stop_tokens: AbstractSet[int] = frozenset(),
+    costs: PassCosts | None = None,
+    rng: np.random.Generator | None = None,
+) -> Iterator[Step]:
+    """Say at most ``max_tokens`` tokens after ``context``, appending them to it, a step at a time.
+
+    On entry the cache must hold a proper prefix of ``context``; what is missing is prefilled. Ends
+    after a stop token, after ``max_tokens``, or when the cache is full (then the last token said is
+    the first that has no place in it). Whenever it is left, even by an exception, the cache holds a
+    prefix of ``context``; after a step it holds ``context[:-1]`` whatever was drafted, so that what
+    follows is evaluated in the same passes with and without drafting.
+    """
+    if max_tokens <= 0:
+        return
+    sampling = sampling or Sampling()
+    costs = costs or PassCosts()
+    rng = rng or np.random.default_rng(sampling.seed)
+    info = target.info
+    prefill(target, context)
+    left = min(max_tokens, info.context - target.length)
+    while left > 0:
+        started = perf_counter()
+        nodes = min(MAX_DRAFT, left - 1)  # the target adds a token of its own
+        draft = cut(drafter.propose(context, Budget(nodes)), nodes, info, costs)
+        drafted_at = perf_counter()
+
+        parents = None if draft.parents is None else [-1, *(p + 1 for p in draft.parents)]
+        logits = target.forward([context[-1], *draft.tokens], parents)
+        passed_at = perf_counter()
+
+        verdict = accept(draft, logits, sampling, context, rng)
+        said = verdict.tokens
+        stop = next((i for i, token in enumerate(said) if token in stop_tokens), None)
+        if stop is not None:
+            said = said[: stop + 1]
+        accepted = min(len(verdict.tokens) - 1, len(said))
+
+        drafter.observe(Outcome(draft, accepted, said, logits))
+        context.extend(said)  # before keep: interrupted in between, the cache is only behind
+        target.keep(verdict.rows[: len(said)])
+        left = 0 if stop is not None else left - len(said)
+        costs.record(info.padded(1 + len(draft)), passed_at - drafted_at)
+
+        draft_s, pass_s = drafted_at - started, passed_at - drafted_at
+        own_s = perf_counter() - started - draft_s - pass_s
+        yield Step(said, len(draft), accepted, draft_s, pass_s, own_s)

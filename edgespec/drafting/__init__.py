@@ -1,0 +1,49 @@
+"""Drafters guess what the target will say next. One file a drafter; all satisfy one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgespec.draft import Draft
+from edgespec.runtimes import FloatArray
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a drafter may spend on one draft."""
+
+    nodes: int
+    """At most so many tokens."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a draft: the target's answer to one pass over ``[last token] + draft``."""
+
+    draft: Draft
+    accepted: int
+    """How many drafted tokens were said."""
+    said: Sequence[int]
+    """The tokens said in this step: the accepted ones, then the target's own."""
+    logits: FloatArray
+    """The pass's logits, ``[1 + len(draft.tokens), vocab_size]``. Valid only during the call."""
+
+
+class Drafter(Protocol):
+    """A source of drafts.
+
+    ``context`` is one list that only ever grows while a conversation lasts, so a drafter may index
+    it incrementally; another list object is another conversation.
+    """
+
+    name: str
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        """At most ``budget.nodes`` tokens to follow ``context``. An empty draft is an answer."""
+        ...
+
+    def observe(self, outcome: Outcome) -> None:
+        """Learn from what the target said. ``context`` has not been extended yet."""
+        ...

@@ -1,0 +1,214 @@
+"""An engine: one model, opened on this device, with what drafts for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+from edgespec.drafting import Drafter
+from edgespec.drafting.ngram import NgramDrafter
+from edgespec.drafting.none import NoDrafter
+from edgespec.errors import UserError
+from edgespec.export import build_onnx, onnx_folder
+from edgespec.export.architectures import ARCHITECTURES
+from edgespec.models import store
+from edgespec.models.chat_template import ChatTemplate
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import ModelInfo, Runtime
+from edgespec.sampling import Sampling
+from edgespec.session import Loaded, Notice, Session, unheard
+from edgespec.statistics import Statistics
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"auto": NgramDrafter,
+    "none": NoDrafter,
+    "ngram": NgramDrafter,
+}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer and what it cost. ``token_ids`` includes the stop token."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    statistics: Statistics
+
+
+class Engine:
+    """A model ready to answer; open it with ``Engine.open``, close it or use it in ``with``."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        runtime: str = "auto",
+        device: str = "auto",
+        provider: str | None = None,
+        draft: str = "auto",
+        exact: bool = True,
+        context: int | None = None,
+        threads: int | None = None,
+        progress: Progress = silent,
+    ) -> Engine:
+        """Open a model by its name in the catalogue (pulled if absent) or the path of a GGUF file.
+
+        ``runtime`` is auto, onnx or llama-cpp; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
+        execution provider of ONNX Runtime; ``draft`` auto, none or ngram. ``exact`` makes greedy
+        tokens independent, bit for bit, of what was drafted, where the runtime can. ``context`` is
+        the most tokens of prompt and answer (default: the model's, at most 4096); ``threads``
+        defaults to one a core. Raises ``UserError`` for what the caller can put right.
+        """
+        if draft not in DRAFTERS:
+            raise UserError(f"there is no drafter {draft!r}; take one of {', '.join(DRAFTERS)}")
+        if threads is not None and threads < 1:
+            raise UserError(f"{threads} threads cannot run a model; use 1 or more")
+        path = store.resolve(str(model), progress)
+        file = GGUFFile(path)
+        tokenizer = Tokenizer.from_gguf(file)
+        source = tokenizer.chat_template
+        options: dict[str, Any] = {"context": context, "threads": threads, "device": device}
+        name = _choose_runtime(runtime, file)
+        if provider is not None and name != "onnx":
+            raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
+        target: Runtime
+        if name == "onnx":
+            from edgespec.runtimes.onnx import OnnxRuntime
+
+            folder = build_onnx(path, _built_folder(path, progress), progress)
+            target = OnnxRuntime(
+                folder, provider=provider, exact=exact, progress=progress, **options
+            )
+        else:
+            from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+
+            target = LlamaCppRuntime(path, **options)
+        if tokenizer.vocab_size > target.info.vocab_size:
+            target.close()
+            raise UserError(
+                f"{path} has {tokenizer.vocab_size} tokens in its tokenizer and "
+                f"{target.info.vocab_size} in its head; they do not belong together"
+            )
+        return cls(
+            Loaded(
+                target,
+                DRAFTERS[draft](),
+                tokenizer,
+                ChatTemplate(source, tokenizer) if source else None,
+            )
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded, and where."""
+        return self._loaded.target.info
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._loaded.template is not None
+
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        notice: Notice = unheard,
+        progress: Progress = silent,
+    ) -> Session:
+        """A new conversation. Sessions of one engine answer one at a time."""
+        return Session(
+            self._loaded, system=system, sampling=sampling, notice=notice, progress=progress
+        )
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        max_tokens: int | None = ...,
+        chat: bool | None = ...,
+        system: str | None = ...,
+        **sampling: Any,
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: Literal[True],
+        max_tokens: int | None = ...,
+        chat: bool | None = ...,
+        system: str | None = ...,
+        **sampling: Any,
+    ) -> Iterator[str]: ...
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        stream: bool = False,
+        max_tokens: int | None = 256,
+        chat: bool | None = None,
+        system: str | None = None,
+        **sampling: Any,
+    ) -> Completion | Iterator[str]:
+        """Answer ``prompt``, whole or (``stream``) as pieces of text while they come.
+
+        ``chat`` puts the prompt into the model's chat template (default: where it has one);
+        ``sampling`` are the fields of ``Sampling``: ``temperature`` (0, greedy, by default),
+        ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``seed``.
+        """
+        session = self.session(system=system, sampling=Sampling(**sampling))
+        answer = session.chat if (self.can_chat if chat is None else chat) else session.complete
+        pieces = answer(prompt, max_tokens=max_tokens)
+        if stream:
+            return pieces
+        text = "".join(pieces)
+        reason = session.finish_reason or "length"
+        return Completion(text, session.token_ids, reason, session.statistics)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._loaded.target.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _choose_runtime(runtime: str, file: GGUFFile) -> str:
+    """``auto`` is onnx wherever it has the architecture, else llama-cpp."""
+    if runtime not in ("auto", "onnx", "llama-cpp"):
+        raise UserError(f"there is no runtime {runtime!r}; take auto, onnx or llama-cpp")
+    if runtime != "auto":
+        return runtime
+    if file.architecture not in ARCHITECTURES and find_spec("llama_cpp") is not None:
+        return "llama-cpp"
+    return "onnx"
+
+
+def _built_folder(path: Path, progress: Progress) -> Path:
+    """Beside what the store downloaded; for the user's own files, in the cache."""
+    own = path.resolve().is_relative_to(store.models_dir().resolve())
+    parent = path.parent if own else store.cache_dir() / "onnx"
+    return onnx_folder(path, store.sha256_of(path, progress), parent)

@@ -1,0 +1,262 @@
+"""A session: one conversation with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgespec.decoding import decode, prefill
+from edgespec.drafting import Drafter
+from edgespec.errors import UserError
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import Runtime
+from edgespec.sampling import Sampling
+from edgespec.scheduling.costs import PassCosts
+from edgespec.statistics import Statistics, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from edgespec.models.chat_template import ChatTemplate
+    from edgespec.models.tokenizer import Tokenizer
+
+Message = dict[str, str]
+"""``role`` (system, user or assistant) and ``content``."""
+
+Notice = Callable[[str], None]
+"""Told, in one line, what a user should know though nothing went wrong."""
+
+
+def unheard(line: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass
+class Loaded:
+    """What the sessions of one engine share: the model on its runtime, and what is in its cache."""
+
+    target: Runtime
+    drafter: Drafter
+    tokenizer: Tokenizer
+    template: ChatTemplate | None = None
+    costs: PassCosts = field(default_factory=PassCosts)
+    held: list[int] = field(default_factory=list)
+    """The context of the last answer; the target's cache holds a prefix of it."""
+
+
+class Session:
+    """One conversation: its messages, its context and the figures of its last answer.
+
+    Several sessions may share one engine, one answer at a time: each takes over of the cache what
+    its own prompt begins with.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        ignore_stop: bool = False,
+        notice: Notice = unheard,
+        progress: Progress = silent,
+    ) -> None:
+        self.messages: list[Message] = []
+        """The whole conversation, also what no longer fits in the context."""
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+        self.statistics = Statistics()
+        self.token_ids: list[int] = []
+        """What the last answer said, its stop token included."""
+        self.finish_reason: str | None = None
+        """"stop", "length", or None while the last answer is unfinished or was stopped."""
+        self.forgotten = 0
+        """How many messages after the system's no longer fit in the context."""
+        self._loaded = loaded
+        self._sampling = sampling or Sampling()
+        self._stop: frozenset[int] = frozenset() if ignore_stop else loaded.tokenizer.stop_tokens
+        self._notice = notice
+        self._progress = progress
+        self._answers = 0
+        self._running: Generator[str, None, None] | None = None
+
+    def chat(self, text: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
+        """Say ``text`` and stream the answer's pieces; both are kept in ``messages``.
+
+        Nothing happens before the first piece is asked for. Closing the generator, or Ctrl-C in it,
+        stops the answer and keeps what was said of it; if that is nothing, ``text`` is withdrawn.
+        ``max_tokens=None`` goes on to the context's end. When the conversation overflows the
+        context, its oldest turns are dropped until half of it is free, so that the rest is
+        evaluated again only now and then, and ``notice`` is told. Raises ``UserError`` if ``text``
+        alone does not fit.
+        """
+        return self._exclusive(self._chat(text, max_tokens))
+
+    def complete(self, prompt: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
+        """Stream what follows ``prompt`` as it stands: no template, outside the conversation.
+
+        An empty prompt is the model's beginning-of-text token; ``UserError`` if it has none.
+        """
+        return self._exclusive(self._complete(prompt, max_tokens))
+
+    def reset(self) -> None:
+        """Forget the conversation, except its system message."""
+        self._close_running()
+        self.messages[:] = self._system()
+        self.forgotten = 0
+
+    def _system(self) -> list[Message]:
+        return [m for m in self.messages[:1] if m["role"] == "system"]
+
+    def _exclusive(self, answer: Generator[str, None, None]) -> Generator[str, None, None]:
+        """``answer``, once started the only one of this session that runs."""
+        self._close_running()
+        self._running = answer
+        yield from answer
+
+    def _close_running(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _chat(self, text: str, max_tokens: int | None) -> Generator[str, None, None]:
+        self.messages.append({"role": "user", "content": text})
+        said = ""
+        try:
+            for piece in self._answer(self._prompt(max_tokens), max_tokens):
+                said += piece
+                yield piece
+        finally:
+            if said or self.finish_reason is not None:
+                self.messages.append({"role": "assistant", "content": said})
+            else:
+                self.messages.pop()
+
+    def _complete(self, prompt: str, max_tokens: int | None) -> Generator[str, None, None]:
+        self.finish_reason = None
+        tokenizer = self._loaded.tokenizer
+        tokens = tokenizer.encode(prompt)
+        if tokenizer.bos is not None and (tokenizer.add_bos or not tokens):
+            tokens = [tokenizer.bos, *tokens]
+        if not tokens:
+            raise UserError(
+                "the prompt is empty and the model has no token to begin with; say more"
+            )
+        self._check_fits(len(tokens))
+        yield from self._answer(tokens, max_tokens)
+
+    def _prompt(self, max_tokens: int | None) -> list[int]:
+        """The conversation's tokens, without the oldest turns if it overflows."""
+        self.finish_reason = None
+        template, capacity = self._loaded.template, self._loaded.target.info.context
+        if template is None:
+            raise UserError("this model has no chat template; use it for completion (no chat)")
+        system = self._system()
+        turns = self.messages[len(system) :]
+        start = self.forgotten
+        tokens = template.render(system + turns[start:])
+        reserve = min(capacity // 4, capacity if max_tokens is None else max_tokens)
+        if len(tokens) + reserve > capacity:
+            for start in [i for i, m in enumerate(turns) if m["role"] == "user" and i > start]:
+                tokens = template.render(system + turns[start:])
+                if len(tokens) <= capacity // 2:
+                    break
+        self._check_fits(len(tokens))
+        if start > self.forgotten:
+            self.forgotten = start
+            self._notice(
+                f"the conversation outgrew the context of {capacity} tokens: "
+                f"the model no longer sees its oldest {start} messages"
+            )
+        return tokens
+
+    def _check_fits(self, length: int) -> None:
+        capacity = self._loaded.target.info.context
+        if length > capacity:
+            enough = -(-(length + 256) // 256) * 256
+            raise UserError(
+                f"the prompt is {length} tokens long and the context holds {capacity}; "
+                f"shorten it, or use --context {enough} if the model allows it"
+            )
+
+    def _answer(self, prompt: list[int], max_tokens: int | None) -> Iterator[str]:
+        """Stream the text that follows ``prompt``; sets the figures, ids and finish reason."""
+        loaded, info = self._loaded, self._loaded.target.info
+        stats = self.statistics = Statistics(
+            prompt_tokens=len(prompt),
+            runtime=info.runtime,
+            device=info.device,
+            drafter=loaded.drafter.name,
+            exact=bool(info.pass_sizes),
+        )
+        self.token_ids = []
+        limit = info.context if max_tokens is None else max_tokens
+        if limit < 0:
+            raise UserError(f"max_tokens is {limit}; it must be 0 or more")
+        try:
+            if limit:
+                yield from self._stream(prompt, limit, stats)
+        finally:
+            stats.peak_memory_bytes = peak_memory_bytes()
+        stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
+        self.finish_reason = "stop" if stopped else "length"
+
+    def _stream(self, prompt: list[int], limit: int, stats: Statistics) -> Iterator[str]:
+        """Evaluate the prompt and decode, streaming text."""
+        loaded, target = self._loaded, self._loaded.target
+        started = perf_counter()
+        context = self._take_over(prompt)
+        stats.prefilled_tokens = len(context) - 1 - target.length
+        prefill(target, context, self._progress)
+        stats.prefill_s = perf_counter() - started
+        words = loaded.tokenizer.stream()
+        for step in decode(
+            target,
+            loaded.drafter,
+            context,
+            max_tokens=limit,
+            sampling=self._sampling,
+            stop_tokens=self._stop,
+            costs=loaded.costs,
+            rng=self._rng(),
+        ):
+            stats.add(step)
+            self.token_ids += step.tokens
+            stopped = step.tokens[-1] in self._stop
+            if piece := words.push(step.tokens[:-1] if stopped else step.tokens):
+                yield piece
+            if loaded.held is not context:
+                raise RuntimeError("another session answered before this answer was finished")
+        if piece := words.flush():
+            yield piece
+
+    def _rng(self) -> np.random.Generator:
+        """Its own for every answer, so that a seed gives the same words whatever was drafted."""
+        self._answers += 1
+        seed = self._sampling.seed
+        return np.random.default_rng(None if seed is None else (seed, self._answers))
+
+    def _take_over(self, prompt: list[int]) -> list[int]:
+        """The context to answer from: the cache is cut to what it shares with ``prompt``.
+
+        A prompt that goes on from the last answer's context extends that very list, so that
+        drafters need not index it again.
+        """
+        loaded = self._loaded
+        held, cached = loaded.held, loaded.target.length
+        same = _common_prefix(held, prompt)
+        loaded.target.truncate(min(same, cached, len(prompt) - 1))
+        if same == len(held):
+            held.extend(prompt[same:])
+        else:
+            loaded.held = prompt
+        return loaded.held
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    length = min(len(a), len(b))
+    if a[:length] == b[:length]:
+        return length
+    return next(i for i in range(length) if a[i] != b[i])

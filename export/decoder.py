@@ -1,0 +1,306 @@
+"""A GGUF file's own weights as an ONNX graph for ONNX Runtime's CPU kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from edgespec.errors import UserError
+from edgespec.export.architectures.common import Config
+from edgespec.export.graph import MICROSOFT, Graph
+from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, pack
+from edgespec.models.gguf import GGUFFile, TensorInfo
+from edgespec.progress import Progress
+from edgespec.runtimes import FloatArray
+
+_PART_WEIGHTS = 1 << 24
+"""Weights unpacked at a time, so that building needs little memory."""
+SPARE_POSITIONS = 64
+"""Positions after the context, for the padding of its last passes."""
+
+
+class Decoder:
+    """Builds the graph of one model, layer by layer.
+
+    Inputs: ``tokens`` int64 ``[1, n]``, ``logit_rows`` int64 ``[m]`` (the rows whose logits are wanted),
+    ``last_position`` int32 ``[1]`` and ``total_length`` int32 ``[]`` (tokens in the cache after the
+    pass, less one and whole), and ``past_key_i``/``past_value_i`` float32
+    ``[1, kv_heads, capacity, head_dim]``. Outputs: ``logits`` float32 ``[m, vocab_size]`` and the
+    same caches, appended in place when bound to the same memory.
+    """
+
+    def __init__(self, gguf: GGUFFile, config: Config, graph: Graph, progress: Progress) -> None:
+        self.gguf, self.config, self.graph, self.progress = gguf, config, graph, progress
+        self.weight_bytes = 0
+        """Bytes of weights that one pass reads: all but the embedding, as they are stored."""
+        self.done = 0
+        self.total = sum(tensor.nbytes for tensor in gguf.tensors.values())
+        self.sums: dict[str, str] = {}
+
+    def build(self) -> None:
+        config, graph = self.config, self.graph
+        tokens = graph.input("tokens", np.int64, [1, "n"])
+        rows = graph.input("logit_rows", np.int64, ["m"])
+        graph.input("last_position", np.int32, [1])
+        graph.input("total_length", np.int32, [])
+        self.rotary("", config.rope_base, config.rope_scale)
+        if config.window:
+            self.rotary("local_", config.rope_local_base, 1.0)
+        residual, delta = self.embed(tokens), ""
+        for layer in range(config.layers):
+            name = f"blk.{layer}."
+            normed, residual = self.add_norm(residual, delta, name + "attn_norm")
+            delta = self.attention(normed, layer)
+            if self.has(name + "post_attention_norm"):
+                delta = self.norm(delta, name + "post_attention_norm")
+            normed, residual = self.add_norm(residual, delta, name + "ffn_norm")
+            delta = self.feed_forward(normed, layer)
+            if self.has(name + "post_ffw_norm"):
+                delta = self.norm(delta, name + "post_ffw_norm")
+        wanted = [graph.node("Gather", [value, rows], axis=1)[0] for value in (residual, delta)]
+        normed, _ = self.add_norm(*wanted, "output_norm")
+        head = "output" if self.has("output") else "token_embd"
+        logits = self.linear(normed, [head])
+        shape = graph.constant("logits_shape", np.array([-1, self.vocab_size], np.int64))
+        graph.node("Reshape", [logits, shape], ["logits"])
+        graph.output("logits", np.float32, ["m", self.vocab_size])
+
+    def estimated_bytes(self) -> int:
+        """About what the built model takes on the disk."""
+        tables = 4 * (self.config.context + SPARE_POSITIONS) * self.config.rope_dims * 2
+        weights = sum(_built_bytes(tensor) for tensor in self.gguf.tensors.values())
+        embedding = self.gguf.tensors.get("token_embd.weight")
+        return tables + weights + (math.prod(embedding.shape) * 4 if embedding else 0)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.gguf.tensors["token_embd.weight"].rows
+
+    def has(self, name: str) -> bool:
+        return f"{name}.weight" in self.gguf.tensors
+
+    def vector(self, name: str, length: int) -> FloatArray:
+        raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
+        if info.type != "F32" or info.shape != (length,):
+            raise UserError(f"tensor {name} is {info.type} {info.shape}, not F32 ({length},)")
+        return raw.view(np.float32).ravel()
+
+    def embed(self, tokens: str) -> str:
+        """Rows of the embedding; only the rows that are used become resident."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        name, config = "token_embd.weight", self.config
+        raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
+        if info.shape[1:] != (config.hidden,):
+            raise UserError(f"tensor {name} has the shape {info.shape}, not (…, {config.hidden})")
+        dtype = np.dtype(np.float32 if info.type in ("F32", "BF16") else np.float16)
+        kind = GGMLQuantizationType[info.type]
+        [table] = self.graph.stream(
+            [("embedding", dtype, info.shape)],
+            ((dequantize(part, kind).astype(dtype),) for part in self.parts([name])),
+        )
+        [value] = self.graph.node("Gather", [table, tokens])
+        if dtype != np.float32:
+            [value] = self.graph.node("Cast", [value], to=1)
+        if config.embedding_scale != 1:
+            scale = np.array(config.embedding_scale, np.float32)
+            [value] = self.graph.node("Mul", [value, self.graph.constant("embedding_scale", scale)])
+        return value
+
+    def rotary(self, prefix: str, base: float, scale: float) -> None:
+        """Cosines and sines of every position, ``[context, rope_dims / 2]`` (RoPE, Su et al. 2021)."""
+        dims = np.arange(0, self.config.rope_dims, 2, dtype=np.float64)
+        frequencies = base ** (-dims / self.config.rope_dims) / scale
+        if not prefix and self.has("rope_freqs"):
+            frequencies /= self.vector("rope_freqs.weight", len(dims))
+        positions = np.arange(self.config.context + SPARE_POSITIONS)
+        angles = positions[:, None] * frequencies
+        self.graph.constant(prefix + "cos", np.cos(angles).astype(np.float32))
+        self.graph.constant(prefix + "sin", np.sin(angles).astype(np.float32))
+
+    def norm(self, value: str, name: str, length: int = 0) -> str:
+        weight = self.vector(name + ".weight", length or self.config.hidden)
+        gain = self.graph.constant(name, weight)
+        return self.graph.node(
+            "SimplifiedLayerNormalization", [value, gain], axis=-1, epsilon=self.config.norm_epsilon
+        )[0]
+
+    def add_norm(self, residual: str, delta: str, name: str) -> tuple[str, str]:
+        """RMSNorm of ``residual + delta``; returns it and the sum."""
+        if not delta:
+            return self.norm(residual, name), residual
+        gain = self.graph.constant(name, self.vector(name + ".weight", self.config.hidden))
+        normed, _, _, total = self.graph.node(
+            "SkipSimplifiedLayerNormalization", [residual, delta, gain],
+            [f"{name}_normed", "", "", f"{name}_sum"], MICROSOFT, epsilon=self.config.norm_epsilon,
+        )  # fmt: skip
+        return normed, total
+
+    def attention(self, value: str, layer: int) -> str:
+        config, graph, name = self.config, self.graph, f"blk.{layer}."
+        sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
+        names = [name + f"attn_{letter}" for letter in "qkv"]
+        normalized = self.has(name + "attn_q_norm")
+        if len({self.gguf.tensors[n + ".weight"].type for n in names}) == 1:
+            query, key, projected = self.linear(value, names, sizes), "", ""
+            if normalized:
+                query, key, projected = self.split(query, sizes)
+        else:
+            query, key, projected = (
+                self.linear(value, [n], [size]) for n, size in zip(names, sizes, strict=True)
+            )
+        if normalized:
+            query = self.head_norm(query, name + "attn_q_norm")
+            key = self.head_norm(key, name + "attn_k_norm")
+        local = config.is_local(layer)
+        shape = [1, config.kv_heads, "capacity", config.head_dim]
+        past = [graph.input(f"past_{kind}_{layer}", np.float32, shape) for kind in ("key", "value")]
+        present = [f"present_{kind}_{layer}" for kind in ("key", "value")]
+        for output in present:
+            graph.output(output, np.float32, shape)
+        prefix = "local_" if local else ""
+        attended = graph.node(
+            "GroupQueryAttention",
+            [query, key, projected, *past, "last_position", "total_length", prefix + "cos", prefix + "sin"],
+            [f"{name}attended", *present], MICROSOFT,
+            num_heads=config.heads, kv_num_heads=config.kv_heads, scale=config.head_dim**-0.5,
+            do_rotary=1, rotary_interleaved=int(config.rope_interleaved),
+            local_window_size=config.window if local else -1,
+        )[0]  # fmt: skip
+        return self.linear(attended, [name + "attn_output"], [config.hidden])
+
+    def head_norm(self, value: str, name: str) -> str:
+        """RMSNorm of each head (Qwen3, Gemma 3)."""
+        heads = self.graph.constant(
+            name + "_heads", np.array([0, 0, -1, self.config.head_dim], np.int64)
+        )
+        flat = self.graph.constant(name + "_flat", np.array([0, 0, -1], np.int64))
+        [split] = self.graph.node("Reshape", [value, heads])
+        normed = self.norm(split, name, self.config.head_dim)
+        return self.graph.node("Reshape", [normed, flat])[0]
+
+    def feed_forward(self, value: str, layer: int) -> str:
+        graph, name = self.graph, f"blk.{layer}."
+        names = [name + "ffn_gate", name + "ffn_up"]
+        width = self.gguf.tensors[names[1] + ".weight"].rows
+        if len({self.gguf.tensors[n + ".weight"].type for n in names}) == 1:
+            gate, up = self.split(self.linear(value, names, [width] * 2), [width] * 2)
+        else:
+            gate, up = (self.linear(value, [n], [width]) for n in names)
+        if self.config.activation == "silu":
+            [gate] = graph.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)
+        else:
+            [gate] = graph.node("FastGelu", [gate], domain=MICROSOFT)
+        [product] = graph.node("Mul", [gate, up])
+        return self.linear(product, [name + "ffn_down"], [self.config.hidden])
+
+    def split(self, value: str, sizes: Sequence[int]) -> list[str]:
+        lengths = self.graph.constant(f"{value}_sizes", np.array(sizes, np.int64))
+        return self.graph.node("Split", [value, lengths], len(sizes), axis=-1)
+
+    def linear(self, value: str, names: Sequence[str], sizes: Sequence[int] | None = None) -> str:
+        """The product with one weight, or with several of one type at once (their rows follow)."""
+        infos = [self.gguf.tensors[name + ".weight"] for name in names if self.has(name)]
+        if len(infos) != len(names):
+            raise UserError(f"{self.gguf.path} lacks a tensor of {', '.join(names)}")
+        if sizes is not None and [info.rows for info in infos] != list(sizes):
+            raise UserError(f"tensors {', '.join(names)} do not have {sizes} rows")
+        columns, kind = infos[0].shape[-1], infos[0].type
+        rows = sum(info.rows for info in infos)
+        bias = self.bias(names, [info.rows for info in infos])
+        tensors = [info.name for info in infos]
+        if kind in FORMATS:
+            return self.quantized(value, names[0], tensors, rows, columns, FORMATS[kind], bias)
+        if kind not in ("F32", "F16", "BF16"):
+            raise UserError(
+                f"tensor {tensors[0]} has the type {kind}, which the onnx runtime cannot take; "
+                "try --runtime llama-cpp"
+            )
+        return self.dense(value, names[0], tensors, rows, columns, bias)
+
+    def bias(self, names: Sequence[str], sizes: Sequence[int]) -> str:
+        if f"{names[0]}.bias" not in self.gguf.tensors:
+            return ""
+        values = [self.vector(f"{n}.bias", size) for n, size in zip(names, sizes, strict=True)]
+        return self.graph.constant(f"{names[0]}.bias", np.concatenate(values))
+
+    def dense(
+        self, value: str, name: str, tensors: Sequence[str], rows: int, columns: int, bias: str
+    ) -> str:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        kind = GGMLQuantizationType[self.gguf.tensors[tensors[0]].type]
+        whole = np.concatenate([dequantize(part, kind) for part in self.parts(tensors)])
+        weight = self.graph.constant(name, np.ascontiguousarray(whole.T, np.float32))
+        self.weight_bytes += 4 * rows * columns
+        [product] = self.graph.node("MatMul", [value, weight])
+        return self.graph.node("Add", [product, bias])[0] if bias else product
+
+    def quantized(
+        self, value: str, name: str, tensors: Sequence[str], rows: int, columns: int,
+        format: Format, bias: str,
+    ) -> str:  # fmt: skip
+        if format.has_minimums:
+            value = self.with_block_sums(value)
+            columns += columns // SUM_BLOCK
+        blocks = -(-columns // format.block)
+        names = [name, name + ".scales"] + [name + ".zero_points"] * format.has_minimums
+        shapes = [
+            (rows, blocks, format.block * format.bits // 8),
+            (rows, blocks),
+            (rows, -(-blocks * format.bits // 8)),
+        ]
+        dtypes = (np.uint8, np.float32, np.uint8)
+        packed = (pack(part, format) for part in self.parts(tensors))
+        constants = self.graph.stream(
+            list(zip(names, dtypes, shapes, strict=False)),
+            (
+                (p.weight, p.scales) if p.zero_points is None else (p.weight, p.scales, p.zero_points)
+                for p in packed
+            ),
+        )
+        self.weight_bytes += sum(
+            math.prod(shape) * np.dtype(dtype).itemsize
+            for _, dtype, shape in zip(names, dtypes, shapes, strict=False)
+        )
+        constants += [""] * (3 - len(constants))
+        inputs = [value, *constants] + (["", bias] if bias else [])
+        return self.graph.node(
+            "MatMulNBits", inputs, 1, MICROSOFT,
+            K=columns, N=rows, bits=format.bits, block_size=format.block, accuracy_level=4,
+        )[0]  # fmt: skip
+
+    def with_block_sums(self, value: str) -> str:
+        """The input, followed by the sums of its blocks (made once for all products that want it)."""
+        if value not in self.sums:
+            split = self.graph.constant("sum_blocks", np.array([0, 0, -1, SUM_BLOCK], np.int64))
+            axis = self.graph.constant("last_axis", np.array([-1], np.int64))
+            [blocks] = self.graph.node("Reshape", [value, split])
+            [sums] = self.graph.node("ReduceSum", [blocks, axis], keepdims=0)
+            [self.sums[value]] = self.graph.node("Concat", [value, sums], axis=-1)
+        return self.sums[value]
+
+    def parts(self, tensors: Sequence[str]) -> Iterator[np.ndarray]:
+        """The stored rows of tensors, some at a time, reporting progress."""
+        for name in tensors:
+            raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
+            step = max(1, _PART_WEIGHTS // info.shape[-1])
+            for start in range(0, info.rows, step):
+                part = raw[start : start + step]
+                yield part
+                self.done += part.nbytes
+                self.progress("building", min(self.done, self.total), self.total)
+
+
+def _built_bytes(tensor: TensorInfo) -> int:
+    """Bytes of a tensor in the built model."""
+    weights = math.prod(tensor.shape)
+    if tensor.type not in FORMATS:
+        return 4 * weights
+    format = FORMATS[tensor.type]
+    return int(weights * (format.bits / 8 + 5 / format.block) * (1.05 if format.has_minimums else 1))

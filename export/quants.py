@@ -1,0 +1,203 @@
+"""GGUF block formats as the codes that ONNX Runtime's ``MatMulNBits`` multiplies.
+
+``MatMulNBits`` computes ``w = scale · (code − zero_point)`` per block, with integer zero points, so
+Q4_0, Q5_0 and Q8_0 fit as they are. Q6_K, whose blocks of 16 would cost 4 bits a weight in scales as
+the kernels keep them, goes into 8-bit blocks of 128: the rounding that this adds is a fraction of the
+format's own and of the kernels' (which round their inputs to 8 bits as well). Q4_1, Q4_K and Q5_K store a real minimum per block of 32:
+``w = scale · code − minimum``. There the zero point takes the nearest integer to
+``minimum / scale``, and what remains of the minimum, a constant per block, is multiplied with the sum
+of the block's inputs: extra input columns (the block sums) in the same product. See
+https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h for the formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.runtimes import FloatArray
+
+Bytes = npt.NDArray[np.uint8]
+
+SUM_BLOCK = 32
+"""Inputs per block sum; also the block size of every format that needs block sums."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Quantized rows: ``codes`` uint8 ``[rows, K]``, ``scales`` float32 ``[rows, K / block]``.
+
+    ``minimums`` (float32, like ``scales``) is what each block subtracts after scaling; ``None`` means
+    that the zero point is the middle of the code range.
+    """
+
+    codes: Bytes
+    scales: FloatArray
+    minimums: FloatArray | None = None
+
+
+def _half(raw: Bytes) -> FloatArray:
+    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
+
+
+def _nibbles(packed: Bytes) -> Bytes:
+    """Low nibbles of the last axis, then its high nibbles."""
+    return np.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def _q4_0(raw: Bytes) -> Blocks:
+    return Blocks(_nibbles(raw[..., 2:]), _half(raw[..., :2])[..., 0])
+
+
+def _q4_1(raw: Bytes) -> Blocks:
+    return Blocks(_nibbles(raw[..., 4:]), _half(raw[..., :2])[..., 0], -_half(raw[..., 2:4])[..., 0])
+
+
+def _q5_0(raw: Bytes) -> Blocks:
+    high = np.unpackbits(raw[..., 2:6], axis=-1, bitorder="little")
+    return Blocks((_nibbles(raw[..., 6:]) | high << 4) + np.uint8(112), _half(raw[..., :2])[..., 0])
+
+
+def _q8_0(raw: Bytes) -> Blocks:
+    return Blocks(raw[..., 2:] ^ np.uint8(128), _half(raw[..., :2])[..., 0])
+
+
+def _k_scales(raw: Bytes) -> tuple[FloatArray, FloatArray]:
+    """Scales and minimums of the 8 blocks in each super-block of Q4_K and Q5_K: 6 bits each."""
+    low, high, last = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]
+    scales = np.concatenate([low & 63, (last & 15) | (low >> 6) << 4], axis=-1)
+    minimums = np.concatenate([high & 63, last >> 4 | (high >> 6) << 4], axis=-1)
+    return _half(raw[..., :2]) * scales, _half(raw[..., 2:4]) * minimums
+
+
+def _q4_k(raw: Bytes) -> Blocks:
+    codes = _nibbles(raw[..., 16:].reshape(*raw.shape[:-1], 4, 32))
+    return Blocks(codes, *_k_scales(raw))
+
+
+def _q5_k(raw: Bytes) -> Blocks:
+    high = raw[..., 16:48, None] >> np.arange(8, dtype=np.uint8) & 1
+    codes = _nibbles(raw[..., 48:].reshape(*raw.shape[:-1], 4, 32)).reshape(*raw.shape[:-1], 8, 32)
+    return Blocks(codes | np.swapaxes(high, -1, -2) << 4, *_k_scales(raw))
+
+
+def _q6_k(raw: Bytes) -> Blocks:
+    low = _nibbles(raw[..., :128].reshape(*raw.shape[:-1], 2, 64)).reshape(*raw.shape[:-1], 2, 4, 32)
+    high = raw[..., 128:192].reshape(*raw.shape[:-1], 2, 1, 32) >> np.array(
+        [[0], [2], [4], [6]], np.uint8
+    )
+    scales = _half(raw[..., 208:]) * raw[..., 192:208].view(np.int8)
+    return Blocks((low | (high & 3) << 4) + np.uint8(96), scales)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a GGUF type becomes ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
+
+    bits: int
+    block: int
+    unpack: Callable[[Bytes], Blocks]
+    stored: tuple[int, int]
+    """Weights and bytes of one stored (super-)block."""
+    has_minimums: bool = False
+    rounded: bool = False
+    """Whether ``block`` is larger than the stored blocks, so that weights are rounded once more."""
+
+
+FORMATS = {
+    "Q4_0": Format(4, 32, _q4_0, (32, 18)),
+    "Q4_1": Format(4, 32, _q4_1, (32, 20), True),
+    "Q5_0": Format(8, 32, _q5_0, (32, 22)),
+    "Q8_0": Format(8, 32, _q8_0, (32, 34)),
+    "Q4_K": Format(4, 32, _q4_k, (256, 144), True),
+    "Q5_K": Format(8, 32, _q5_k, (256, 176), True),
+    "Q6_K": Format(8, 128, _q6_k, (256, 210), rounded=True),
+}
+
+
+def unpack(raw: Bytes, format: Format) -> Blocks:
+    """Stored rows ``[rows, bytes]`` to codes, scales and minimums."""
+    rows = len(raw)
+    blocks = format.unpack(raw.reshape(rows, -1, format.stored[1]))
+    minimums = blocks.minimums
+    return Blocks(
+        blocks.codes.reshape(rows, -1),
+        blocks.scales.reshape(rows, -1),
+        None if minimums is None else minimums.reshape(rows, -1),
+    )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The constant inputs of a ``MatMulNBits``, for some rows of the weight.
+
+    ``weight`` uint8 ``[rows, blocks, block · bits / 8]``, ``scales`` float32 ``[rows, blocks]``,
+    ``zero_points`` uint8 ``[rows, ⌈blocks · bits / 8⌉]`` or ``None`` for the middle of the range.
+    """
+
+    weight: Bytes
+    scales: FloatArray
+    zero_points: Bytes | None
+
+
+def _quantize(values: FloatArray, bits: int) -> tuple[Bytes, FloatArray, Bytes]:
+    """Round ``[rows, blocks, block]`` to codes, with a scale and a zero point for each block."""
+    top = (1 << bits) - 1
+    low = np.minimum(values.min(axis=-1), 0)
+    high = np.maximum(values.max(axis=-1), 0)
+    scales = np.maximum((high - low) / top, np.float32(1e-30)).astype(np.float32)
+    zero_points = np.rint(-low / scales).astype(np.uint8)
+    codes = np.clip(np.rint(values / scales[..., None]) + zero_points[..., None], 0, top)
+    return codes.astype(np.uint8), scales, zero_points
+
+
+def _nibble_pairs(codes: Bytes) -> Bytes:
+    """Two codes a byte along the last axis, the first in the low nibble."""
+    if codes.shape[-1] % 2:
+        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
+    return codes[..., ::2] | codes[..., 1::2] << 4
+
+
+def _round(blocks: Blocks, format: Format) -> Packed:
+    """Weights rounded to larger blocks of 8 bits, symmetric around the middle of the range."""
+    rows, columns = blocks.codes.shape
+    weights = blocks.codes.reshape(*blocks.scales.shape, -1).astype(np.float32) - 128
+    weights = (weights * blocks.scales[..., None]).reshape(rows, columns)
+    weights = np.pad(weights, [(0, 0), (0, -columns % format.block)])
+    weights = weights.reshape(rows, -1, format.block)
+    scales = np.maximum(np.abs(weights).max(axis=-1) / 127, np.float32(1e-30))
+    codes = np.rint(weights / scales[..., None]) + 128
+    return Packed(codes.astype(np.uint8), scales, None)
+
+
+def pack(raw: Bytes, format: Format) -> Packed:
+    """Stored rows ``[rows, bytes]`` to what ``MatMulNBits`` takes.
+
+    Formats with minimums get one more input column for each block: the sums of the block's inputs.
+    """
+    blocks = unpack(raw, format)
+    rows = len(raw)
+    if format.rounded:
+        return _round(blocks, format)
+    codes = blocks.codes.reshape(rows, -1, format.block)
+    scales, zero_points = blocks.scales, None
+    if blocks.minimums is not None:
+        top = (1 << format.bits) - 1
+        ratio = np.divide(
+            blocks.minimums, scales, out=np.zeros_like(scales), where=scales != 0
+        )
+        zero_points = np.clip(np.rint(ratio), 0, top).astype(np.uint8)
+        rest = scales * zero_points - blocks.minimums
+        padding = -rest.shape[1] % format.block
+        rest = np.pad(rest, [(0, 0), (0, padding)]).reshape(rows, -1, format.block)
+        rest_codes, rest_scales, rest_zero_points = _quantize(rest, format.bits)
+        codes = np.concatenate([codes, rest_codes], axis=1)
+        scales = np.concatenate([scales, rest_scales], axis=1)
+        zero_points = np.concatenate([zero_points, rest_zero_points], axis=1)
+    if format.bits == 4:
+        codes = _nibble_pairs(codes)
+        zero_points = None if zero_points is None else _nibble_pairs(zero_points)
+    return Packed(codes, np.ascontiguousarray(scales), zero_points)

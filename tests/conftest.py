@@ -1,0 +1,27 @@
+"""What every test may use: the real model that the tests run on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgespec.models import store
+from edgespec.models.catalogue import load_catalogue
+
+# Read before any test sets EDGESPEC_HOME. Outside the clone, so that it is downloaded once.
+TEST_MODELS = Path(os.environ.get("EDGESPEC_TEST_MODELS") or store.cache_dir() / "test-models")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct (Q4_1, 98 MB), pulled by the store itself the first time."""
+    return store.pull(load_catalogue()["smollm2-135m-instruct"], directory=TEST_MODELS)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty EDGESPEC_HOME of the test's own."""
+    monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+
+from edgespec.draft import Draft
+from edgespec.drafting import Budget, Outcome
+from edgespec.drafting.ngram import NgramDrafter
+from edgespec.drafting.none import NoDrafter
+
+NOTHING = np.empty((0, 0), dtype=np.float32)
+
+
+def told(drafter: NgramDrafter, context: list[int], said: list[int], nodes: int = 8) -> Draft:
+    """Propose, let the target say ``said``, and go on from there."""
+    draft = drafter.propose(context, Budget(nodes))
+    drafter.observe(Outcome(draft, 0, said, NOTHING))
+    context += said
+    return draft
+
+
+def test_copies_what_followed_the_longest_match() -> None:
+    context = [1, 2, 3, 4, 5, 6, 9, 3, 7, 8, 0, 2, 3]
+    assert NgramDrafter().propose(context, Budget(3)).tokens == [4, 5, 6]
+
+
+def test_nothing_matches_nothing_drafted() -> None:
+    for context in ([], [1], [1, 2, 3]):
+        assert len(NgramDrafter().propose(context, Budget(4))) == 0
+    assert len(NgramDrafter().propose([1, 1, 1], Budget(0))) == 0
+    assert len(NoDrafter().propose([1, 1, 1], Budget(4))) == 0
+
+
+def test_a_copy_that_reaches_the_end_goes_on_in_circles() -> None:
+    assert NgramDrafter().propose([5, 1, 2, 1, 2], Budget(5)).tokens == [1, 2, 1, 2, 1]
+
+
+def test_follows_a_growing_context_and_notices_another() -> None:
+    drafter, context = NgramDrafter(), [1, 2, 3]
+    drafter.propose(context, Budget(2))
+    context += [4, 1, 2]
+    assert drafter.propose(context, Budget(2)).tokens == [3, 4]
+    assert drafter.propose([7, 8, 7], Budget(2)).tokens == [8, 7]
+    assert drafter.propose(context, Budget(1)).tokens == [3]
+
+
+def test_confidence_grows_with_the_match() -> None:
+    confidence = NgramDrafter().propose([1, 2, 3, 4, 5, 6, 1, 2], Budget(4)).confidence
+    assert confidence is not None
+    assert list(confidence) == sorted(confidence) and confidence[0] == 2 / 10
+
+
+def test_confidence_follows_what_the_target_says() -> None:
+    for right in (True, False):
+        drafter, rng = NgramDrafter(), np.random.default_rng(0)
+        context = [1, 2, 3, 4]
+        first = told(drafter, context, [1]).confidence
+        assert first is None
+        seen = []
+        for _ in range(200):
+            draft = drafter.propose(context, Budget(1))
+            said = draft.tokens[0] if right and len(draft) else int(rng.integers(5, 25))
+            drafter.observe(Outcome(draft, 0, [said], NOTHING))
+            context.append(said)
+            seen += draft.confidence or []
+        assert seen[-1] > 0.9 if right else seen[-1] < 0.3
+
+
+def test_learns_from_what_was_not_offered() -> None:
+    """Nothing is offered, the target keeps saying what would have been: confidence returns."""
+    drafter = NgramDrafter()
+    context = [1, 2, 3, 4, 5] * 2
+    before = drafter.propose(context, Budget(1)).confidence
+    assert before is not None
+    for i in range(30):
+        told(drafter, context, [1 + i % 5], nodes=0)
+    after = drafter.propose(context, Budget(1)).confidence
+    assert after is not None and after[0] > before[0]
+
+
+def test_learning_stops_at_the_first_difference() -> None:
+    drafter, context = NgramDrafter(), [1, 2, 3, 4, 5, 6, 7, 1]
+    told(drafter, context, [2, 9])
+    fresh = NgramDrafter()
+    draft = drafter.propose([1, 2, 1], Budget(5))
+    untouched = fresh.propose([1, 2, 1], Budget(5))
+    assert draft.confidence is not None and untouched.confidence is not None
+    better, worse, *rest = zip(draft.confidence, untouched.confidence, strict=True)
+    assert better[0] > better[1] and worse[0] < worse[1]
+    assert all(a == b for a, b in rest)

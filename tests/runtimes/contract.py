@@ -1,0 +1,125 @@
+"""What any ``Runtime`` must do, as tests. Subclass ``RuntimeContract`` and give it a ``runtime``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgespec.runtimes import ContextOverflow, FloatArray, Runtime
+
+TOKENS = [72, 101, 257, 31, 5, 144, 260, 9, 77, 12, 201, 33, 8, 250, 64, 18, 99, 7, 121, 45]
+OTHERS = [3, 88, 17, 140]
+
+
+class RuntimeContract:
+    """Tests of a fresh ``runtime`` (a fixture of the subclass) with room for at least 40 tokens.
+
+    ``tolerance`` is how far a logit may be off where the same row is computed in a pass of another
+    size. What the tests look for moves logits by several units.
+    """
+
+    tolerance: float
+    trees = True
+
+    def assert_same(self, found: FloatArray, expected: FloatArray) -> None:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=self.tolerance)
+
+    def test_shapes(self, runtime: Runtime) -> None:
+        vocab_size = runtime.info.vocab_size
+        everything = runtime.forward(TOKENS).copy()
+        assert everything.shape == (len(TOKENS), vocab_size)
+        assert everything.dtype == np.float32
+        assert np.isfinite(everything).all()
+        assert everything.std(axis=1).min() > 0.5
+        last = runtime.forward(TOKENS, logits="last").copy()
+        assert last.shape == (1, vocab_size)
+        self.assert_same(last, everything[-1:])
+        assert runtime.forward(TOKENS, logits="none").shape == (0, vocab_size)
+        assert runtime.length == 0
+
+    def test_chain_equals_one_by_one(self, runtime: Runtime) -> None:
+        together = runtime.forward(TOKENS).copy()
+        for row, token in enumerate(TOKENS):
+            self.assert_same(runtime.forward([token])[0], together[row])
+            runtime.keep([0])
+        assert runtime.length == len(TOKENS)
+
+    def test_prompt_without_logits(self, runtime: Runtime) -> None:
+        expected = runtime.forward(TOKENS)[-3:].copy()
+        runtime.forward(TOKENS[:-3], logits="none")
+        runtime.keep(range(len(TOKENS) - 3))
+        self.assert_same(runtime.forward(TOKENS[-3:]), expected)
+
+    @pytest.mark.parametrize("kept", [0, 1, 3, 5])
+    def test_keep_forgets_the_rest(self, runtime: Runtime, kept: int) -> None:
+        expected = runtime.forward(TOKENS[: 8 + kept] + OTHERS)[-len(OTHERS) :].copy()
+        runtime.forward(TOKENS[:8])
+        runtime.keep(range(8))
+        runtime.forward(TOKENS[8:13])
+        runtime.keep(range(kept))
+        assert runtime.length == 8 + kept
+        self.assert_same(runtime.forward(OTHERS), expected)
+
+    def test_truncate(self, runtime: Runtime) -> None:
+        expected = runtime.forward(TOKENS[:6] + OTHERS)[-len(OTHERS) :].copy()
+        runtime.forward(TOKENS)
+        runtime.keep(range(len(TOKENS)))
+        runtime.truncate(6)
+        assert runtime.length == 6
+        self.assert_same(runtime.forward(OTHERS), expected)
+        runtime.truncate(0)
+        assert runtime.length == 0
+        self.assert_same(runtime.forward(TOKENS[:6] + OTHERS)[-len(OTHERS) :], expected)
+
+    def test_truncate_forgets_uncommitted_rows(self, runtime: Runtime) -> None:
+        expected = runtime.forward(TOKENS[:6] + OTHERS)[-len(OTHERS) :].copy()
+        runtime.forward(TOKENS[:9])
+        runtime.keep(range(9))
+        runtime.forward(OTHERS)
+        runtime.truncate(6)
+        self.assert_same(runtime.forward(OTHERS), expected)
+
+    def test_uncommitted_rows_are_forgotten(self, runtime: Runtime) -> None:
+        expected = runtime.forward(TOKENS[:5] + OTHERS)[-len(OTHERS) :].copy()
+        runtime.forward(TOKENS[:5])
+        runtime.keep(range(5))
+        runtime.forward(TOKENS[5:12])
+        self.assert_same(runtime.forward(OTHERS), expected)
+        assert runtime.length == 5
+
+    def test_overflow(self, runtime: Runtime) -> None:
+        context = runtime.info.context
+        tokens = (TOKENS * context)[:context]
+        with pytest.raises(ContextOverflow):
+            runtime.forward([*tokens, 1], logits="none")
+        runtime.forward(tokens, logits="none")  # exactly full
+        runtime.keep(range(context))
+        with pytest.raises(ContextOverflow):
+            runtime.forward([1])
+        runtime.truncate(6)
+        found = runtime.forward(OTHERS).copy()
+        runtime.truncate(0)
+        self.assert_same(found, runtime.forward(tokens[:6] + OTHERS)[-len(OTHERS) :])
+
+    def test_tree_equals_its_chains(self, runtime: Runtime) -> None:
+        if not self.trees:
+            with pytest.raises(NotImplementedError):
+                runtime.forward([1, 2], [-1, -1])
+            return
+        #   0 ─ 1 ─ 3 ─ 5      Branches interleaved, so that no branch lies in one piece.
+        #   │   └─ 4
+        #   └─ 2 ─ 6
+        tokens, parents = TOKENS[8:15], [-1, 0, 0, 1, 1, 3, 2]
+        paths = [[0, 1, 3, 5], [0, 1, 4], [0, 2, 6]]
+        runtime.forward(TOKENS[:8])
+        runtime.keep(range(8))
+        chains = [runtime.forward([tokens[row] for row in path]).copy() for path in paths]
+        for path, chain in zip(paths, chains, strict=True):
+            self.assert_same(runtime.forward(tokens, parents)[path], chain)
+        for path in [*paths, [0, 1], [0], []]:
+            chain = runtime.forward([*(tokens[row] for row in path), *OTHERS]).copy()
+            runtime.forward(tokens, parents)
+            runtime.keep(path)
+            assert runtime.length == 8 + len(path)
+            self.assert_same(runtime.forward(OTHERS), chain[len(path) :])
+            runtime.truncate(8)

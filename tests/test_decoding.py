@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgespec.decoding import PREFILL_CHUNK, Step, decode, prefill
+from edgespec.draft import Draft
+from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting.ngram import NgramDrafter
+from edgespec.drafting.none import NoDrafter
+from edgespec.runtimes import ContextOverflow
+from edgespec.sampling import Sampling
+from edgespec.scheduling.costs import PassCosts
+from tests.memory_runtime import CertainDrafter, MemoryRuntime, RandomDrafter
+
+Make = Callable[[MemoryRuntime], Drafter]
+DRAFTERS: dict[str, Make] = {
+    "ngram": lambda target: NgramDrafter(),
+    "random": RandomDrafter,
+    "always 3": lambda target: CertainDrafter([3] * 40),
+}
+
+
+class FlatCosts(PassCosts):
+    """Every pass costs the same, so everything offered is taken."""
+
+    def seconds(self, size: int) -> float:
+        return 1.0
+
+
+def say(
+    target: MemoryRuntime,
+    drafter: Drafter,
+    prompt: list[int],
+    max_tokens: int = 60,
+    stop: frozenset[int] = frozenset(),
+    sampling: Sampling | None = None,
+) -> tuple[list[int], list[Step]]:
+    """What the loop says, with its promises checked after every step."""
+    context, said, steps = list(prompt), [], []
+    for step in decode(
+        target,
+        drafter,
+        context,
+        max_tokens=max_tokens,
+        stop_tokens=stop,
+        costs=FlatCosts(),
+        sampling=sampling,
+    ):
+        said += step.tokens
+        steps.append(step)
+        assert context == prompt + said
+        assert target.tokens == context[:-1]
+        assert 0 <= step.accepted <= step.drafted and len(step.tokens) - step.accepted in (0, 1)
+    return said, steps
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("pass_sizes", [(2, 4, 6, 8, 16, 32), ()])
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_output_is_the_same_whatever_is_drafted(
+    name: str, pass_sizes: tuple[int, ...], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(0, 12, int(rng.integers(1, 40))).tolist()
+    stop = frozenset({int(rng.integers(12))}) if seed % 2 else frozenset()
+    sampling = Sampling(repetition_penalty=1.3 if seed == 2 else 1.0)
+
+    def run(make: Make) -> tuple[list[int], list[Step]]:
+        target = MemoryRuntime(seed=seed, period=5, pass_sizes=pass_sizes)
+        return say(target, make(target), prompt, 80, stop, sampling)
+
+    plain, steps = run(lambda target: NoDrafter())
+    assert all(len(step.tokens) == 1 for step in steps)
+    drafted, steps = run(DRAFTERS[name])
+    assert drafted == plain
+    assert sum(step.drafted for step in steps) > 0 or len(plain) < 3
+
+
+def test_drafting_saves_passes() -> None:
+    target = MemoryRuntime(period=5, order=1)
+    said, steps = say(target, NgramDrafter(), [0, 1, 2, 3, 4] * 3, 80)
+    assert len(said) == 80
+    assert len(steps) < 30
+
+
+@pytest.mark.parametrize("draft", [[], [1], [1, 2, 3, 4, 5, 6, 7]])
+@pytest.mark.parametrize("max_tokens", [0, 1, 2, 3, 7])
+def test_max_tokens_is_exact(draft: list[int], max_tokens: int) -> None:
+    target = MemoryRuntime(vocab_size=8, period=8, order=1, scale=0.1)
+    said, steps = say(target, CertainDrafter(draft), [0], max_tokens)
+    assert said == [1, 2, 3, 4, 5, 6, 7][:max_tokens]
+    assert all(step.drafted < max_tokens for step in steps)
+
+
+def test_a_stop_token_inside_an_accepted_draft_ends_the_answer_there() -> None:
+    target = MemoryRuntime(vocab_size=8, period=8, order=1, scale=0.1)
+    said, steps = say(target, CertainDrafter([1, 2, 3, 4]), [0], 50, frozenset({3}))
+    assert said == [1, 2, 3]
+    assert [(s.drafted, s.accepted) for s in steps] == [(4, 3)]
+
+
+def test_no_stop_token_in_an_answer_means_none_is_cut() -> None:
+    target = MemoryRuntime(vocab_size=8, period=8, order=1, scale=0.1)
+    said, _ = say(target, CertainDrafter([1, 2, 9 % 8, 4]), [0], 12, frozenset({7}))
+    assert said == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("name", ["none", *DRAFTERS])
+@pytest.mark.parametrize("room", [1, 2, 5, 9])
+def test_the_end_of_the_context(name: str, room: int) -> None:
+    prompt = [0, 1, 2, 3, 4] * 4
+    target = MemoryRuntime(context=len(prompt) - 1 + room, period=5)
+    drafter = NoDrafter() if name == "none" else DRAFTERS[name](target)
+    said, _ = say(target, drafter, prompt, 100)
+    assert len(said) == room
+    assert target.length == target.info.context
+
+
+def test_a_context_that_is_already_full_says_nothing_and_one_that_overflows_raises() -> None:
+    target = MemoryRuntime(context=4)
+    assert len(say(target, NoDrafter(), [1, 2, 3, 4])[0]) == 1
+    target.truncate(0)
+    assert say(target, NoDrafter(), [1, 2, 3, 4, 5])[0] == []
+    target.truncate(0)
+    with pytest.raises(ContextOverflow):
+        say(target, NoDrafter(), [1, 2, 3, 4, 5, 6])
+
+
+def test_drafts_stay_within_the_budget_and_outcomes_tell_the_truth() -> None:
+    target = MemoryRuntime(period=5)
+    drafter = RandomDrafter(target)
+    said, steps = say(target, drafter, [1, 2, 3], 50)
+    assert [o.accepted for o in drafter.outcomes] == [s.accepted for s in steps]
+    assert [t for o in drafter.outcomes for t in o.said] == said
+    for outcome in drafter.outcomes:
+        assert outcome.logits.shape == (1 + len(outcome.draft), 12)
+        assert list(outcome.said[: outcome.accepted]) == list(
+            outcome.draft.tokens[: outcome.accepted]
+        )
+
+
+def test_a_tree_is_refused_loudly() -> None:
+    class Tree(CertainDrafter):
+        def propose(self, context: object, budget: Budget) -> Draft:
+            return Draft([1, 2], parents=[-1, -1])
+
+    with pytest.raises(ValueError, match="tree"):
+        say(MemoryRuntime(), Tree([]), [1, 2])
+
+
+def test_padding_is_spent_on_the_best_guess_there_is() -> None:
+    class Steep(PassCosts):
+        def seconds(self, size: int) -> float:
+            return float(size**2)
+
+    def drafted(pass_sizes: tuple[int, ...]) -> set[int]:
+        target = MemoryRuntime(period=5, scale=4.0, pass_sizes=pass_sizes)
+        context = [1, 2, 3, 4, 1, 3, 2, 1, 4, 3]
+        steps = decode(target, NgramDrafter(), context, max_tokens=40, costs=Steep())
+        return {step.drafted for step in list(steps)[:-4]} - {0}  # at the end there is less to say
+
+    assert drafted((2, 4, 8)) == {1}
+    assert drafted((4, 8)) == {3}
+    assert drafted(()) == set()
+
+
+def test_long_prompts_are_prefilled_in_chunks_without_logits() -> None:
+    target = MemoryRuntime(context=4096)
+    context = np.random.default_rng(0).integers(0, 12, 2 * PREFILL_CHUNK + 9).tolist()
+    seen: list[tuple[int, int]] = []
+    prefill(target, context, lambda what, done, total: seen.append((done, total)))
+    assert target.passes == [PREFILL_CHUNK, PREFILL_CHUNK, 8]
+    assert target.tokens == context[:-1]
+    assert seen == [(i * PREFILL_CHUNK, len(context) - 1) for i in range(3)]
+
+
+def test_prefill_can_be_cancelled_between_chunks_and_resumed() -> None:
+    target = MemoryRuntime()
+    context = np.random.default_rng(0).integers(0, 12, 3 * PREFILL_CHUNK).tolist()
+
+    def cancel(what: str, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prefill(target, context, cancel)
+    assert target.tokens == context[:PREFILL_CHUNK]
+    prefill(target, context)
+    assert target.tokens == context[:-1]
+
+
+@pytest.mark.parametrize("where", ["forward", "keep", "propose", "observe"])
+@pytest.mark.parametrize("when", [0, 3])
+def test_interrupted_anywhere_the_cache_is_a_prefix_of_the_context(where: str, when: int) -> None:
+    target = MemoryRuntime(period=5, pass_sizes=())
+    drafter = NgramDrafter()
+    calls = 0
+    owner = target if where in ("forward", "keep") else drafter
+    whole = getattr(owner, where)
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > when:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    setattr(owner, where, interrupted)
+    context = [0, 1, 2, 3, 4, 0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        for _ in decode(target, drafter, context, max_tokens=50, costs=FlatCosts()):
+            pass
+    assert target.tokens == context[: target.length]
+    assert target.length < len(context)
+    setattr(owner, where, whole)
+    before = len(context)
+    for _ in decode(target, drafter, context, max_tokens=5):
+        pass
+    fresh = MemoryRuntime(period=5, pass_sizes=())
+    assert context[before:] == say(fresh, NoDrafter(), context[:before], 5)[0]
+
+
+def test_a_seed_gives_the_same_words_with_and_without_certain_drafts() -> None:
+    def run(make: Make) -> list[int]:
+        target = MemoryRuntime(period=5)
+        sampling = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=7)
+        return say(target, make(target), [1, 2, 3] * 5, 80, sampling=sampling)[0]
+
+    plain = run(lambda target: NoDrafter())
+    for make in DRAFTERS.values():
+        assert run(make) == plain
+
+
+def test_the_drafter_learns_before_the_context_grows() -> None:
+    class Watching(NoDrafter):
+        def propose(self, context: object, budget: Budget) -> Draft:
+            self.context = context
+            return Draft()
+
+        def observe(self, outcome: Outcome) -> None:
+            lengths.append(len(self.context))  # type: ignore[arg-type]
+
+    lengths: list[int] = []
+    say(MemoryRuntime(), Watching(), [1, 2, 3], 4)
+    assert lengths == [3, 4, 5, 6]

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from edgespec.drafting import Drafter
+from edgespec.drafting.ngram import NgramDrafter
+from edgespec.drafting.none import NoDrafter
+from edgespec.errors import UserError
+from edgespec.sampling import Sampling
+from edgespec.session import Loaded, Session
+from edgespec.statistics import Statistics, peak_memory_bytes
+from tests.memory_runtime import (
+    LetterTemplate,
+    LetterTokenizer,
+    MemoryRuntime,
+    RandomDrafter,
+)
+
+KEYS = [
+    *("prompt_tokens", "generated_tokens", "ttft_s", "decode_s", "decode_tokens_per_s"),
+    *("target_passes", "drafted", "accepted", "block_efficiency", "acceptance_rate", "mbsu"),
+    *("peak_memory_bytes", "energy_j", "runtime", "device", "drafter", "exact"),
+]
+
+
+def loaded(
+    drafter: str = "ngram",
+    context: int = 512,
+    seed: int = 0,
+    pass_sizes: tuple[int, ...] = (2, 4, 6, 8, 16, 32),
+    bos: int | None = 1,
+) -> Loaded:
+    """A model that says letters and the stop token, never another control token."""
+    tokenizer = LetterTokenizer(bos)
+    target = MemoryRuntime(
+        tokenizer.vocab_size, 2, context, pass_sizes, scale=3, seed=seed, mute=range(1, 5)
+    )
+    makers: dict[str, Drafter] = {
+        "none": NoDrafter(),
+        "ngram": NgramDrafter(),
+        "random": RandomDrafter(target),
+    }
+    return Loaded(
+        target, makers[drafter], cast(Any, tokenizer), cast(Any, LetterTemplate(tokenizer))
+    )
+
+
+def runtime(model: Loaded) -> MemoryRuntime:
+    return cast(MemoryRuntime, model.target)
+
+
+def consistent(model: Loaded) -> bool:
+    return runtime(model).tokens == model.held[: model.target.length]
+
+
+def test_chat_keeps_the_conversation_and_streams_it() -> None:
+    model = loaded()
+    session = Session(model, system="be kind")
+    pieces = list(session.chat("hello there", max_tokens=20))
+    answer = {"role": "assistant", "content": "".join(pieces)}
+    assert len(pieces) > 1
+    assert session.messages == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hello there"},
+        answer,
+    ]
+    assert session.finish_reason in ("stop", "length")
+    assert session.statistics.generated_tokens == len(session.token_ids) <= 20
+    session.reset()
+    assert session.messages == [{"role": "system", "content": "be kind"}]
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "random"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_conversation_is_the_same_with_and_without_drafting(
+    drafter: str, seed: int, temperature: float
+) -> None:
+    """Across turns too: prompts longer than the sizes that agree are split the same way."""
+
+    def talk(kind: str) -> list[list[int]]:
+        session = Session(loaded(kind, 4096, seed), sampling=Sampling(temperature, seed=5))
+        said = []
+        for turn in range(6):
+            list(session.chat("tell me more about that old story. " * 3, max_tokens=30 + turn))
+            said.append(session.token_ids)
+        return said
+
+    assert talk(drafter) == talk("none")
+
+
+def test_a_turn_evaluates_only_what_is_new_and_the_context_grows_in_place() -> None:
+    model = loaded("none", context=4096)
+    session = Session(model)
+    prompt = "abcdefghij " * 30
+    list(session.chat(prompt, max_tokens=40))
+    assert session.finish_reason == "stop", "this seed's answer must end by itself"
+    first, held = runtime(model).rows_evaluated, model.held
+    assert first == session.statistics.prompt_tokens - 1 + session.statistics.target_passes
+    list(session.chat("go on", max_tokens=40))
+    assert model.held is held
+    # the stop token, the role, five letters, the end, the next role: the last is the first step's
+    assert session.statistics.prefilled_tokens == 1 + 1 + 5 + 1
+    second = runtime(model).rows_evaluated - first
+    assert second == 8 + session.statistics.target_passes
+
+
+def test_an_edited_conversation_reuses_its_common_beginning() -> None:
+    model = loaded(context=4096)
+    session = Session(model)
+    list(session.chat("the first question of two", max_tokens=10))
+    list(session.chat("the second", max_tokens=10))
+    held = model.held
+    session.messages[2:] = [{"role": "user", "content": "other"}]
+    session.messages.pop()
+    list(session.chat("another second", max_tokens=10))
+    assert model.held is not held
+    assert session.statistics.prefilled_tokens < 30 < session.statistics.prompt_tokens
+    assert consistent(model)
+
+
+def test_two_sessions_share_one_cache_without_mixing_it_up() -> None:
+    # how a prompt is split into passes depends on what is cached: no sizes, no difference
+    model, alone = loaded(pass_sizes=()), loaded(pass_sizes=())
+    a, b = Session(model), Session(model)
+    only = Session(alone)
+    for text in ("good morning", "and what then"):
+        list(a.chat(text, max_tokens=15))
+        list(b.chat("something else entirely", max_tokens=15))
+        assert consistent(model)
+        list(only.chat(text, max_tokens=15))
+        assert a.messages == only.messages
+
+
+def test_an_answer_overtaken_by_another_session_is_an_error() -> None:
+    model = loaded()
+    a, b = Session(model), Session(model)
+    stream = a.chat("good morning", max_tokens=50)
+    next(stream)
+    list(b.chat("hello", max_tokens=3))
+    with pytest.raises(RuntimeError, match="another session"):
+        list(stream)
+    assert consistent(model)
+
+
+def interrupt(stream: Any, how: str, pieces: int) -> list[str]:
+    got = list(itertools.islice(stream, pieces))
+    if how == "close":
+        stream.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt)
+    return got
+
+
+@pytest.mark.parametrize("how", ["close", "ctrl-c"])
+def test_a_stopped_answer_is_kept_as_far_as_it_was_said(how: str) -> None:
+    model = loaded()
+    session = Session(model)
+    got = interrupt(session.chat("please begin", max_tokens=100), how, 3)
+    assert session.messages[1:] == [{"role": "assistant", "content": "".join(got)}]
+    assert session.finish_reason is None and session.statistics.generated_tokens >= 3
+    assert consistent(model)
+    list(session.chat("and now", max_tokens=10))
+    fresh = Session(loaded())
+    fresh.messages[:] = [*session.messages[:2]]
+    list(fresh.chat("and now", max_tokens=10))
+    assert fresh.messages == session.messages
+
+
+@pytest.mark.parametrize("where", ["forward", "keep"])
+def test_ctrl_c_inside_the_runtime(where: str) -> None:
+    model = loaded()
+    session = Session(model)
+    list(session.chat("first", max_tokens=5))
+    whole, calls = getattr(model.target, where), itertools.count()
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    setattr(model.target, where, interrupted)
+    pieces = []
+    with pytest.raises(KeyboardInterrupt):
+        for piece in session.chat("second", max_tokens=50):
+            pieces.append(piece)
+    assert session.messages[-1] == {"role": "assistant", "content": "".join(pieces)}
+    assert consistent(model)
+    list(session.chat("third", max_tokens=5))
+    assert session.finish_reason is not None
+
+
+def test_a_question_interrupted_before_any_answer_is_withdrawn() -> None:
+    def cancel(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    model = loaded()
+    session = Session(model, progress=cancel)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.chat("hello"))
+    assert session.messages == [] and session.finish_reason is None
+    assert consistent(model)
+
+
+def test_a_new_answer_stops_the_one_that_still_runs() -> None:
+    session = Session(loaded())
+    stream = session.chat("first", max_tokens=100)
+    said = next(stream)
+    list(session.chat("second", max_tokens=3))
+    roles = [m["role"] for m in session.messages]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    assert session.messages[1]["content"] == said
+    assert list(stream) == []
+
+
+def test_an_overflowing_conversation_drops_its_oldest_turns_and_says_so() -> None:
+    notices: list[str] = []
+    model = loaded(context=200)
+    session = Session(model, system="stay", notice=notices.append)
+    texts = [f"{'abcdefghijk'[i]} question " * 3 for i in range(8)]
+    for text in texts:
+        list(session.chat(text, max_tokens=20))
+        assert consistent(model)
+        assert session.statistics.prompt_tokens + 20 <= 200
+        system = model.tokenizer.encode("stay")
+        assert model.held[1:5] == system
+        assert all(t in model.held for t in model.tokenizer.encode(text))
+    assert session.forgotten > 0
+    assert 1 <= len(notices) <= 4, "half of the context is freed at a time"
+    assert "200 tokens" in notices[0] and "\n" not in notices[0]
+    assert [m["content"] for m in session.messages if m["role"] == "user"] == texts
+
+
+def test_a_message_longer_than_the_context_says_what_to_do_and_forgets_nothing() -> None:
+    session = Session(loaded(context=100))
+    list(session.chat("hello", max_tokens=5))
+    before, forgotten = list(session.messages), session.forgotten
+    with pytest.raises(UserError, match=r"prompt is 503 tokens .* holds 100; .* --context 768"):
+        list(session.chat("x" * 500))
+    assert session.messages == before and session.forgotten == forgotten
+    with pytest.raises(UserError, match="1000000 tokens"):
+        list(session.complete("y" * 1_000_000))
+    assert list(session.chat("hello again", max_tokens=5)) is not None
+
+
+def test_the_end_of_the_context_ends_the_answer() -> None:
+    model = loaded(context=60)
+    session = Session(model, ignore_stop=True)
+    list(session.chat("hello"))
+    assert session.finish_reason == "length"
+    assert len(model.held) == 61 and model.target.length == 60
+
+
+def test_completion_is_raw_and_leaves_the_conversation_alone() -> None:
+    model = loaded()
+    session = Session(model)
+    text = "".join(session.complete("abc", max_tokens=9))
+    assert session.messages == []
+    assert model.held[:3] == model.tokenizer.encode("abc")
+    stopped = session.finish_reason == "stop"
+    ids = session.token_ids[:-1] if stopped else session.token_ids
+    assert text == model.tokenizer.decode(ids)
+
+
+def test_an_empty_prompt_begins_with_the_beginning_token_or_is_refused() -> None:
+    model = loaded()
+    session = Session(model)
+    list(session.complete("", max_tokens=4))
+    assert model.held[0] == model.tokenizer.bos and session.statistics.prompt_tokens == 1
+    with pytest.raises(UserError, match="empty"):
+        list(Session(loaded(bos=None)).complete(""))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_max_tokens_0_evaluates_nothing(chat: bool) -> None:
+    model = loaded()
+    session = Session(model)
+    stream = session.chat("abc", max_tokens=0) if chat else session.complete("abc", max_tokens=0)
+    assert list(stream) == []
+    assert session.finish_reason == "length" and session.token_ids == []
+    assert runtime(model).passes == []
+    figures = session.statistics.as_dict()
+    assert figures["prompt_tokens"] == (6 if chat else 3)
+    for name in ("generated_tokens", "ttft_s", "decode_tokens_per_s", "block_efficiency", "mbsu"):
+        assert figures[name] == 0
+    with pytest.raises(UserError, match="max_tokens"):
+        list(session.complete("abc", max_tokens=-1))
+
+
+def test_a_model_without_a_template_cannot_chat() -> None:
+    model = loaded()
+    model.template = None
+    session = Session(model)
+    with pytest.raises(UserError, match="template"):
+        list(session.chat("hello"))
+    assert session.messages == []
+
+
+def test_a_seed_repeats_an_answer_and_no_seed_does_not() -> None:
+    def say(seed: int | None) -> list[int]:
+        session = Session(loaded(), sampling=Sampling(temperature=2.0, seed=seed), ignore_stop=True)
+        list(session.complete("abc", max_tokens=40))
+        return session.token_ids
+
+    assert say(3) == say(3) != say(4)
+    assert say(None) != say(None)
+
+
+def test_statistics_are_the_designs_and_add_up() -> None:
+    model = loaded("random")
+    session = Session(model, ignore_stop=True)
+    list(session.chat("hello", max_tokens=50))
+    stats, figures = session.statistics, session.statistics.as_dict()
+    assert list(figures) == KEYS
+    assert stats.generated_tokens == 50 == stats.accepted + stats.target_passes
+    assert figures["block_efficiency"] == figures["mbsu"] == 50 / stats.target_passes
+    assert figures["acceptance_rate"] == stats.accepted / stats.drafted > 0
+    assert stats.decode_s == pytest.approx(stats.draft_s + stats.pass_s + stats.own_s)
+    assert stats.prefill_s < stats.ttft_s < stats.prefill_s + stats.decode_s
+    assert figures["decode_tokens_per_s"] == pytest.approx(50 / stats.decode_s)
+    assert figures["exact"] is True and figures["drafter"] == "random"
+    assert figures["energy_j"] is None and figures["runtime"] == "memory"
+
+
+def test_mbsu_charges_draft_passes() -> None:
+    stats = Statistics(generated_tokens=30, target_passes=10, draft_passes=40, draft_pass_cost=0.25)
+    assert stats.mbsu == pytest.approx(3 / 2)
+
+
+def test_peak_memory_counts_what_was_touched() -> None:
+    before = peak_memory_bytes()
+    block = np.ones(before + 2**26, dtype=np.uint8)
+    assert peak_memory_bytes() >= block.nbytes
+    del block
+    assert peak_memory_bytes() >= before + 2**26
