@@ -17,8 +17,8 @@ from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import MAX_DRAFT, cut
 
-PREFILL_CHUNK = 512
-"""Prompt tokens in one pass: large enough to be fast, small enough to be interrupted."""
+PREFILL_CHUNK = 128
+"""Prompt tokens in one pass: larger ones are hardly faster, and hold more memory and up Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,12 @@ def decode(
     costs = costs or PassCosts()
     rng = rng or np.random.default_rng(sampling.seed)
     info = target.info
+    most = min(MAX_DRAFT, max(info.pass_sizes, default=MAX_DRAFT + 1) - 1)
     prefill(target, context)
     left = min(max_tokens, info.context - target.length)
     while left > 0:
         started = perf_counter()
-        nodes = min(MAX_DRAFT, left - 1)  # the target adds a token of its own
+        nodes = min(most, left - 1)  # the target adds a token of its own
         draft = cut(drafter.propose(context, Budget(nodes)), nodes, info, costs)
         drafted_at = perf_counter()
 

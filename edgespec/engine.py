@@ -22,6 +22,7 @@ from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import ModelInfo, Runtime
 from edgespec.sampling import Sampling
+from edgespec.scheduling.costs import measure
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
@@ -99,14 +100,13 @@ class Engine:
                 f"{path} has {tokenizer.vocab_size} tokens in its tokenizer and "
                 f"{target.info.vocab_size} in its head; they do not belong together"
             )
-        return cls(
-            Loaded(
-                target,
-                DRAFTERS[draft](),
-                tokenizer,
-                ChatTemplate(source, tokenizer) if source else None,
-            )
-        )
+        template = ChatTemplate(source, tokenizer) if source else None
+        loaded = Loaded(target, DRAFTERS[draft](), tokenizer, template)
+        if draft != "none":
+            progress("timing passes", 0, 1)
+            measure(target, loaded.costs)
+            progress("timing passes", 1, 1)
+        return cls(loaded)
 
     @property
     def info(self) -> ModelInfo:

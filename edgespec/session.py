@@ -20,7 +20,7 @@ from edgespec.statistics import Statistics, peak_memory_bytes
 
 if TYPE_CHECKING:
     from edgespec.models.chat_template import ChatTemplate
-    from edgespec.models.tokenizer import Tokenizer
+    from edgespec.models.tokenizer import Detokenizer, Tokenizer
 
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -145,7 +145,7 @@ class Session:
                 "the prompt is empty and the model has no token to begin with; say more"
             )
         self._check_fits(len(tokens))
-        yield from self._answer(tokens, max_tokens)
+        yield from self._answer(tokens, max_tokens, continues=bool(prompt))
 
     def _prompt(self, max_tokens: int | None) -> list[int]:
         """The conversation's tokens, without the oldest turns if it overflows."""
@@ -181,8 +181,13 @@ class Session:
                 f"shorten it, or use --context {enough} if the model allows it"
             )
 
-    def _answer(self, prompt: list[int], max_tokens: int | None) -> Iterator[str]:
-        """Stream the text that follows ``prompt``; sets the figures, ids and finish reason."""
+    def _answer(
+        self, prompt: list[int], max_tokens: int | None, *, continues: bool = False
+    ) -> Iterator[str]:
+        """Stream the text that follows ``prompt``; sets the figures, ids and finish reason.
+
+        ``continues``: it goes on from the prompt's text, so that a leading space belongs to it.
+        """
         loaded, info = self._loaded, self._loaded.target.info
         stats = self.statistics = Statistics(
             prompt_tokens=len(prompt),
@@ -197,13 +202,16 @@ class Session:
             raise UserError(f"max_tokens is {limit}; it must be 0 or more")
         try:
             if limit:
-                yield from self._stream(prompt, limit, stats)
+                words = loaded.tokenizer.stream(continues=continues)
+                yield from self._stream(prompt, limit, stats, words)
         finally:
             stats.peak_memory_bytes = peak_memory_bytes()
         stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
         self.finish_reason = "stop" if stopped else "length"
 
-    def _stream(self, prompt: list[int], limit: int, stats: Statistics) -> Iterator[str]:
+    def _stream(
+        self, prompt: list[int], limit: int, stats: Statistics, words: Detokenizer
+    ) -> Iterator[str]:
         """Evaluate the prompt and decode, streaming text."""
         loaded, target = self._loaded, self._loaded.target
         started = perf_counter()
@@ -211,7 +219,6 @@ class Session:
         stats.prefilled_tokens = len(context) - 1 - target.length
         prefill(target, context, self._progress)
         stats.prefill_s = perf_counter() - started
-        words = loaded.tokenizer.stream()
         for step in decode(
             target,
             loaded.drafter,

@@ -246,7 +246,7 @@ class Decoder:
         format: Format, bias: str,
     ) -> str:  # fmt: skip
         if format.has_minimums:
-            value = self.with_block_sums(value)
+            value = self.with_block_sums(value, columns)
             columns += columns // SUM_BLOCK
         blocks = -(-columns // format.block)
         names = [name, name + ".scales"] + [name + ".zero_points"] * format.has_minimums
@@ -275,10 +275,11 @@ class Decoder:
             K=columns, N=rows, bits=format.bits, block_size=format.block, accuracy_level=4,
         )[0]  # fmt: skip
 
-    def with_block_sums(self, value: str) -> str:
+    def with_block_sums(self, value: str, columns: int) -> str:
         """The input, followed by the sums of its blocks (made once for all products that want it)."""
         if value not in self.sums:
-            split = self.graph.constant("sum_blocks", np.array([0, 0, -1, SUM_BLOCK], np.int64))
+            shape = np.array([0, 0, columns // SUM_BLOCK, SUM_BLOCK], np.int64)
+            split = self.graph.constant(f"sum_blocks_of_{columns}", shape)
             axis = self.graph.constant("last_axis", np.array([-1], np.int64))
             [blocks] = self.graph.node("Reshape", [value, split])
             [sums] = self.graph.node("ReduceSum", [blocks, axis], keepdims=0)

@@ -1,7 +1,7 @@
-r"""How byte-level BPE vocabularies cut text into words before merging, by their name in GGUF files.
+"""How byte-level BPE vocabularies cut text into words before merging.
 
-The names (``tokenizer.ggml.pre``) and the patterns are those of llama.cpp (``src/llama-vocab.cpp``),
-whose tokenizer is the reference: where it simplifies a pattern of the model's authors, so do we.
+The names (``tokenizer.ggml.pre``) and the patterns are those of ``src/llama-vocab.cpp`` in
+llama.cpp, our reference: where it simplifies a pattern of the model's authors, so do we.
 Each pattern in turn cuts the pieces that the one before it left; what no pattern matches stays a
 piece of its own.
 

@@ -71,7 +71,9 @@ class OnnxRuntime:
         chosen = choose_provider(device, provider, ort.get_available_providers())
         self._threads = _share_threads(threads or physical_cores())
         progress("loading the model", 0, 1)
-        self._session, self._weights = _open_session(folder, manifest, chosen, device)
+        self._session, self._weights, self._mapping = _open_session(
+            folder, manifest, chosen, device
+        )
         progress("loading the model", 1, 1)
         self._caches = self._allocate_caches(capacity + PROBED_SIZES)
         self._logits = np.empty((PROBED_SIZES * self._vocab_size,), np.float32)
@@ -107,6 +109,8 @@ class OnnxRuntime:
         step.total_length[...] = self.length + size
         self._appended = rows
         self._session.run_with_iobinding(step.binding)
+        if size > PROBED_SIZES:
+            _release_pages(self._mapping)  # a prompt's rows of the embedding, and their surroundings
         return step.logits[:rows]
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -123,7 +127,7 @@ class OnnxRuntime:
     def close(self) -> None:
         self._passes.clear()
         self._caches.clear()
-        del self._session, self._weights
+        del self._session, self._weights, self._mapping
 
     def _allocate_caches(self, capacity: int) -> dict[str, Any]:
         """Zeroed caches; the system gives them memory when they are first written."""
@@ -229,8 +233,8 @@ def _share_threads(threads: int) -> int:
 
 def _open_session(
     folder: Path, manifest: dict[str, Any], provider: str, device: str
-) -> tuple[ort.InferenceSession, list[Any]]:
-    """The session, and the weights that must live as long."""
+) -> tuple[ort.InferenceSession, list[Any], mmap.mmap]:
+    """The session, and the weights in their mapping, which must live as long."""
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
@@ -251,7 +255,8 @@ def _open_session(
             options.add_initializer(name, weights[-1])
         with _read_pages_released(mapping):
             path = str(folder / "model.onnx")
-            return ort.InferenceSession(path, options, [(provider, settings)]), weights
+            session = ort.InferenceSession(path, options, [(provider, settings)])
+        return session, weights, mapping
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"ONNX Runtime cannot load {folder}: {reason}") from error
@@ -264,15 +269,11 @@ def _read_pages_released(mapping: mmap.mmap) -> Iterator[None]:
     It packs every product's weights for its kernels, on the heap, and does not look at the file
     again; without this both would be resident. Pages given back come again from the file if touched.
     """
-    advice = getattr(mmap, "MADV_DONTNEED", None)
-    if advice is None:  # Windows trims a process's working set itself
-        yield
-        return
     loaded = threading.Event()
 
     def release() -> None:
         while not loaded.wait(0.02):
-            mapping.madvise(advice)
+            _release_pages(mapping)
 
     releaser = threading.Thread(target=release, daemon=True)
     releaser.start()
@@ -281,4 +282,9 @@ def _read_pages_released(mapping: mmap.mmap) -> Iterator[None]:
     finally:
         loaded.set()
         releaser.join()
-        mapping.madvise(advice)
+        _release_pages(mapping)
+
+
+def _release_pages(mapping: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):  # Windows trims a process's working set itself
+        mapping.madvise(mmap.MADV_DONTNEED)

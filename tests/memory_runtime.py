@@ -40,14 +40,11 @@ class MemoryRuntime:
         self.order, self.scale, self.seed, self.period = order, scale, seed, period
         self.mute = list(mute)
         self.cache: list[Row] = []
+        self.length = 0
         self.pending: list[list[Row]] = []
         self.passes: list[int] = []
         self.rows_evaluated = 0
         self._memo: dict[tuple[Row, ...], FloatArray] = {}
-
-    @property
-    def length(self) -> int:
-        return len(self.cache)
 
     @property
     def tokens(self) -> list[int]:
@@ -86,20 +83,19 @@ class MemoryRuntime:
         return np.array(out, dtype=np.float32).reshape(len(out), self.info.vocab_size)
 
     def keep(self, rows: Sequence[int]) -> None:
-        assert self.pending or not rows
         assert list(rows) == list(range(len(rows))), "not a chain's path"
-        start = len(self.cache)
         self.cache += [self.pending[row][-1] for row in rows]
+        self.length = len(self.cache)
         self.pending = []
-        assert len(self.cache) == start + len(rows)
 
     def truncate(self, length: int) -> None:
         assert 0 <= length <= self.length
         del self.cache[length:]
+        self.length = length
         self.pending = []
 
     def close(self) -> None:
-        self.cache = []
+        self.truncate(0)
 
     def joint(self, context: Sequence[int], steps: int) -> npt.NDArray[np.float64]:
         """The exact distribution of the next ``steps`` tokens at temperature 1, ``[V] * steps``."""
@@ -197,7 +193,7 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return "".join(self.letters[i - 5] for i in ids if i >= 5)
 
-    def stream(self) -> LetterTokenizer:
+    def stream(self, *, continues: bool = False) -> LetterTokenizer:
         return self
 
     def push(self, ids: Sequence[int]) -> str:

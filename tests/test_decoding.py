@@ -53,7 +53,8 @@ def say(
         steps.append(step)
         assert context == prompt + said
         assert target.tokens == context[:-1]
-        assert 0 <= step.accepted <= step.drafted and len(step.tokens) - step.accepted in (0, 1)
+        assert 0 <= step.accepted <= step.drafted
+        assert len(step.tokens) - step.accepted in (0, 1)
     return said, steps
 
 

@@ -12,7 +12,8 @@ LOGITS = RNG.normal(0, 2, (3, 1000)).astype(np.float32)
 
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    out: np.ndarray = e / e.sum(-1, keepdims=True)
+    return out
 
 
 def by_the_book(logits: np.ndarray, s: Sampling, history: list[int]) -> np.ndarray:
@@ -49,7 +50,8 @@ def test_equals_the_definition(
     history = [3, 5, 5, 900]
     before = LOGITS.copy()
     got = probabilities(LOGITS, s, history)
-    assert got.dtype == np.float32 and got.shape == LOGITS.shape
+    assert got.dtype == np.float32
+    assert got.shape == LOGITS.shape
     np.testing.assert_allclose(got, by_the_book(LOGITS, s, history), atol=2e-6)
     assert (before == LOGITS).all()
 
@@ -57,7 +59,8 @@ def test_equals_the_definition(
 def test_greedy_is_one_hot_and_the_lowest_id_wins_a_tie() -> None:
     logits = np.array([[0, 5, 5, 1]], dtype=np.float32)
     assert probabilities(logits, Sampling()).tolist() == [[0, 1, 0, 0]]
-    assert Sampling(temperature=1e-9).greedy and not Sampling(temperature=0.01).greedy
+    assert Sampling(temperature=1e-9).greedy
+    assert not Sampling(temperature=0.01).greedy
 
 
 def test_a_cold_temperature_neither_overflows_nor_differs_from_greedy() -> None:

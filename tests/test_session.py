@@ -163,7 +163,8 @@ def test_a_stopped_answer_is_kept_as_far_as_it_was_said(how: str) -> None:
     session = Session(model)
     got = interrupt(session.chat("please begin", max_tokens=100), how, 3)
     assert session.messages[1:] == [{"role": "assistant", "content": "".join(got)}]
-    assert session.finish_reason is None and session.statistics.generated_tokens >= 3
+    assert session.finish_reason is None
+    assert session.statistics.generated_tokens >= 3
     assert consistent(model)
     list(session.chat("and now", max_tokens=10))
     fresh = Session(loaded())
@@ -185,10 +186,9 @@ def test_ctrl_c_inside_the_runtime(where: str) -> None:
         return whole(*args, **kwargs)
 
     setattr(model.target, where, interrupted)
-    pieces = []
+    pieces: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        for piece in session.chat("second", max_tokens=50):
-            pieces.append(piece)
+        pieces.extend(session.chat("second", max_tokens=50))
     assert session.messages[-1] == {"role": "assistant", "content": "".join(pieces)}
     assert consistent(model)
     list(session.chat("third", max_tokens=5))
@@ -203,7 +203,8 @@ def test_a_question_interrupted_before_any_answer_is_withdrawn() -> None:
     session = Session(model, progress=cancel)
     with pytest.raises(KeyboardInterrupt):
         list(session.chat("hello"))
-    assert session.messages == [] and session.finish_reason is None
+    assert session.messages == []
+    assert session.finish_reason is None
     assert consistent(model)
 
 
@@ -232,7 +233,8 @@ def test_an_overflowing_conversation_drops_its_oldest_turns_and_says_so() -> Non
         assert all(t in model.held for t in model.tokenizer.encode(text))
     assert session.forgotten > 0
     assert 1 <= len(notices) <= 4, "half of the context is freed at a time"
-    assert "200 tokens" in notices[0] and "\n" not in notices[0]
+    assert "200 tokens" in notices[0]
+    assert "\n" not in notices[0]
     assert [m["content"] for m in session.messages if m["role"] == "user"] == texts
 
 
@@ -242,7 +244,8 @@ def test_a_message_longer_than_the_context_says_what_to_do_and_forgets_nothing()
     before, forgotten = list(session.messages), session.forgotten
     with pytest.raises(UserError, match=r"prompt is 503 tokens .* holds 100; .* --context 768"):
         list(session.chat("x" * 500))
-    assert session.messages == before and session.forgotten == forgotten
+    assert session.messages == before
+    assert session.forgotten == forgotten
     with pytest.raises(UserError, match="1000000 tokens"):
         list(session.complete("y" * 1_000_000))
     assert list(session.chat("hello again", max_tokens=5)) is not None
@@ -253,7 +256,8 @@ def test_the_end_of_the_context_ends_the_answer() -> None:
     session = Session(model, ignore_stop=True)
     list(session.chat("hello"))
     assert session.finish_reason == "length"
-    assert len(model.held) == 61 and model.target.length == 60
+    assert len(model.held) == 61
+    assert model.target.length == 60
 
 
 def test_completion_is_raw_and_leaves_the_conversation_alone() -> None:
@@ -271,7 +275,8 @@ def test_an_empty_prompt_begins_with_the_beginning_token_or_is_refused() -> None
     model = loaded()
     session = Session(model)
     list(session.complete("", max_tokens=4))
-    assert model.held[0] == model.tokenizer.bos and session.statistics.prompt_tokens == 1
+    assert model.held[0] == model.tokenizer.bos
+    assert session.statistics.prompt_tokens == 1
     with pytest.raises(UserError, match="empty"):
         list(Session(loaded(bos=None)).complete(""))
 
@@ -282,7 +287,8 @@ def test_max_tokens_0_evaluates_nothing(chat: bool) -> None:
     session = Session(model)
     stream = session.chat("abc", max_tokens=0) if chat else session.complete("abc", max_tokens=0)
     assert list(stream) == []
-    assert session.finish_reason == "length" and session.token_ids == []
+    assert session.finish_reason == "length"
+    assert session.token_ids == []
     assert runtime(model).passes == []
     figures = session.statistics.as_dict()
     assert figures["prompt_tokens"] == (6 if chat else 3)
@@ -323,8 +329,10 @@ def test_statistics_are_the_designs_and_add_up() -> None:
     assert stats.decode_s == pytest.approx(stats.draft_s + stats.pass_s + stats.own_s)
     assert stats.prefill_s < stats.ttft_s < stats.prefill_s + stats.decode_s
     assert figures["decode_tokens_per_s"] == pytest.approx(50 / stats.decode_s)
-    assert figures["exact"] is True and figures["drafter"] == "random"
-    assert figures["energy_j"] is None and figures["runtime"] == "memory"
+    assert figures["exact"] is True
+    assert figures["drafter"] == "random"
+    assert figures["energy_j"] is None
+    assert figures["runtime"] == "memory"
 
 
 def test_mbsu_charges_draft_passes() -> None:

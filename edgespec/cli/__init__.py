@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from edgespec import __version__
 from edgespec.errors import UserError
 
 _COMMANDS = {
@@ -22,6 +21,10 @@ _COMMANDS = {
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
+
+
+class _Failure(click.ClickException):
+    exit_code = 2
 
 
 class _Commands(click.Group):
@@ -43,19 +46,17 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            message, cause = str(error), error
+            raise _Failure(str(error)) from error
         except MemoryError as error:
-            message, cause = "out of memory; try a smaller model or a smaller --context", error
+            hint = "out of memory; close other programs, or try a smaller model or --context"
+            raise _Failure(hint) from error
         except KeyboardInterrupt:
             click.echo(err=True)  # the terminal has shown ^C
             ctx.exit(_INTERRUPTED)
-        failure = click.ClickException(message)
-        failure.exit_code = 2
-        raise failure from cause
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.group("edgespec", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgespec", message="%(prog)s %(version)s")
 def main() -> None:
     """Run large language models on this machine, faster by speculative decoding.
 
@@ -75,6 +76,5 @@ def _accept_any_text() -> None:
     """No text may crash a stream: not Latin-1 from a pipe, not an emoji on an old console."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None, if whoever started us closed it
-            stream.reconfigure(errors="replace")
-    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
-        sys.stdin.reconfigure(encoding="utf-8-sig")
+            piped_in = stream is sys.stdin and not stream.isatty()
+            stream.reconfigure(encoding="utf-8-sig" if piped_in else None, errors="replace")

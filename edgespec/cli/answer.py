@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
+from edgespec.cli.options import notice
 from edgespec.cli.progress import ProgressBar
-from edgespec.session import Session
+
+if TYPE_CHECKING:
+    from edgespec.session import Session
 
 # What a model says must not move the cursor, set the clipboard or ring: U+FFFD for it on terminals.
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
@@ -38,7 +42,9 @@ def print_status(session: Session, max_tokens: int) -> None:
         f"{stats.generated_tokens} tokens",
         f"{stats.decode_tokens_per_s:.1f} tokens/s",
         f"block efficiency {stats.block_efficiency:.2f}",
-        f"acceptance {stats.acceptance_rate:.0%} of {stats.drafted}",
+        f"acceptance {stats.acceptance_rate:.0%} of {stats.drafted}"
+        if stats.drafted
+        else "no drafts",
         f"{stats.drafter} draft on {stats.runtime} {stats.device}",
     ]
     if session.finish_reason == "length":
@@ -46,9 +52,4 @@ def print_status(session: Session, max_tokens: int) -> None:
         parts.append("cut by --max-tokens" if cut else "cut by the context's end")
     elif session.finish_reason is None:
         parts.append("stopped")
-    click.secho(f"[{', '.join(parts)}]", err=True, dim=True)
-
-
-def notice(line: str) -> None:
-    """What a user should know though nothing went wrong."""
-    click.secho(f"[{line}]", err=True, dim=True)
+    notice(", ".join(parts))

@@ -8,8 +8,11 @@ from typing import Any, TextIO
 
 import click
 
+from edgespec.cli.answer import print_answer, print_status
 from edgespec.cli.options import max_tokens_option, model_argument, opened, session_options
+from edgespec.cli.progress import ProgressBar
 from edgespec.errors import UserError
+from edgespec.models.catalogue import DEFAULT_MODEL
 
 _LONGEST = 16 << 20
 """Characters of a prompt. No model's context holds more, and a pipe may never end."""
@@ -57,5 +60,48 @@ def generate(
     """
     if model == "-":  # `edgespec generate -`: no model named
         model, stdin = DEFAULT_MODEL, "-"
+    if chat is False and options["system"] is not None:
+        raise click.UsageError("--system needs the chat format; it does not go with --raw")
     text = _prompt(prompt, file, stdin)
-    ...
+    progress = ProgressBar()
+    with opened(model, progress, **options) as (engine, session):
+        answer = session.chat if (engine.can_chat if chat is None else chat) else session.complete
+        pieces = answer(text, max_tokens=max_tokens)
+        if not as_json:
+            print_answer(pieces, progress)
+            print_status(session, max_tokens)
+            return
+        said = "".join(pieces)
+        progress.stop()
+        result = {
+            "text": said,
+            "token_ids": session.token_ids,
+            "finish_reason": session.finish_reason,
+            "stats": session.statistics.as_dict(),
+        }
+        click.echo(json.dumps(result))
+
+
+def _prompt(text: str | None, file: str | None, stdin: str | None) -> str:
+    """The prompt, from the one place that was given."""
+    if (text is not None) + (file is not None) + (stdin is not None) != 1:
+        raise click.UsageError("give one prompt: -p TEXT, -f FILE or - for standard input")
+    if text is not None:
+        return text
+    if stdin or file == "-":
+        return _read(sys.stdin, "standard input") if sys.stdin else ""
+    assert file is not None
+    try:
+        with open(file, encoding="utf-8-sig", errors="replace") as stream:
+            return _read(stream, file)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; check the path") from error
+
+
+def _read(stream: TextIO, name: str) -> str:
+    text = stream.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise UserError(f"{name} holds more than {_LONGEST >> 20} million characters; shorten it")
+    if "\0" in text:
+        raise UserError(f"{name} is not UTF-8 text; give a file that is")
+    return text.removesuffix("\n")

@@ -12,6 +12,7 @@ from edgespec.cli.progress import ProgressBar
 from edgespec.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgespec.engine import Engine
     from edgespec.session import Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -60,7 +61,7 @@ _OPTIONS = (
         "--context",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Tokens of prompt and answer to have room for.",
+        help="Tokens of prompt and answer to have room for. Default: the model's, at most 4096.",
     ),
     click.option("--system", metavar="TEXT", help="What the model is to be or to obey."),
     click.option(
@@ -115,3 +116,38 @@ def max_tokens_option(default: int) -> Callable[[Command], Command]:
         show_default=True,
         help="The longest answer.",
     )
+
+
+@contextmanager
+def opened(
+    model: str,
+    progress: ProgressBar,
+    *,
+    system: str | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    **engine_options: Any,
+) -> Iterator[tuple[Engine, Session]]:
+    """The engine and a session as the options of ``session_options`` describe them."""
+    from edgespec.engine import Engine
+    from edgespec.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    try:
+        with Engine.open(model, progress=progress, **engine_options) as engine:
+            progress.stop()
+            yield (
+                engine,
+                engine.session(system=system, sampling=sampling, notice=notice, progress=progress),
+            )
+    finally:
+        progress.stop()
+
+
+def notice(line: str) -> None:
+    """Say on stderr what a user should know though nothing went wrong."""
+    click.secho(f"[{line}]", err=True, dim=True)

@@ -54,8 +54,10 @@ class ProgressBar:
 
     def _show(self, stage: str) -> None:
         """The stage has lasted. Runs in the timer's thread."""
-        if not sys.stderr.isatty():
-            click.echo(f"{stage}…", err=True)
+        if sys.stderr is None or not sys.stderr.isatty():
+            with self._lock:
+                if stage == self._stage:
+                    click.echo(f"{stage} ...", err=True)
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

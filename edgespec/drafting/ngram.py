@@ -12,6 +12,7 @@ _LONGEST = 16
 """Matches of this length and more share one estimate."""
 _PRIOR_WEIGHT = 4.0
 """How many observations the prior is worth."""
+_PRIOR_HITS = [_PRIOR_WEIGHT * m / (m + 8) for m in range(_LONGEST + 1)]
 _DECAY = 0.98
 """What an observation keeps of its weight at the next one of its kind: the last 50 or so count."""
 
@@ -20,10 +21,11 @@ class NgramDrafter:
     """Copies what followed the longest earlier match of the context's end, at its latest place.
 
     The j-th token copied rests on a match of m + j tokens if those before it were right, so its
-    confidence is the estimated acceptance a(m + j). a(m) starts low, at m / (m + 8), and follows what the
-    target says, with exponentially forgotten counts (the mean of a Beta posterior). What the copy
-    would have been is compared also where the scheduler cut it off, so that even while nothing is
-    drafted the estimates go on learning, for nothing. The scheduler makes the draft's length of
+    confidence is the estimated acceptance a(m + j). a(m) starts low, at m / (m + 8), and follows
+    what the target says, with exponentially forgotten counts (the mean of a Beta posterior). What
+    the copy would have been is compared also where the scheduler cut it off, so that the estimates
+    go on learning, for nothing, even while nothing is drafted. They begin again with every prompt:
+    how much one answer copied says little of the next. The scheduler makes the draft's length of
     these confidences and of what passes cost.
     """
 
@@ -33,15 +35,16 @@ class NgramDrafter:
         self._context: Sequence[int] | None = None
         self._index = SuffixAutomaton()
         self._copy: Sequence[int] = ()
-        priors = [m / (m + 8) for m in range(_LONGEST + 1)]
-        self._hits = [_PRIOR_WEIGHT * a for a in priors]
-        self._trials = [_PRIOR_WEIGHT] * len(priors)
-        self._priors = priors
+        self._heard = -1  # the context's length if only the target has added to it
+        self._hits: list[float] = []
+        self._trials: list[float] = []
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
         """At most ``budget.nodes`` tokens with confidences; empty where nothing matches."""
         if context is not self._context or len(context) < self._index.size:
-            self._context, self._index = context, SuffixAutomaton()
+            self._context, self._index, self._heard = context, SuffixAutomaton(), -1
+        if len(context) != self._heard:  # a prompt came in between
+            self._hits, self._trials = list(_PRIOR_HITS), [_PRIOR_WEIGHT] * len(_PRIOR_HITS)
         for position in range(self._index.size, len(context)):
             self._index.append(context[position])
         match = self._index.match
@@ -64,12 +67,14 @@ class NgramDrafter:
 
     def observe(self, outcome: Outcome) -> None:
         """Compare the copy with what was said, up to where they part."""
+        self._heard = self._index.size + len(outcome.said)
         match = self._index.match
         for j, (copied, said) in enumerate(zip(self._copy, outcome.said, strict=False)):
             m = min(match + j, _LONGEST)
-            forgotten = (1 - _DECAY) * _PRIOR_WEIGHT
-            self._hits[m] = self._hits[m] * _DECAY + forgotten * self._priors[m] + (copied == said)
-            self._trials[m] = self._trials[m] * _DECAY + forgotten + 1
+            self._hits[m] = (
+                self._hits[m] * _DECAY + (1 - _DECAY) * _PRIOR_HITS[m] + (copied == said)
+            )
+            self._trials[m] = self._trials[m] * _DECAY + (1 - _DECAY) * _PRIOR_WEIGHT + 1
             if copied != said:
                 break
         self._copy = ()

@@ -72,10 +72,10 @@ def measure(target: Runtime, costs: PassCosts) -> None:
 
     Costs about thirty times a pass of one token on a flat curve. Nothing stays in the cache.
     """
-    room = target.info.context - target.length
-    for size in sorted({target.info.padded(n) for n in (1, 2, 4, 8) if n <= room}):
+    info, room = target.info, target.info.context - target.length
+    for size, tokens in {info.padded(n): n for n in (1, 2, 4, 8) if n <= room}.items():
         for _ in range(3):  # the first is not counted
             started = perf_counter()
-            target.forward([0] * size)
+            target.forward([0] * tokens)
             costs.record(size, perf_counter() - started)
     target.keep([])

@@ -22,7 +22,7 @@ def learnt(times: dict[int, float]) -> PassCosts:
 
 
 STEEP = learnt({n: 0.01 * n for n in range(1, 10)})
-FLAT = learnt({n: 0.01 for n in range(1, 10)})
+FLAT = learnt(dict.fromkeys(range(1, 10), 0.01))
 
 
 def gamma(confidence: list[float], costs: PassCosts, *pass_sizes: int, nodes: int = 8) -> int:
@@ -59,7 +59,8 @@ def test_never_more_than_the_nodes_and_no_estimate_means_no_cut() -> None:
 
 def test_costs_before_anything_is_known_follow_the_prior() -> None:
     costs = PassCosts(slope=0.5)
-    assert costs.seconds(1) == 1 and costs.seconds(5) == 3
+    assert costs.seconds(1) == 1
+    assert costs.seconds(5) == 3
 
 
 def test_costs_interpolate_and_extrapolate_along_the_prior() -> None:

@@ -1,0 +1,151 @@
+"""``edgespec chat``: a conversation."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgespec.cli.answer import print_answer, print_status
+from edgespec.cli.options import (
+    max_tokens_option,
+    model_argument,
+    notice,
+    opened,
+    session_options,
+)
+from edgespec.cli.progress import ProgressBar
+from edgespec.errors import UserError
+
+if TYPE_CHECKING:
+    from edgespec.session import Session
+
+
+@click.command()
+@model_argument
+@max_tokens_option(1024)
+@session_options
+def chat(model: str, max_tokens: int, **options: Any) -> None:
+    """Talk to a model.
+
+    MODEL is a name of `edgespec models list` or a .gguf file; smollm2-135m-instruct by default.
+    A line is a turn. With input piped in, it answers line by line and exits. After each answer,
+    stderr says what it cost.
+
+    Ctrl-C stops an answer and keeps the conversation; at the prompt it leaves, as Ctrl-D does.
+    /help lists the commands: /stats, /reset, /save FILE, /exit.
+
+    \b
+    A first conversation (downloads 98 MB once):
+      edgespec chat
+    A model that writes code, with a role to play:
+      edgespec chat qwen2.5-coder-1.5b-instruct --system "Answer with code only."
+    Two turns from a pipe:
+      printf 'My name is Ada.\\nWhat is my name?\\n' | edgespec chat
+    """
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    progress = ProgressBar()
+    with opened(model, progress, **options) as (engine, session):
+        if not engine.can_chat:
+            raise UserError(f"{model} is no chat model; use `edgespec generate {model} --raw`")
+        if interactive:
+            info = engine.info
+            notice(f"{info.name} on {info.runtime} {info.device}; /help lists the commands")
+        for line in _typed() if interactive else sys.stdin or ():
+            try:
+                if line.startswith("/"):
+                    if not _obey(line, session):
+                        break
+                elif line.strip():
+                    print_answer(session.chat(line.strip(), max_tokens=max_tokens), progress)
+                    print_status(session, max_tokens)
+            except UserError as error:
+                if not interactive:
+                    raise
+                click.secho(f"Error: {error}", err=True, fg="red")
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+                print_status(session, max_tokens)
+
+
+def _typed() -> Iterator[str]:
+    """The lines that are typed at the prompt, with editing and history where the system has it."""
+    with suppress(ImportError):  # Windows' console has its own
+        import readline  # noqa: F401
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return
+        yield line
+
+
+def _obey(line: str, session: Session) -> bool:
+    """Carry out a /command; whether the conversation goes on."""
+    name, _, argument = line.strip().partition(" ")
+    if name == "/exit":
+        return False
+    if name in _COMMANDS:
+        _COMMANDS[name](session, argument.strip())
+    else:
+        click.echo(f"There is no command {name}; /help lists them.", err=True)
+    return True
+
+
+def _help(session: Session, argument: str) -> None:
+    click.echo(_HELP)
+
+
+def _stats(session: Session, argument: str) -> None:
+    for name, value in session.statistics.as_dict().items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        click.echo(f"{name:<20} {'-' if shown is None else shown}")
+
+
+def _reset(session: Session, argument: str) -> None:
+    session.reset()
+    notice("the conversation is forgotten")
+
+
+def _save(session: Session, argument: str) -> None:
+    """Write the messages as JSON, whole or not at all; never over another file."""
+    if not argument:
+        raise UserError("name a file: /save FILE")
+    path = Path(argument).expanduser()
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists():
+            raise UserError(f"{path} exists; name another file")
+        try:
+            text = json.dumps(session.messages, ensure_ascii=False, indent=1)
+            partial.write_text(text + "\n", encoding="utf-8", errors="replace")
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+    notice(f"saved {len(session.messages)} messages to {path}")
+
+
+_COMMANDS: dict[str, Callable[[Session, str], None]] = {
+    "/help": _help,
+    "/stats": _stats,
+    "/reset": _reset,
+    "/save": _save,
+}
+
+_HELP = """\
+/stats      what the last answer cost
+/reset      forget the conversation, except the system message
+/save FILE  write the conversation to a new JSON file
+/help       this list
+/exit       leave; Ctrl-D does, too
+To say something that begins with /, put a space before it."""

@@ -1,0 +1,121 @@
+"""``edgespec doctor``: what this machine has and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from edgespec.cli import machine
+from edgespec.models import store
+from edgespec.models.catalogue import DEFAULT_MODEL
+
+
+@click.command()
+def doctor() -> None:
+    """Say what this machine has and what is missing.
+
+    What is missing comes with the command that puts it right.
+
+    \b
+    For a bug report:
+      edgespec doctor > doctor.txt
+    """
+    for heading, facts in (
+        ("Machine", _machine()),
+        ("Software", _software()),
+        ("Folders", _folders()),
+        ("Models", _models()),
+    ):
+        click.secho(heading, bold=True)
+        for name, fact in facts:
+            click.echo(f"  {name:<18} {fact}")
+
+
+Facts = Iterator[tuple[str, str]]
+
+
+def _machine() -> Facts:
+    from edgespec.runtimes import devices
+
+    yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
+    yield "processor", devices.cpu_name()
+    yield "features", " ".join(machine.cpu_features()) or "unknown"
+    yield "cores", f"{devices.physical_cores()} to use, {os.cpu_count()} logical in all"
+    total, available = machine.memory()
+    yield "memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
+
+
+def _software() -> Facts:
+    from edgespec.runtimes.devices import PROVIDERS
+
+    yield "edgespec", _version("edgespec")
+    yield "Python", f"{platform.python_version()}, {sys.executable}"
+    builds = metadata.packages_distributions().get("onnxruntime", [])
+    yield "onnxruntime", _onnxruntime(sorted(set(builds)))
+    yield "llama-cpp-python", _optional("llama_cpp", "llama-cpp-python", "llama")
+    yield "torch", _optional("torch", "torch", "torch")
+    has_pip = find_spec("pip") is not None
+    yield "pip", _version("pip") if has_pip else "MISSING: python -m ensurepip"
+    here = set(_providers())
+    driven = ", ".join(device for device, providers in PROVIDERS.items() if here & set(providers))
+    yield "devices", f"{driven or 'none'} (by ONNX Runtime)"
+
+
+def _onnxruntime(builds: list[str]) -> str:
+    if len(builds) > 1:  # they are the same package in several builds: the last one installed wins
+        others = " ".join(builds)
+        return f"CLASH of {others}: pip uninstall -y {others}, then install one of them"
+    if not builds:
+        return "MISSING: pip install onnxruntime"
+    return f"{_version(builds[0])} ({builds[0]}): {', '.join(_providers())}"
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return [f"does not load: {error}"]
+    providers: list[str] = onnxruntime.get_available_providers()
+    return providers
+
+
+def _optional(module: str, distribution: str, extra: str) -> str:
+    """Found without importing it: torch alone takes seconds."""
+    if find_spec(module) is None:
+        return f"not installed (optional): pip install 'edgespec[{extra}]'"
+    return _version(distribution)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "version unknown: not installed as a package"
+
+
+def _folders() -> Facts:
+    for name, folder in (("models", store.models_dir()), ("cache", store.cache_dir())):
+        nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        free = f"{shutil.disk_usage(nearest).free / 1e9:.1f} GB free"
+        advice = "" if _writable(nearest) else "; NOT WRITABLE: set EDGESPEC_HOME to another folder"
+        yield name, f"{folder}, {free}{advice}"
+
+
+def _writable(path: Path) -> bool:
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def _models() -> Facts:
+    found = store.installed()
+    for model in found:
+        yield model.entry.name, str(model.path)
+    if not found:
+        yield "none yet", f"edgespec models pull {DEFAULT_MODEL}"

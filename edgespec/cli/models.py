@@ -1,0 +1,145 @@
+"""``edgespec models``: what there is to run, and what of it is on this machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from edgespec.cli.progress import ProgressBar
+from edgespec.models import store
+from edgespec.models.catalogue import CatalogueEntry, load_catalogue
+
+
+@click.group()
+def models() -> None:
+    """List, download and remove models.
+
+    A model is downloaded when it is first used, so `pull` is only for doing it beforehand.
+    EDGESPEC_HOME moves the folder where models are kept.
+
+    \b
+    What there is:
+      edgespec models list
+    Have a model ready for a journey without a network:
+      edgespec models pull qwen2.5-coder-1.5b-instruct
+    """
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the models that edgespec knows by name.
+
+    Any other model in a GGUF file is used by its path.
+
+    \b
+    Those on this machine:
+      edgespec models list | grep yes
+    """
+    here = {model.entry.name for model in store.installed()}
+    rows = [("NAME", "SIZE", "LICENSE", "INSTALLED", "WHAT FOR")]
+    for entry in load_catalogue().values():
+        installed = "yes" if entry.name in here else "-"
+        rows.append((entry.name, _size(entry.size), entry.license, installed, entry.description))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@models.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show what is known of a model: a NAME of the list or a .gguf file.
+
+    \b
+    For example:
+      edgespec models show smollm2-135m-instruct
+      edgespec models show ~/Downloads/model.gguf
+    """
+    entry = load_catalogue().get(name.lower())
+    facts = _of_entry(entry) if entry else _of_file(store.resolve(name))
+    width = max(map(len, facts))
+    for label, value in facts.items():
+        click.echo(f"{label:<{width}}  {value}")
+
+
+@models.command()
+@click.argument("name")
+def pull(name: str) -> None:
+    """Download a model, unless it is here.
+
+    An interrupted download goes on where it stopped. The file is in place only when its SHA-256 is
+    right.
+
+    \b
+    For example:
+      edgespec models pull qwen2.5-coder-0.5b-instruct
+    """
+    entry = load_catalogue().get(name.lower())
+    if entry is None:
+        raise store.unknown_model(name)
+    progress = ProgressBar()
+    try:
+        path = store.pull(entry, progress)
+    finally:
+        progress.stop()
+    click.echo(path)
+
+
+@models.command()
+@click.argument("name")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def remove(name: str, yes: bool) -> None:
+    """Delete a downloaded model, and what was built from it.
+
+    \b
+    For example:
+      edgespec models remove qwen2.5-coder-0.5b-instruct --yes
+    """
+    found = [model.entry for model in store.installed() if model.entry.name == name.lower()]
+    if found and not yes:
+        click.confirm(f"Remove {name} ({_size(found[0].size)})?", abort=True, err=True)
+    store.remove(name)
+    click.echo(f"Removed {name}.")
+
+
+def _of_entry(entry: CatalogueEntry) -> dict[str, str]:
+    paths = [str(model.path) for model in store.installed() if model.entry == entry]
+    return {
+        "name": entry.name,
+        "what for": entry.description,
+        "architecture": entry.architecture,
+        "parameters": f"{entry.parameters / 1e6:,.0f} million",
+        "quantization": entry.quantization,
+        "license": entry.license,
+        "size": _size(entry.size),
+        "sha256": entry.sha256 or "as its source states",
+        "tokenizer": entry.tokenizer_family,
+        "drafts": ", ".join(entry.drafts) or "-",
+        "runtimes": ", ".join(entry.runtimes),
+        "sources": "\n".join(entry.sources).replace("\n", "\n" + " " * 14),
+        "installed": "".join(paths) or f"no; `edgespec models pull {entry.name}`",
+    }
+
+
+def _of_file(path: Path) -> dict[str, str]:
+    from edgespec.models.gguf import GGUFFile
+
+    file = GGUFFile(path)
+    types = Counter(tensor.type for tensor in file.tensors.values())
+    context = file.metadata.get(f"{file.architecture}.context_length", "not stated")
+    return {
+        "name": str(file.metadata.get("general.name", path.stem)),
+        "architecture": file.architecture or "not stated",
+        "context": f"{context} tokens",
+        "license": str(file.metadata.get("general.license", "not stated")),
+        "size": _size(path.stat().st_size),
+        "tensors": ", ".join(f"{count} {name}" for name, count in types.most_common()),
+        "path": str(path.resolve()),
+    }
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,346 @@
+"""A Jinja environment in which a stranger's chat template can run.
+
+Jinja's immutable sandbox keeps a template from reaching Python; it does not keep it from running
+for ever or filling the memory. Here every operation that can repeat or build something is counted:
+loops, calls, filters, tests and comparisons look at the clock, and whatever makes text or lists
+pays for it from an allowance. Operations that could outrun both in one step are checked before they
+run, or are left out. The functions are those that published templates use.
+"""
+# ruff: noqa: N802, N815 (Jinja finds a visitor's methods by these names)
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import Any, TypeVar, cast
+
+from jinja2 import Template, TemplateError, nodes, pass_context
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+T = TypeVar("T")
+
+MAX_SIZE = 4_000_000  # characters of a value, besides what the input accounts for
+MAX_WIDTH = 1000  # of an indent or a formatted field
+MAX_BITS = 256  # of a whole number
+
+_LIST_COST = 16  # what an item of a list costs, in characters
+_FILTERS = (
+    "abs capitalize count d default dictsort first float int items last length list lower map max "
+    "min reject rejectattr reverse round select selectattr sort title trim unique upper"
+)
+_GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
+# Methods that make text as long as a number says, or lead to other types with such methods.
+_UNSAFE_METHODS = frozenset(
+    ["center", "encode", "expandtabs", "format_map", "ljust", "rjust", "translate", "zfill"]
+)
+_WIDE_FIELD = re.compile(r"\d{4,}|\*")  # in a format: longer than MAX_WIDTH, or given elsewhere
+_NESTED_FIELD = re.compile(r"\{[^{}]*\{")
+
+
+class BoundsError(Exception):
+    """A template went beyond its bounds."""
+
+
+class _Bounds(threading.local):
+    """What is left to the rendering under way in this thread."""
+
+    deadline = float("inf")
+    size = MAX_SIZE
+    left = MAX_SIZE
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Compile with ``from_string``, run with ``run``."""
+
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
+
+    def __init__(self) -> None:
+        self._bounds = _Bounds()
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # nothing is computed before the clock runs
+            finalize=_output,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
+        )
+        self.concat = self._join_parts  # type: ignore[method-assign]
+        self.tests = {
+            name: self._watched(cast(Callable[..., Any], test)) for name, test in self.tests.items()
+        }
+        filters = {name: self._bounded(self.filters[name]) for name in _FILTERS.split()}
+        own: dict[str, Callable[..., Any]] = {
+            "indent": self._indent,
+            "join": self._join,
+            "replace": self._replace,
+            "safe": self.text,
+            "string": self.text,
+            "tojson": self._tojson,
+            # What _Watch puts into a template.
+            "_built": self._built,
+            "_concatenated": self._join_parts,
+            "_steps": self._steps,
+            "_watched": self._tick,
+        }
+        self.filters = filters | own
+        self.globals = {name: self.globals[name] for name in _GLOBALS} | {
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
+
+    def run(self, template: Template, *, seconds: float, input_size: int, **variables: Any) -> str:
+        """Render within ``seconds``; ``input_size`` is the number of characters in the variables.
+
+        Raises ``BoundsError``, Jinja's ``TemplateError``, or whatever else the template provokes.
+        """
+        self._bounds.deadline = time.monotonic() + seconds
+        self._bounds.size = MAX_SIZE + 4 * input_size
+        self._bounds.left = 16 * self._bounds.size
+        parts: list[str] = []
+        size = 0
+        for part in template.generate(**variables):
+            parts.append(part)
+            size += len(part)
+            if size > self._bounds.size:
+                raise BoundsError("it makes too much text")
+        return "".join(parts)
+
+    # Counting
+
+    def _tick(self, value: T = None) -> T:  # type: ignore[assignment]
+        """Look at the clock; return ``value`` as it is."""
+        if time.monotonic() > self._bounds.deadline:
+            raise BoundsError("it takes too long")
+        return value
+
+    def _fits(self, size: float) -> None:
+        if size > self._bounds.size:
+            raise BoundsError("it makes too much text")
+
+    def _built(self, value: T) -> T:
+        """Charge for a value that an operation made."""
+        self._tick()
+        if isinstance(value, str):
+            self._bounds.left -= len(value)
+        elif isinstance(value, (list, tuple, dict)):
+            self._fits(_printed_size(value, self._bounds.size))
+            self._bounds.left -= _LIST_COST * (1 + len(value))
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise BoundsError("it computes with huge numbers")
+        if self._bounds.left < 0:
+            raise BoundsError("it makes too much text")
+        return value
+
+    def _steps(self, items: Iterable[T]) -> Iterator[T]:
+        for item in items:
+            self._tick()
+            yield item
+
+    def _watched(self, function: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(function)  # with the attributes by which Jinja knows what to pass
+        def watched(*args: Any, **kwargs: Any) -> T:
+            self._tick()
+            return function(*args, **kwargs)
+
+        return watched
+
+    def _bounded(self, function: Callable[..., T]) -> Callable[..., T]:
+        watched = self._watched(function)
+
+        @functools.wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> T:
+            for value in args:
+                if isinstance(value, (list, tuple, dict, Namespace)):
+                    self._fits(_printed_size(value, self._bounds.size))
+            return self._built(watched(*args, **kwargs))
+
+        return bounded
+
+    # Jinja's hooks
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = cast(nodes.Template, _Watch().visit(super()._parse(source, name, filename)))
+        tree.set_environment(self)
+        return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, (int, float)) or (isinstance(obj, str) and attr in _UNSAFE_METHODS):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*" and not _numbers(left, right):
+            text, times = (right, left) if isinstance(left, int) else (left, right)
+            self._fits(_printed_size(text, self._bounds.size) * max(int(times), 0))
+        elif operator == "**" and not (_numbers(left, right) and abs(right) <= MAX_BITS):
+            raise BoundsError("it computes with huge numbers")
+        elif operator == "%" and isinstance(left, str):
+            self._check_format(left, left.count("%"), right)
+        return self._built(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._tick()
+        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
+        text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(text, str) and name == "join":
+            return self._join(args[0], text)
+        if isinstance(text, str) and name == "replace":
+            return self._replace(text, *args)
+        if isinstance(text, str) and name == "format":
+            self._check_format(text, text.count("{"), [*args, kwargs])
+        return self._built(super().call(context, obj, *args, **kwargs))
+
+    # Text
+
+    def text(self, value: Any) -> str:
+        """``value`` as it is printed, if that fits."""
+        if not isinstance(value, str):
+            self._fits(_printed_size(value, self._bounds.size))
+        return self._built(str(value))
+
+    def _join_parts(self, parts: Iterable[Any]) -> str:
+        texts = [self.text(part) for part in parts]
+        self._fits(sum(map(len, texts)))
+        return self._built("".join(texts))
+
+    def _join(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+        if attribute is not None:
+            value = [self.getitem(item, attribute) for item in value]
+        texts = [self.text(item) for item in self._steps(value)]
+        self._fits(sum(map(len, texts)) + len(d) * len(texts))
+        return self._built(str(d).join(texts))
+
+    def _replace(self, value: Any, old: str, new: str, count: int | None = None) -> str:
+        text, old, new = self.text(value), self.text(old), self.text(new)
+        times = text.count(old)
+        self._fits(len(text) + times * len(new))
+        return self._built(text.replace(old, new, -1 if count is None else count))
+
+    def _indent(
+        self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
+    ) -> str:
+        margin = width if isinstance(width, str) else " " * self._width(width)
+        lines = self.text(value).splitlines() or [""]
+        self._fits(sum(map(len, lines)) + len(margin) * len(lines))
+        rest = [margin + line if line or blank else line for line in lines[1:]]
+        return self._built("\n".join([margin + lines[0] if first else lines[0], *rest]))
+
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """As transformers has it: JSON as it is, nothing escaped for HTML."""
+        if isinstance(indent, int):
+            indent = self._width(indent)
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        parts: list[str] = []
+        size = 0
+        for part in self._steps(encoder.iterencode(value)):
+            parts.append(part)
+            size += len(part)
+            self._fits(size)
+        return self._built("".join(parts))
+
+    def _width(self, width: int) -> int:
+        if width > MAX_WIDTH:
+            raise BoundsError("it formats text too wide")
+        return width
+
+    def _check_format(self, template: str, fields: int, values: Any) -> None:
+        if _WIDE_FIELD.search(template) or _NESTED_FIELD.search(template.replace("{{", "")):
+            raise BoundsError("it formats text too wide")
+        self._fits(len(template) + fields * (MAX_WIDTH + _printed_size(values, self._bounds.size)))
+
+
+class _Watch(NodeTransformer):
+    """Puts the sandbox's counting around what Jinja has no hook for."""
+
+    def _around(self, name: str, node: nodes.Expr) -> nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.iter = self._around("_steps", cast(nodes.Expr, node.iter))
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
+        self.generic_visit(node)
+        return self._around("_watched", node)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        self.generic_visit(node)
+        return self._around("_concatenated", nodes.List(node.nodes, lineno=node.lineno))
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return self._around("_built", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        return self._around("_built", node)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return self._around("_built", node) if node.ctx == "load" else node
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks the assistant's words for training; here it only encloses them."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@pass_context
+def _output(context: Context, value: Any) -> str:
+    return cast(Sandbox, context.environment).text(value)
+
+
+def _printed_size(value: Any, limit: float) -> int:
+    """About how many characters ``value`` prints as; counting stops beyond ``limit``."""
+    size, waiting = 0, [value]
+    while waiting and size <= limit:
+        item = waiting.pop()
+        size += 1
+        if isinstance(item, Namespace):
+            item = item._Namespace__attrs
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            waiting += item
+    return size
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgespec.cli import doctor, machine
+from edgespec.models import store
+from tests.cli.conftest import Run
+
+
+def test_doctor_tells_what_is_here(with_model: Path, run: Run) -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    facts = dict(re.findall(r"^  (\S+(?: \S+)?) {2,}(.*)$", result.stdout, re.M))
+    assert platform.python_version() in facts["Python"]
+    assert "CPUExecutionProvider" in facts["onnxruntime"]
+    assert facts["devices"].startswith("cpu")
+    assert facts["models"].startswith(str(store.models_dir()))
+    assert "NOT WRITABLE" not in result.stdout
+    assert "smollm2-135m-instruct" in result.stdout
+
+
+def test_doctor_tells_what_to_do(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()  # where folders cannot be made, by root neither
+    monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "file"))
+    found = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda n: None if n in ("pip", "torch") else found(n))
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert result.stdout.count("NOT WRITABLE: set EDGESPEC_HOME to another folder") == 2
+    assert "MISSING: python -m ensurepip" in result.stdout
+    assert "pip install 'edgespec[torch]'" in result.stdout
+    assert "edgespec models pull smollm2-135m-instruct" in result.stdout
+
+
+def test_two_builds_of_onnxruntime_clash() -> None:
+    told = doctor._onnxruntime(["onnxruntime", "onnxruntime-gpu"])
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in told
+
+
+def test_doctor_does_not_import_torch(home: Path, run: Run) -> None:
+    before = set(sys.modules)
+    run("doctor")
+    assert not {"torch", "transformers", "llama_cpp"} & (set(sys.modules) - before)
+
+
+def test_memory_is_this_machines() -> None:
+    total, available = machine.memory()
+    assert 0 < available <= total
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        assert total == pytest.approx(pages, rel=0.02)
+
+
+def test_every_machine_we_support_has_vector_instructions() -> None:
+    assert machine.cpu_features()
