@@ -26,7 +26,8 @@ from edgespec.scheduling.costs import measure
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"auto": NgramDrafter,
+DRAFTERS: dict[str, Callable[[], Drafter]] = {
+    "auto": NgramDrafter,
     "none": NoDrafter,
     "ngram": NgramDrafter,
 }

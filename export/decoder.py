@@ -59,8 +59,9 @@ class Decoder:
             delta = self.feed_forward(normed, layer)
             if self.has(name + "post_ffw_norm"):
                 delta = self.norm(delta, name + "post_ffw_norm")
-        wanted = [graph.node("Gather", [value, rows], axis=1)[0] for value in (residual, delta)]
-        normed, _ = self.add_norm(*wanted, "output_norm")
+        [residual] = graph.node("Gather", [residual, rows], axis=1)
+        [delta] = graph.node("Gather", [delta, rows], axis=1)
+        normed, _ = self.add_norm(residual, delta, "output_norm")
         head = "output" if self.has("output") else "token_embd"
         logits = self.linear(normed, [head])
         shape = graph.constant("logits_shape", np.array([-1, self.vocab_size], np.int64))
@@ -94,7 +95,7 @@ class Decoder:
         from gguf.quants import dequantize
 
         name, config = "token_embd.weight", self.config
-        raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
+        info = self.gguf.tensors[name]
         if info.shape[1:] != (config.hidden,):
             raise UserError(f"tensor {name} has the shape {info.shape}, not (…, {config.hidden})")
         dtype = np.dtype(np.float32 if info.type in ("F32", "BF16") else np.float16)
@@ -157,7 +158,7 @@ class Decoder:
             query = self.head_norm(query, name + "attn_q_norm")
             key = self.head_norm(key, name + "attn_k_norm")
         local = config.is_local(layer)
-        shape = [1, config.kv_heads, "capacity", config.head_dim]
+        shape: list[int | str] = [1, config.kv_heads, "capacity", config.head_dim]
         past = [graph.input(f"past_{kind}_{layer}", np.float32, shape) for kind in ("key", "value")]
         present = [f"present_{kind}_{layer}" for kind in ("key", "value")]
         for output in present:
@@ -260,7 +261,9 @@ class Decoder:
         constants = self.graph.stream(
             list(zip(names, dtypes, shapes, strict=False)),
             (
-                (p.weight, p.scales) if p.zero_points is None else (p.weight, p.scales, p.zero_points)
+                (p.weight, p.scales)
+                if p.zero_points is None
+                else (p.weight, p.scales, p.zero_points)
                 for p in packed
             ),
         )
@@ -304,4 +307,6 @@ def _built_bytes(tensor: TensorInfo) -> int:
     if tensor.type not in FORMATS:
         return 4 * weights
     format = FORMATS[tensor.type]
-    return int(weights * (format.bits / 8 + 5 / format.block) * (1.05 if format.has_minimums else 1))
+    return int(
+        weights * (format.bits / 8 + 5 / format.block) * (1.05 if format.has_minimums else 1)
+    )

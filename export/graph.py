@@ -28,7 +28,7 @@ class Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.external: list[tuple[str, str, list[int], int]] = []
         """Name, dtype, shape and offset of every constant in the weights file."""
-        self._weights: BinaryIO = open(folder / WEIGHTS_FILE, "wb")
+        self._weights: BinaryIO = open(folder / WEIGHTS_FILE, "wb")  # noqa: SIM115 (see __exit__)
         self._count = 0
         self._end = 0
 

@@ -1,13 +1,16 @@
 """GGUF block formats as the codes that ONNX Runtime's ``MatMulNBits`` multiplies.
 
-``MatMulNBits`` computes ``w = scale · (code − zero_point)`` per block, with integer zero points, so
-Q4_0, Q5_0 and Q8_0 fit as they are. Q6_K, whose blocks of 16 would cost 4 bits a weight in scales as
-the kernels keep them, goes into 8-bit blocks of 128: the rounding that this adds is a fraction of the
-format's own and of the kernels' (which round their inputs to 8 bits as well). Q4_1, Q4_K and Q5_K store a real minimum per block of 32:
-``w = scale · code − minimum``. There the zero point takes the nearest integer to
-``minimum / scale``, and what remains of the minimum, a constant per block, is multiplied with the sum
-of the block's inputs: extra input columns (the block sums) in the same product. See
-https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h for the formats.
+``MatMulNBits`` computes ``w = scale · (code − zero_point)`` per block, with integer zero points.
+
+- Q4_0, Q5_0 and Q8_0 fit as they are.
+- Q4_1, Q4_K and Q5_K store a real minimum per block of 32: ``w = scale · code − minimum``. The zero
+  point takes the nearest integer to ``minimum / scale``; what remains, a constant per block, is
+  multiplied with the sum of the block's inputs: extra columns of the same product.
+- Q6_K has blocks of 16, which would cost 4 bits a weight in scales as the kernels keep them. It goes
+  into 8-bit blocks of 128; the rounding that this adds is a fraction of the format's own, and of
+  the kernels', which round their inputs to 8 bits as well.
+
+The formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
 from __future__ import annotations
@@ -53,12 +56,15 @@ def _q4_0(raw: Bytes) -> Blocks:
 
 
 def _q4_1(raw: Bytes) -> Blocks:
-    return Blocks(_nibbles(raw[..., 4:]), _half(raw[..., :2])[..., 0], -_half(raw[..., 2:4])[..., 0])
+    return Blocks(
+        _nibbles(raw[..., 4:]), _half(raw[..., :2])[..., 0], -_half(raw[..., 2:4])[..., 0]
+    )
 
 
 def _q5_0(raw: Bytes) -> Blocks:
     high = np.unpackbits(raw[..., 2:6], axis=-1, bitorder="little")
-    return Blocks((_nibbles(raw[..., 6:]) | high << 4) + np.uint8(112), _half(raw[..., :2])[..., 0])
+    codes = _nibbles(raw[..., 6:]) | np.left_shift(high, 4, dtype=np.uint8)
+    return Blocks(codes + np.uint8(112), _half(raw[..., :2])[..., 0])
 
 
 def _q8_0(raw: Bytes) -> Blocks:
@@ -81,11 +87,14 @@ def _q4_k(raw: Bytes) -> Blocks:
 def _q5_k(raw: Bytes) -> Blocks:
     high = raw[..., 16:48, None] >> np.arange(8, dtype=np.uint8) & 1
     codes = _nibbles(raw[..., 48:].reshape(*raw.shape[:-1], 4, 32)).reshape(*raw.shape[:-1], 8, 32)
-    return Blocks(codes | np.swapaxes(high, -1, -2) << 4, *_k_scales(raw))
+    high = np.left_shift(np.swapaxes(high, -1, -2), 4, dtype=np.uint8)
+    return Blocks(codes | high, *_k_scales(raw))
 
 
 def _q6_k(raw: Bytes) -> Blocks:
-    low = _nibbles(raw[..., :128].reshape(*raw.shape[:-1], 2, 64)).reshape(*raw.shape[:-1], 2, 4, 32)
+    low = _nibbles(raw[..., :128].reshape(*raw.shape[:-1], 2, 64)).reshape(
+        *raw.shape[:-1], 2, 4, 32
+    )
     high = raw[..., 128:192].reshape(*raw.shape[:-1], 2, 1, 32) >> np.array(
         [[0], [2], [4], [6]], np.uint8
     )
@@ -158,7 +167,7 @@ def _nibble_pairs(codes: Bytes) -> Bytes:
     """Two codes a byte along the last axis, the first in the low nibble."""
     if codes.shape[-1] % 2:
         codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
-    return codes[..., ::2] | codes[..., 1::2] << 4
+    return codes[..., ::2] | np.left_shift(codes[..., 1::2], 4, dtype=np.uint8)
 
 
 def _round(blocks: Blocks, format: Format) -> Packed:
@@ -186,9 +195,7 @@ def pack(raw: Bytes, format: Format) -> Packed:
     scales, zero_points = blocks.scales, None
     if blocks.minimums is not None:
         top = (1 << format.bits) - 1
-        ratio = np.divide(
-            blocks.minimums, scales, out=np.zeros_like(scales), where=scales != 0
-        )
+        ratio = np.divide(blocks.minimums, scales, out=np.zeros_like(scales), where=scales != 0)
         zero_points = np.clip(np.rint(ratio), 0, top).astype(np.uint8)
         rest = scales * zero_points - blocks.minimums
         padding = -rest.shape[1] % format.block

@@ -126,7 +126,9 @@ class GGUFFile:
         return start
 
     def _scalar(self, code: str) -> Any:
-        return struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code)))[0]
+        return struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code)))[
+            0
+        ]
 
     def _string(self) -> str:
         size = self._scalar("Q")

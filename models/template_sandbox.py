@@ -6,7 +6,7 @@ loops, calls, filters, tests and comparisons look at the clock, and whatever mak
 pays for it from an allowance. Operations that could outrun both in one step are checked before they
 run, or are left out. The functions are those that published templates use.
 """
-# ruff: noqa: N802, N815 (Jinja finds a visitor's methods by these names)
+# ruff: noqa: N802 (Jinja finds a visitor's methods by these names)
 
 from __future__ import annotations
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
+# Where a space is put before a text: nowhere, before its start, or also after each special token;
+# "bare": only where there is none yet.
+SpacePrefix = Literal["never", "always", "bare first", "bare always"]
+
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = "\u2581"  # SentencePiece's visible space
 _PREFIX_LENGTH = 4  # special tokens are looked up by this many first characters
@@ -105,7 +109,7 @@ class Tokenizer:
         specials: Iterable[SpecialToken],
         *,
         byte_level: bool,
-        space_prefix: Literal["never", "first", "always"],
+        space_prefix: SpacePrefix,
         bos: int | None,
         eos: int | None,
         add_bos: bool,
@@ -126,6 +130,7 @@ class Tokenizer:
             + [id for id, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL)]
         )
         self.space_prefix = space_prefix
+        self._bare_prefix = space_prefix.startswith("bare")
         self.bos = bos
         self.eos = eos
         self.add_bos = add_bos and bos is not None
@@ -167,11 +172,13 @@ class Tokenizer:
         for piece in self._cut_specials(LONE_SURROGATE.sub("\ufffd", text), special):
             if isinstance(piece, int):
                 ids.append(piece)
-                prefix = self.space_prefix == "always"
+                prefix = self.space_prefix.endswith("always")
                 continue
             if stand_ins:
                 piece = piece.translate(stand_ins)
-            found = self._model.encode(" " * prefix + piece, add_special_tokens=False).ids
+            if prefix and not (self._bare_prefix and piece.startswith((" ", SPACE))):
+                piece = " " + piece
+            found = self._model.encode(piece, add_special_tokens=False).ids
             ids += [id for id in found if id < len(self._tokens)]
             prefix = False
         return ids

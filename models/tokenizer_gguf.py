@@ -219,4 +219,5 @@ def _bpe(vocabulary: dict[str, int], merges: list[Any], unknown: int, **options:
     try:
         return models.BPE(vocabulary, merges, unk_token=name, **options)
     except Exception as error:  # the library raises nothing more particular
-        raise TokenizerError(f"its merges do not fit its vocabulary ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise TokenizerError(f"its merges do not fit its vocabulary ({reason})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgespec.models.tokenizer import (
     BYTE,
@@ -13,6 +13,7 @@ from edgespec.models.tokenizer import (
     NORMAL,
     UNUSED,
     USER_DEFINED,
+    SpacePrefix,
     SpecialToken,
     Tokenizer,
     TokenizerError,
@@ -34,7 +35,8 @@ def from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
             json.dumps(description | {"added_tokens": [], "post_processor": None})
         )
     except Exception as error:  # the library raises nothing more particular
-        raise TokenizerError(f"tokenizer.json does not load ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise TokenizerError(f"tokenizer.json does not load ({reason})") from error
     ids = model.get_vocab() | {token["content"]: token["id"] for token in added}
     tokens = [""] * (max(ids.values(), default=-1) + 1)
     for text, id in ids.items():
@@ -96,7 +98,7 @@ def _first_added(description: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _take_space_prefix(description: dict[str, Any]) -> Literal["never", "first", "always"]:
+def _take_space_prefix(description: dict[str, Any]) -> SpacePrefix:
     """Find out where the tokenizer puts a space before a text, and stop it: ``encode`` does it."""
     normalizer = description.get("normalizer") or {}
     parts = normalizer.get("normalizers", [normalizer])
@@ -107,11 +109,9 @@ def _take_space_prefix(description: dict[str, Any]) -> Literal["never", "first",
     cutter = description.get("pre_tokenizer") or {}
     for part in cutter.get("pretokenizers", [cutter]):
         if part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never":
-            scheme: Literal["first", "always"] = (
-                "first" if part.get("prepend_scheme") == "first" else "always"
-            )
+            first = part.get("prepend_scheme") == "first"
             part["prepend_scheme"] = "never"
-            return scheme
+            return "bare first" if first else "bare always"
     return "never"
 
 

@@ -110,7 +110,9 @@ class OnnxRuntime:
         self._appended = rows
         self._session.run_with_iobinding(step.binding)
         if size > PROBED_SIZES:
-            _release_pages(self._mapping)  # a prompt's rows of the embedding, and their surroundings
+            _release_pages(
+                self._mapping
+            )  # a prompt's rows of the embedding, and their surroundings
         return step.logits[:rows]
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -161,7 +163,9 @@ class OnnxRuntime:
             binding.bind_ortvalue_output(name.replace("past", "present"), cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         step = _Pass(binding, tokens, last_position, total_length, logits)
-        if n <= PROBED_SIZES:  # others are prompts, of any length: binding them is cheap beside them
+        if (
+            n <= PROBED_SIZES
+        ):  # others are prompts, of any length: binding them is cheap beside them
             self._passes[n, m] = step
         return step
 

@@ -27,8 +27,8 @@ def print_answer(pieces: Generator[str, None, None], progress: ProgressBar) -> N
         try:
             for piece in pieces:
                 progress.stop()
-                click.echo(piece.translate(_CONTROL) if terminal else piece, nl=False)
                 last = piece[-1:]
+                click.echo(piece.translate(_CONTROL) if terminal else piece, nl=False)
         finally:
             progress.stop()
             if last != "\n":

@@ -33,6 +33,7 @@ class Terminal:
             stderr=other,
             env=environment,
             start_new_session=True,
+            preexec_fn=_take_terminal,
         )
         os.close(other)
         self.shown = ""

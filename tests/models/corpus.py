@@ -39,7 +39,9 @@ CORPUS = {
     "tabs": "\ta\t\tb\t\t\tc \t d\t \te" + "\t" * 33 + "f",
     "newlines": "a\nb\n\nc\n\n\nd\r\ne\r\n\r\nf\rg\r\rh\n \n  \n\ti" + "\n" * 40 + "j \n",
     "wide spaces": "a\u00a0b\u3000c\u3000\u3000d\u2003e\u2009f\u202fg\u1680h\u205fi\u2028j\u2029k\u0085l \u00a0 m",
-    "controls": "".join(map(chr, range(32))) + "\x7f\x80\x81\x9f" + "a\x00b\x00\x00c\x1b[31mred\x1b[0m",
+    "controls": "".join(map(chr, range(32)))
+    + "\x7f\x80\x81\x9f"
+    + "a\x00b\x00\x00c\x1b[31mred\x1b[0m",
     "ideographs near spaces": " \u3000。 \u3001 ！ 、！\u3000\u3000！  你 \u3000好",
     "private use": "\ue000\uf8ff \U000f0000\U000f0001 \U0010fffd",
     "noncharacters": "\ufffe\uffff\ufdd0 \U0001ffff \ufffd\ufffd",
@@ -60,7 +62,7 @@ INVALID = {
     "cut shorter": "😀".encode()[:2] + b" " + "日".encode()[:2] + b"x",
     "never valid": b"\xff\xfe\xf8\xfc",
     "latin-1": "Größe café".encode("latin-1"),
-    "between good": "né".encode() + b"\xa9" + "日".encode() + b"\x97\x97" + "!".encode(),
+    "between good": "né".encode() + b"\xa9" + "日".encode() + b"\x97\x97" + b"!",
 }
 
 
@@ -68,7 +70,20 @@ def random_texts(count: int, names: list[str], seed: int = 0) -> list[str]:
     """Random mixtures of words, white space, scripts, repetitions and special tokens' ``names``."""
     random_ = random.Random(seed)
     words = " ".join(CORPUS.values()).split()
-    blanks = [" ", "  ", "    ", "\t", "\n", "\r\n", "\r", "\n\n", "\u00a0", "\u3000", "\u200b", "\x0b"]
+    blanks = [
+        " ",
+        "  ",
+        "    ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\r",
+        "\n\n",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+        "\x0b",
+    ]
     ascii_ = "".join(map(chr, range(0x21, 0x7F))) + "abcdefgh'sStTrRdDmMlLvVeE   "
     ranges = [(0, 0x100), (0x100, 0x370), (0x370, 0x600), (0x600, 0x780), (0x900, 0xE80)]
     ranges += [(0x10A0, 0x1250), (0x1E00, 0x2070), (0x2070, 0x2800), (0x3000, 0x3100)]

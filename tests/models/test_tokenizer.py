@@ -147,7 +147,6 @@ def test_user_text_never_makes_a_control_token(tokenizer: Tokenizer) -> None:
     names = [special.text for special in tokenizer.specials]
     for text in [*names, "".join(names), *random_texts(200, names, seed=1)]:
         assert not tokenizer.special_ids & set(tokenizer.encode(text))
-        assert tokenizer.decode(tokenizer.encode(text.replace("\x00", ""))) is not None
     for name in names:
         assert tokenizer.encode(name, special=True) == [
             special.id for special in tokenizer.specials if special.text == name
@@ -294,7 +293,11 @@ def save_folder(tokenizer: Tokenizer, folder: Path) -> None:
 def test_tokenizer_json_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_folder(tokenizer, tmp_path)
     same = Tokenizer.from_file(tmp_path)
-    skipped = {"controls", "noncharacters", "private use"}  # without an unknown token, neighbours join
+    skipped = {
+        "controls",
+        "noncharacters",
+        "private use",
+    }  # without an unknown token, neighbours join
     for name, text in CORPUS.items():
         if name not in skipped:
             assert same.encode(text) == tokenizer.encode(text), name
