@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -73,8 +74,8 @@ class Engine:
         """
         if draft not in DRAFTERS:
             raise UserError(f"there is no drafter {draft!r}; take one of {', '.join(DRAFTERS)}")
-        if threads is not None and threads < 1:
-            raise UserError(f"{threads} threads cannot run a model; use 1 or more")
+        if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
+            raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
         path = store.resolve(str(model), progress)
         file = GGUFFile(path)
         tokenizer = Tokenizer.from_gguf(file)

@@ -17,6 +17,7 @@ from edgespec.runtimes import FloatArray
 
 _PART_WEIGHTS = 1 << 24
 """Weights unpacked at a time, so that building needs little memory."""
+_FLOATS = ("F32", "F16", "BF16")
 SPARE_POSITIONS = 64
 """Positions after the context, for the padding of its last passes."""
 
@@ -37,6 +38,8 @@ class Decoder:
         """Bytes of weights that one pass reads: all but the embedding, as they are stored."""
         self.done = 0
         self.total = sum(tensor.nbytes for tensor in gguf.tensors.values())
+        if not self.has("output"):  # tied: the embedding is read twice
+            self.total += self.weight("token_embd").nbytes
         self.sums: dict[str, str] = {}
 
     def build(self) -> None:
@@ -63,10 +66,11 @@ class Decoder:
         [delta] = graph.node("Gather", [delta, rows], axis=1)
         normed, _ = self.add_norm(residual, delta, "output_norm")
         head = "output" if self.has("output") else "token_embd"
-        logits = self.linear(normed, [head])
+        logits = self.linear(normed, [head], [self.vocab_size], config.hidden)
         shape = graph.constant("logits_shape", np.array([-1, self.vocab_size], np.int64))
         graph.node("Reshape", [logits, shape], ["logits"])
         graph.output("logits", np.float32, ["m", self.vocab_size])
+        self.progress("building", self.total, self.total)  # norms and the like were not counted
 
     def estimated_bytes(self) -> int:
         """About what the built model takes on the disk."""
@@ -78,10 +82,24 @@ class Decoder:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
-        return self.gguf.tensors["token_embd.weight"].rows
+        return self.weight("token_embd").rows
 
     def has(self, name: str) -> bool:
         return f"{name}.weight" in self.gguf.tensors
+
+    def weight(self, name: str) -> TensorInfo:
+        """Where a matrix lies. Raises ``UserError`` where it is absent or of a type without kernel."""
+        if not self.has(name):
+            raise UserError(
+                f"{self.gguf.path} has no tensor {name}.weight; is it a complete language model?"
+            )
+        info = self.gguf.tensors[name + ".weight"]
+        if info.type not in (*FORMATS, *_FLOATS):
+            raise UserError(
+                f"tensor {info.name} has the type {info.type}, which the onnx runtime cannot take; "
+                "try --runtime llama-cpp"
+            )
+        return info
 
     def vector(self, name: str, length: int) -> FloatArray:
         raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
@@ -95,7 +113,7 @@ class Decoder:
         from gguf.quants import dequantize
 
         name, config = "token_embd.weight", self.config
-        info = self.gguf.tensors[name]
+        info = self.weight("token_embd")
         if info.shape[1:] != (config.hidden,):
             raise UserError(f"tensor {name} has the shape {info.shape}, not (…, {config.hidden})")
         dtype = np.dtype(np.float32 if info.type in ("F32", "BF16") else np.float16)
@@ -146,13 +164,14 @@ class Decoder:
         sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
         names = [name + f"attn_{letter}" for letter in "qkv"]
         normalized = self.has(name + "attn_q_norm")
-        if len({self.gguf.tensors[n + ".weight"].type for n in names}) == 1:
-            query, key, projected = self.linear(value, names, sizes), "", ""
+        if len({self.weight(n).type for n in names}) == 1:
+            query, key, projected = self.linear(value, names, sizes, config.hidden), "", ""
             if normalized:
                 query, key, projected = self.split(query, sizes)
         else:
             query, key, projected = (
-                self.linear(value, [n], [size]) for n, size in zip(names, sizes, strict=True)
+                self.linear(value, [n], [size], config.hidden)
+                for n, size in zip(names, sizes, strict=True)
             )
         if normalized:
             query = self.head_norm(query, name + "attn_q_norm")
@@ -172,7 +191,7 @@ class Decoder:
             do_rotary=1, rotary_interleaved=int(config.rope_interleaved),
             local_window_size=config.window if local else -1,
         )[0]  # fmt: skip
-        return self.linear(attended, [name + "attn_output"], [config.hidden])
+        return self.linear(attended, [name + "attn_output"], [config.hidden], sizes[0])
 
     def head_norm(self, value: str, name: str) -> str:
         """RMSNorm of each head (Qwen3, Gemma 3)."""
@@ -185,46 +204,43 @@ class Decoder:
         return self.graph.node("Reshape", [normed, flat])[0]
 
     def feed_forward(self, value: str, layer: int) -> str:
-        graph, name = self.graph, f"blk.{layer}."
+        graph, name, hidden = self.graph, f"blk.{layer}.", self.config.hidden
         names = [name + "ffn_gate", name + "ffn_up"]
-        width = self.gguf.tensors[names[1] + ".weight"].rows
-        if len({self.gguf.tensors[n + ".weight"].type for n in names}) == 1:
-            gate, up = self.split(self.linear(value, names, [width] * 2), [width] * 2)
+        width = self.weight(names[1]).rows
+        if len({self.weight(n).type for n in names}) == 1:
+            gate, up = self.split(self.linear(value, names, [width] * 2, hidden), [width] * 2)
         else:
-            gate, up = (self.linear(value, [n], [width]) for n in names)
+            gate, up = (self.linear(value, [n], [width], hidden) for n in names)
         if self.config.activation == "silu":
             [gate] = graph.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)
         else:
             [gate] = graph.node("FastGelu", [gate], domain=MICROSOFT)
         [product] = graph.node("Mul", [gate, up])
-        return self.linear(product, [name + "ffn_down"], [self.config.hidden])
+        return self.linear(product, [name + "ffn_down"], [hidden], width)
 
     def split(self, value: str, sizes: Sequence[int]) -> list[str]:
         lengths = self.graph.constant(f"{value}_sizes", np.array(sizes, np.int64))
         return self.graph.node("Split", [value, lengths], len(sizes), axis=-1)
 
-    def linear(self, value: str, names: Sequence[str], sizes: Sequence[int] | None = None) -> str:
-        """The product with one weight, or with several of one type at once (their rows follow)."""
-        infos = [self.gguf.tensors[name + ".weight"] for name in names if self.has(name)]
-        if len(infos) != len(names):
-            raise UserError(f"{self.gguf.path} lacks a tensor of {', '.join(names)}")
-        if sizes is not None and [info.rows for info in infos] != list(sizes):
-            raise UserError(f"tensors {', '.join(names)} do not have {sizes} rows")
-        columns, kind = infos[0].shape[-1], infos[0].type
-        rows = sum(info.rows for info in infos)
-        bias = self.bias(names, [info.rows for info in infos])
-        tensors = [info.name for info in infos]
+    def linear(self, value: str, names: Sequence[str], sizes: Sequence[int], columns: int) -> str:
+        """The product with one weight, or with several of one type at once (their rows follow).
+
+        ``sizes`` are the rows that each must have, ``columns`` the length of the input.
+        """
+        infos = [self.weight(name) for name in names]
+        for info, size in zip(infos, sizes, strict=True):
+            if info.shape != (size, columns):
+                raise UserError(
+                    f"tensor {info.name} has the shape {info.shape}, not {(size, columns)}"
+                )
+        kind, rows, tensors = infos[0].type, sum(sizes), [info.name for info in infos]
+        bias = self.bias(names, sizes)
         if kind in FORMATS:
             return self.quantized(value, names[0], tensors, rows, columns, FORMATS[kind], bias)
-        if kind not in ("F32", "F16", "BF16"):
-            raise UserError(
-                f"tensor {tensors[0]} has the type {kind}, which the onnx runtime cannot take; "
-                "try --runtime llama-cpp"
-            )
         return self.dense(value, names[0], tensors, rows, columns, bias)
 
     def bias(self, names: Sequence[str], sizes: Sequence[int]) -> str:
-        if f"{names[0]}.bias" not in self.gguf.tensors:
+        if not any(f"{name}.bias" in self.gguf.tensors for name in names):
             return ""
         values = [self.vector(f"{n}.bias", size) for n, size in zip(names, sizes, strict=True)]
         return self.graph.constant(f"{names[0]}.bias", np.concatenate(values))

@@ -85,9 +85,9 @@ def _q4_k(raw: Bytes) -> Blocks:
 
 
 def _q5_k(raw: Bytes) -> Blocks:
-    high = raw[..., 16:48, None] >> np.arange(8, dtype=np.uint8) & 1
+    bits = raw[..., 16:48, None] >> np.arange(8, dtype=np.uint8) & 1
     codes = _nibbles(raw[..., 48:].reshape(*raw.shape[:-1], 4, 32)).reshape(*raw.shape[:-1], 8, 32)
-    high = np.left_shift(np.swapaxes(high, -1, -2), 4, dtype=np.uint8)
+    high = np.left_shift(np.swapaxes(bits, -1, -2), 4, dtype=np.uint8)
     return Blocks(codes | high, *_k_scales(raw))
 
 
@@ -172,11 +172,8 @@ def _nibble_pairs(codes: Bytes) -> Bytes:
 
 def _round(blocks: Blocks, format: Format) -> Packed:
     """Weights rounded to larger blocks of 8 bits, symmetric around the middle of the range."""
-    rows, columns = blocks.codes.shape
     weights = blocks.codes.reshape(*blocks.scales.shape, -1).astype(np.float32) - 128
-    weights = (weights * blocks.scales[..., None]).reshape(rows, columns)
-    weights = np.pad(weights, [(0, 0), (0, -columns % format.block)])
-    weights = weights.reshape(rows, -1, format.block)
+    weights = (weights * blocks.scales[..., None]).reshape(len(weights), -1, format.block)
     scales = np.maximum(np.abs(weights).max(axis=-1) / 127, np.float32(1e-30))
     codes = np.rint(weights / scales[..., None]) + 128
     return Packed(codes.astype(np.uint8), scales, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def choose_provider(device: str, provider: str | None, available: list[str]) -> 
     ``available`` is what the installed ONNX Runtime has. Raises ``UserError`` where it lacks what
     was asked for.
     """
+    if not re.fullmatch(r"auto|cpu|npu|gpu(:\d+)?", device):
+        raise UserError(f"there is no device {device!r}; take auto, cpu, gpu, gpu:N or npu")
     if provider is not None:
         names = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
         wanted = provider.removesuffix("ExecutionProvider").lower()
@@ -44,8 +47,6 @@ def choose_provider(device: str, provider: str | None, available: list[str]) -> 
             "install the onnxruntime package that brings it"
         )
     kind = "cpu" if device == "auto" else device.partition(":")[0]
-    if kind not in PROVIDERS:
-        raise UserError(f"there is no device {device!r}; take auto, cpu, gpu, gpu:N or npu")
     found = next((name for name in PROVIDERS[kind] if name in available), None)
     if found is None:
         packages = ", ".join(dict.fromkeys(PROVIDERS[kind].values()))

@@ -129,7 +129,8 @@ class OnnxRuntime:
     def close(self) -> None:
         self._passes.clear()
         self._caches.clear()
-        del self._session, self._weights, self._mapping
+        if hasattr(self, "_session"):  # closing twice is harmless
+            del self._session, self._weights, self._mapping
 
     def _allocate_caches(self, capacity: int) -> dict[str, Any]:
         """Zeroed caches; the system gives them memory when they are first written."""
@@ -173,11 +174,11 @@ class OnnxRuntime:
         """``_probe``, remembered beside the model for this ONNX Runtime, processor and threads."""
         key = f"onnxruntime {ort.__version__}, {cpu_name()}, {self._threads} threads"
         path = folder / "pass_sizes.json"
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if known.get("key") == key:
-                return tuple(int(size) for size in known["pass_sizes"])
+        if (known := _remembered_sizes(path, key)) is not None:
+            return known
         sizes = self._probe(progress)
+        if self.info.context < _PROBE_CONTEXT + PROBED_SIZES:
+            return sizes  # not all were tried
         with contextlib.suppress(OSError):  # a read-only folder only costs the next probe
             temporary = path.with_name(f"{path.name}.{os.getpid()}")
             temporary.write_text(json.dumps({"key": key, "pass_sizes": sizes}), encoding="utf-8")
@@ -204,14 +205,29 @@ class OnnxRuntime:
         return tuple(agreeing) if len(agreeing) > 1 and agreeing[0] <= _MAX_SMALLEST else ()
 
 
+def _remembered_sizes(path: Path, key: str) -> tuple[int, ...] | None:
+    """The sizes of pass that were found under the same ``key``; ``None`` without a file to trust."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        sizes = [size for size in range(1, PROBED_SIZES + 1) if size in known["pass_sizes"]]
+        if known["key"] == key and known["pass_sizes"] == sizes:
+            return tuple(sizes)
+    return None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``edgespec.json`` of a built model. Raises ``UserError`` where the model is not whole."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "edgespec.json").read_text("utf-8"))
-        for name, size in manifest["files"].items():
-            if (folder / Path(name).name).stat().st_size != size:
-                raise ValueError(f"{name} does not have {size} bytes")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        for name in ("model.onnx", "model.onnx.data"):
+            if (folder / name).stat().st_size != manifest["files"][name]:
+                raise ValueError(f"{name} does not have {manifest['files'][name]} bytes")
+        for key in ("vocab_size", "layers", "context", "weight_bytes"):
+            if not isinstance(manifest[key], int) or manifest[key] < 1:
+                raise ValueError(f"its {key} is {manifest[key]!r}")
+        for key in ("name", "architecture", "constants"):
+            manifest[key]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{folder} is not a complete model ({error}); delete it and it will be built again"
         ) from error
@@ -260,10 +276,18 @@ def _open_session(
         with _read_pages_released(mapping):
             path = str(folder / "model.onnx")
             session = ort.InferenceSession(path, options, [(provider, settings)])
-        return session, weights, mapping
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"ONNX Runtime cannot load {folder}: {reason}") from error
+        raise UserError(
+            f"ONNX Runtime cannot load {folder}: {reason}; "
+            "if it is damaged, delete it and it will be built again"
+        ) from error
+    if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself
+        raise UserError(
+            f"ONNX Runtime cannot start {provider} on this machine; "
+            "install what it needs, or use --device cpu"
+        )
+    return session, weights, mapping
 
 
 @contextlib.contextmanager

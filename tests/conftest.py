@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.export import build_onnx
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue
 
@@ -18,6 +19,12 @@ TEST_MODELS = Path(os.environ.get("EDGESPEC_TEST_MODELS") or store.cache_dir() /
 def smollm2() -> Path:
     """The real SmolLM2-135M-Instruct (Q4_1, 98 MB), pulled by the store itself the first time."""
     return store.pull(load_catalogue()["smollm2-135m-instruct"], directory=TEST_MODELS)
+
+
+@pytest.fixture(scope="session")
+def smollm2_onnx(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``smollm2`` built for the onnx runtime."""
+    return build_onnx(smollm2, tmp_path_factory.mktemp("built") / "smollm2")
 
 
 @pytest.fixture

@@ -119,19 +119,20 @@ def _save(session: Session, argument: str) -> None:
     """Write the messages as JSON, whole or not at all; never over another file."""
     if not argument:
         raise UserError("name a file: /save FILE")
-    path = Path(argument).expanduser()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    path = Path(os.path.expanduser(argument))
     try:
         if path.exists():
             raise UserError(f"{path} exists; name another file")
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             text = json.dumps(session.messages, ensure_ascii=False, indent=1)
             partial.write_text(text + "\n", encoding="utf-8", errors="replace")
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+    except (OSError, ValueError) as error:  # ValueError: no name for a file
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {cause}; name another file") from error
     notice(f"saved {len(session.messages)} messages to {path}")
 
 

@@ -41,7 +41,16 @@ class Config:
         return self.window > 0 and (layer + 1) % self.global_every != 0
 
 
-def read(metadata: Metadata, key: str, default: float | None = None) -> Any:
+def count(metadata: Metadata, key: str, default: int | None = None) -> int:
+    """The whole number at ``ARCHITECTURE.key``; it must be positive."""
+    value = read(metadata, key, default)
+    if not isinstance(value, int):
+        name = f"{metadata['general.architecture']}.{key}"
+        raise UserError(f"the model file says {name} = {value!r}, which is no count")
+    return value
+
+
+def read(metadata: Metadata, key: str, default: float | None = None) -> float:
     """The number at ``ARCHITECTURE.key``; it must be positive."""
     name = f"{metadata['general.architecture']}.{key}"
     value = metadata.get(name, default)
@@ -60,21 +69,21 @@ def common(metadata: Metadata, **variant: Any) -> Config:
             f"rotary scaling {str(scaling)[:64]!r} is not supported on the onnx runtime; "
             "try --runtime llama-cpp"
         )
-    hidden, heads = read(metadata, "embedding_length"), read(metadata, "attention.head_count")
-    head_dim = read(metadata, "attention.key_length", hidden // heads)
-    if read(metadata, "attention.value_length", head_dim) != head_dim:
+    hidden, heads = count(metadata, "embedding_length"), count(metadata, "attention.head_count")
+    head_dim = count(metadata, "attention.key_length", hidden // heads)
+    if count(metadata, "attention.value_length", head_dim) != head_dim:
         raise UserError("keys and values of different lengths are not supported")
     config = Config(
         architecture=metadata["general.architecture"],
-        layers=read(metadata, "block_count"),
+        layers=count(metadata, "block_count"),
         hidden=hidden,
         heads=heads,
-        kv_heads=read(metadata, "attention.head_count_kv", heads),
+        kv_heads=count(metadata, "attention.head_count_kv", heads),
         head_dim=head_dim,
-        context=read(metadata, "context_length"),
+        context=count(metadata, "context_length"),
         norm_epsilon=read(metadata, "attention.layer_norm_rms_epsilon"),
         rope_base=read(metadata, "rope.freq_base", 10000.0),
-        rope_dims=read(metadata, "rope.dimension_count", head_dim),
+        rope_dims=count(metadata, "rope.dimension_count", head_dim),
         rope_scale=read(metadata, "rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
         **variant,
     )

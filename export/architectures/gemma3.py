@@ -1,6 +1,6 @@
 """Gemma 3: scaled embeddings, norms before and after, five local layers to a global one."""
 
-from edgespec.export.architectures.common import Config, Metadata, common, read
+from edgespec.export.architectures.common import Config, Metadata, common, count, read
 
 
 def config(metadata: Metadata) -> Config:
@@ -8,7 +8,7 @@ def config(metadata: Metadata) -> Config:
         metadata,
         activation="gelu",
         embedding_scale=float(read(metadata, "embedding_length")) ** 0.5,
-        window=read(metadata, "attention.sliding_window"),
-        global_every=6,
+        window=count(metadata, "attention.sliding_window"),
+        global_every=count(metadata, "attention.sliding_window_pattern", 6),
         rope_local_base=read(metadata, "rope.freq_base_swa", 10000.0),
     )

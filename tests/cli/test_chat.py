@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def test_commands(with_model: Path, run: Run, tmp_path: Path) -> None:
         ("/save", "name a file: /save FILE"),
         ("/save here.txt", "here.txt exists; name another file"),
         ("/save absent/talk.json", "cannot write "),
+        ("/save ~nobody-here/talk.json", "cannot write "),
+        ("/save /", "exists; name another file"),
+        ("/save a\0b", "cannot write "),
     ],
 )
 def test_what_cannot_be_saved(
@@ -129,7 +133,10 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(
         terminal.type(f"/save {saved}\n")
         terminal.until("saved 2 messages")
         terminal.until("> $")
-        terminal.type("And\x03")  # at the prompt: leave
+        terminal.type("And")
+        terminal.until("And")
+        time.sleep(0.3)  # a signal in the instant before readline waits is seen at the next key
+        terminal.type("\x03")  # at the prompt: leave
         assert terminal.ends() == 0
     user, assistant = json.loads(saved.read_text(encoding="utf-8"))
     assert user["content"].startswith("Write a very long story")

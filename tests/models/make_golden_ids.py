@@ -1,4 +1,4 @@
-"""Write golden_ids.json: ``python -m tests.models.make_golden_ids SmolLM2-135M-Instruct.Q4_1.gguf``.
+"""Write golden_ids.json: ``python -m tests.models.make_golden_ids SmolLM2….gguf``.
 
 The ids are those of llama.cpp (package llama-cpp-python), which must be installed.
 """

@@ -270,8 +270,11 @@ def save_folder(tokenizer: Tokenizer, folder: Path) -> None:
     vocabulary = {tokenizer.token_text(id): id for id in range(tokenizer.vocab_size)}
     description["model"] |= {"vocab": vocabulary, "unk_token": None}
     description["decoder"] = {
-        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True
-    }  # fmt: skip
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     description["added_tokens"] = [
         {"id": special.id, "content": special.text, "special": special.control} | flags

@@ -1,0 +1,149 @@
+"""What the programs share: prompts, text, child processes, means and tables."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import edgespec
+from edgespec.engine import Engine
+from edgespec.errors import UserError
+from edgespec.models import store
+from edgespec.runtimes.devices import cpu_name, physical_cores
+from edgespec.session import Loaded
+
+T = TypeVar("T")
+
+PROMPTS = Path(__file__).parent / "prompts"
+RUNTIMES = ("onnx", "llama-cpp")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question that a model is asked."""
+
+    id: int
+    category: str
+    text: str
+
+
+def read_prompts(path: Path = PROMPTS / "thirty.jsonl") -> list[Prompt]:
+    """The first turn of every question in a file of Spec-Bench's format, JSON lines.
+
+    A line has ``question_id``, ``category`` and ``turns``. Raises ``UserError`` for other files.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [Prompt(row["question_id"], row["category"], row["turns"][0]) for row in rows]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} does not hold prompts in Spec-Bench's format: {error}") from error
+
+
+def first_of_each(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The first ``count`` prompts of every category."""
+    categories = dict.fromkeys(prompt.category for prompt in prompts)
+    return [p for c in categories for p in [p for p in prompts if p.category == c][:count]]
+
+
+def rewriting_prompt() -> Prompt:
+    """To give 60 lines of Python their type hints."""
+    code = (PROMPTS / "untyped.py.txt").read_text("utf-8")
+    text = (
+        "Rewrite this file with type hints on every function and method. Change nothing else and "
+        f"answer with the whole file in one code block.\n\n```python\n{code}```"
+    )
+    return Prompt(0, "rewriting code", text)
+
+
+def own_text() -> str:
+    """Text to evaluate that needs no download: the prompts here, then the engine's source."""
+    sources = sorted(Path(edgespec.__file__).parent.glob("*.py"))
+    parts = [prompt.text for prompt in [*read_prompts(), rewriting_prompt()]]
+    return "\n\n".join([*parts, *(source.read_text("utf-8") for source in sources)])
+
+
+def loaded(engine: Engine) -> Loaded:
+    """What the engine's sessions share: its runtime and tokenizer."""
+    return engine._loaded
+
+
+def in_child(function: Callable[..., T], *arguments: Any) -> T:
+    """Call ``function`` in a fresh process, whose threads and memory are its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """The mean of ratios: that of a half and of two is one."""
+    return statistics.geometric_mean(ratios)
+
+
+def note(line: str) -> None:
+    """Say on stderr what is being done."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def machine(model: str | Path) -> str:
+    """In one line: the processor, the versions, the model file."""
+    path = store.resolve(str(model))
+    names = ("edgespec", "onnxruntime", "llama-cpp-python", "numpy")
+    versions = [f"{name} {version}" for name in names if (version := _version(name))]
+    return ", ".join(
+        [
+            f"{cpu_name()}, {physical_cores()} cores",
+            f"{platform.system()} {platform.machine()}",
+            f"Python {platform.python_version()}",
+            *versions,
+            f"{path.name} ({path.stat().st_size:,} bytes)",
+        ]
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column aligned left and the others right."""
+    lines = [headers, [":--", *["--:"] * (len(headers) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(title: str, machine: str, tables: Sequence[str], json_path: Path | None, figures: Any) -> None:
+    """Print the tables, and write the figures to ``json_path`` if there is one."""
+    print("\n\n".join([f"### {title}", machine, *tables]), flush=True)
+    if json_path is not None:
+        whole = {"title": title, "machine": machine, "figures": figures}
+        json_path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
+def program(command: Callable[..., None]) -> click.Command:
+    """A click command over MODEL with ``--json``; prints a ``UserError`` as one line, exit code 2."""
+
+    @functools.wraps(command)
+    def guarded(**options: Any) -> None:
+        try:
+            command(**options)
+        except UserError as error:
+            raise click.UsageError(str(error)) from error
+
+    guarded = click.option(
+        "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."
+    )(guarded)
+    return click.command()(click.argument("model")(guarded))

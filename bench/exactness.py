@@ -1,0 +1,154 @@
+"""Greedy answers with and without drafting: are they the same tokens?
+
+On the onnx runtime with ``--exact`` they must be identical. llama.cpp's kernels depend on the size
+of a pass, so there answers may part at a near tie: then the target's own logits of the two tokens,
+after the prefix that both answers share, must lie less than 0.5 apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from edgespec.bench.common import (
+    RUNTIMES,
+    Prompt,
+    loaded,
+    machine,
+    note,
+    program,
+    read_prompts,
+    report,
+    table,
+)
+from edgespec.decoding import prefill
+from edgespec.engine import Engine
+from edgespec.runtimes import Runtime
+
+NEAR_TIE = 0.5
+"""A smaller difference of two logits may fall either way with another order of summation."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids of a prompt and of what was said, and the tokens said in a target pass."""
+
+    prompt: list[int]
+    said: list[int]
+    block_efficiency: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two answers part. ``gap`` is the target's between the logits of the two tokens."""
+
+    prompt: int
+    position: int
+    gap: float
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """The first position at which two answers are not the same; ``None`` if they are identical."""
+    if list(a) == list(b):
+        return None
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[Answer]:
+    """The engine's greedy answers, each to a conversation of its own."""
+    found = []
+    for number, prompt in enumerate(prompts, 1):
+        completion = engine.generate(prompt.text, max_tokens=max_tokens)
+        figures = completion.statistics
+        note(f"{number}/{len(prompts)} {prompt.category}, {figures.drafter}")
+        ids = loaded(engine).held[: figures.prompt_tokens]
+        said, tau = completion.token_ids, figures.block_efficiency
+        found.append(Answer(ids, said, tau, figures.exact))
+    return found
+
+
+def logit_gap(target: Runtime, prefix: list[int], a: int, b: int) -> float:
+    """How far apart the target's logits of ``a`` and ``b`` are after ``prefix``."""
+    target.truncate(0)
+    prefill(target, prefix)
+    logits = target.forward([prefix[-1]])[-1]
+    return abs(float(logits[a]) - float(logits[b]))
+
+
+@program
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True)
+@click.option("--prompts", "count", default=30, show_default=True, help="How many prompts.")
+@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--context", default=2048, show_default=True)
+@click.option("--threads", type=int, help="Default: one a core.")
+def main(
+    model: str,
+    runtime: str,
+    count: int,
+    max_tokens: int,
+    context: int,
+    threads: int | None,
+    json_path: Path | None,
+) -> None:
+    """Compare the greedy tokens of `--draft none` and `--draft ngram`, both with `--exact`.
+
+    Exits with 1 if they differ (llama-cpp: other than at a near tie).
+    """
+    prompts = read_prompts()[:count]
+
+    def open_engine(draft: str) -> Engine:
+        return Engine.open(model, runtime=runtime, draft=draft, context=context, threads=threads)
+
+    with open_engine("none") as engine:
+        plain = answers(engine, prompts, max_tokens)
+    differences = []
+    with open_engine("ngram") as engine:
+        drafted = answers(engine, prompts, max_tokens)
+        for prompt, a, b in zip(prompts, plain, drafted, strict=True):
+            if (i := first_difference(a.said, b.said)) is not None:
+                # after a stop token there is no other to compare with: no near tie
+                known = i < min(len(a.said), len(b.said))
+                gap = (
+                    logit_gap(loaded(engine).target, a.prompt + a.said[:i], a.said[i], b.said[i])
+                    if known
+                    else float("inf")
+                )
+                differences.append(Difference(prompt.id, i, gap))
+
+    near_ties = sum(difference.gap < NEAR_TIE for difference in differences)
+    allowed = near_ties if runtime == "llama-cpp" else 0
+    tau = sum(answer.block_efficiency for answer in drafted) / len(drafted)
+    row = [
+        f"{len(prompts) - len(differences)} of {len(prompts)}",
+        str(near_ties),
+        str(len(differences) - near_ties),
+        "yes" if all(answer.exact for answer in plain + drafted) else "no",
+        str(sum(len(answer.said) for answer in drafted)),
+        f"{tau:.2f}",
+    ]
+    tables = [
+        table(
+            ["identical", f"gap < {NEAR_TIE}", "others", "exact", "tokens", "tokens a pass"], [row]
+        )
+    ]
+    if differences:
+        rows = [[str(d.prompt), str(d.position), f"{d.gap:.3f}"] for d in differences]
+        tables.append(table(["prompt", "first difference at", "logit gap"], rows))
+    figures = {
+        "prompts": len(prompts),
+        "identical": len(prompts) - len(differences),
+        "near_ties": near_ties,
+        "differences": [asdict(difference) for difference in differences],
+    }
+    report(f"Exactness: {runtime}, none vs ngram", machine(model), tables, json_path, figures)
+    sys.exit(len(differences) > allowed)
+
+
+if __name__ == "__main__":
+    main()
