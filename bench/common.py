@@ -125,7 +125,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def report(title: str, machine: str, tables: Sequence[str], json_path: Path | None, figures: Any) -> None:
+def report(
+    title: str, machine: str, tables: Sequence[str], json_path: Path | None, figures: Any
+) -> None:
     """Print the tables, and write the figures to ``json_path`` if there is one."""
     print("\n\n".join([f"### {title}", machine, *tables]), flush=True)
     if json_path is not None:

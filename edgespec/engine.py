@@ -75,7 +75,9 @@ class Engine:
         if draft not in DRAFTERS:
             raise UserError(f"there is no drafter {draft!r}; take one of {', '.join(DRAFTERS)}")
         if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
-            raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
+            raise UserError(
+                f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}"
+            )
         path = store.resolve(str(model), progress)
         file = GGUFFile(path)
         tokenizer = Tokenizer.from_gguf(file)

@@ -29,10 +29,14 @@ _PROBE_CONTEXT = 33
 
 
 class _Pass(NamedTuple):
-    """Inputs of one shape of pass, bound once: ``n`` tokens and ``m`` rows of logits."""
+    """Inputs of one shape of pass, bound once: ``n`` tokens and ``m`` rows of logits.
+
+    ONNX Runtime reads and writes the arrays where they are, and does not keep them alive.
+    """
 
     binding: Any
     tokens: npt.NDArray[np.int64]
+    logit_rows: npt.NDArray[np.int64]
     last_position: npt.NDArray[np.int32]
     total_length: npt.NDArray[np.int32]
     logits: FloatArray
@@ -109,10 +113,8 @@ class OnnxRuntime:
         step.total_length[...] = self.length + size
         self._appended = rows
         self._session.run_with_iobinding(step.binding)
-        if size > PROBED_SIZES:
-            _release_pages(
-                self._mapping
-            )  # a prompt's rows of the embedding, and their surroundings
+        if size > PROBED_SIZES:  # a prompt's rows of the embedding, and their surroundings
+            _release_pages(self._mapping)
         return step.logits[:rows]
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -163,10 +165,8 @@ class OnnxRuntime:
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past", "present"), cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        step = _Pass(binding, tokens, last_position, total_length, logits)
-        if (
-            n <= PROBED_SIZES
-        ):  # others are prompts, of any length: binding them is cheap beside them
+        step = _Pass(binding, tokens, rows, last_position, total_length, logits)
+        if n <= PROBED_SIZES:  # longer ones are prompts: binding is cheap beside computing them
             self._passes[n, m] = step
         return step
 

@@ -20,7 +20,7 @@ STATS = [
     *("peak_memory_bytes", "energy_j", "runtime", "device", "drafter", "exact"),
 ]
 # It goes on saying this for many seconds.
-ENDLESS = ("--raw", "-p", "la " * 40, "--max-tokens", 3000, "--draft", "none")
+ENDLESS = ("--raw", "-p", "la " * 40, "--max-tokens", 600, "--draft", "none")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
 
 

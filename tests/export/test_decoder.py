@@ -106,8 +106,17 @@ def test_variants_agree_with_torch(
 CONTINUATIONS = {
     "1 2 3 4 5 6 7": [216, 40, 216, 41, 216, 33, 32, 216, 33, 33, 216, 33],
     "One, two, three, four, five,": [2976, 28, 4962, 28, 4475, 28],
-    "def add(a, b):\n    return a + b\n\ndef multiply(a, b):\n    return": [253, 1672, 278, 198, 198],
-    "The capital of France is Paris. The capital of Japan is Tokyo. The capital of Italy is": [7268, 30],
+    "def add(a, b):\n    return a + b\n\ndef multiply(a, b):\n    return": [
+        253,
+        1672,
+        278,
+        198,
+        198,
+    ],
+    "The capital of France is Paris. The capital of Japan is Tokyo. The capital of Italy is": [
+        7268,
+        30,
+    ],
 }
 
 
@@ -199,7 +208,10 @@ UNBUILDABLE: dict[str, tuple[Make, str]] = {
     "key heads": (changed("attention.head_count_kv", 4), "shape"),
     "zero heads": (changed("attention.head_count", 0), "head_count"),
     "a fraction of heads": (changed("attention.head_count", 4.5, kind=6), "no count"),
-    "no number of heads": (changed("attention.head_count", float("nan"), kind=6), "which cannot be"),
+    "no number of heads": (
+        changed("attention.head_count", float("nan"), kind=6),
+        "which cannot be",
+    ),
     "odd rotation": (changed("rope.dimension_count", 63), "rotary"),
     "much rotation": (changed("rope.dimension_count", 128), "rotary"),
     "zero epsilon": (changed("attention.layer_norm_rms_epsilon", 0.0), "epsilon = '0.0'"),
