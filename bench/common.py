@@ -143,7 +143,9 @@ def program(command: Callable[..., None]) -> click.Command:
         try:
             command(**options)
         except UserError as error:
-            raise click.UsageError(str(error)) from error
+            failure = click.ClickException(str(error))
+            failure.exit_code = 2
+            raise failure from error
 
     guarded = click.option(
         "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."

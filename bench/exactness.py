@@ -53,11 +53,12 @@ class Difference:
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """The first position at which two answers are not the same; ``None`` if they are identical."""
-    if list(a) == list(b):
-        return None
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    """The first position at which two answers differ; ``None`` if they are identical.
+
+    One cannot go on where the other ended: both end at the same stop token or at the same length.
+    """
+    pairs = enumerate(zip(a, b, strict=True))
+    return next((i for i, (x, y) in pairs if x != y), None)
 
 
 def answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[Answer]:
@@ -83,7 +84,14 @@ def logit_gap(target: Runtime, prefix: list[int], a: int, b: int) -> float:
 
 @program
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True)
-@click.option("--prompts", "count", default=30, show_default=True, help="How many prompts.")
+@click.option(
+    "--prompts",
+    "count",
+    type=click.IntRange(1),
+    default=30,
+    show_default=True,
+    help="How many prompts.",
+)
 @click.option("--max-tokens", default=128, show_default=True)
 @click.option("--context", default=2048, show_default=True)
 @click.option("--threads", type=int, help="Default: one a core.")
@@ -112,13 +120,8 @@ def main(
         drafted = answers(engine, prompts, max_tokens)
         for prompt, a, b in zip(prompts, plain, drafted, strict=True):
             if (i := first_difference(a.said, b.said)) is not None:
-                # after a stop token there is no other to compare with: no near tie
-                known = i < min(len(a.said), len(b.said))
-                gap = (
-                    logit_gap(loaded(engine).target, a.prompt + a.said[:i], a.said[i], b.said[i])
-                    if known
-                    else float("inf")
-                )
+                prefix = a.prompt + a.said[:i]
+                gap = logit_gap(loaded(engine).target, prefix, a.said[i], b.said[i])
                 differences.append(Difference(prompt.id, i, gap))
 
     near_ties = sum(difference.gap < NEAR_TIE for difference in differences)

@@ -89,8 +89,8 @@ def compare(reference: Runtime, other: Runtime, window: list[int], sums: Compari
     for start in range(0, len(window) - 1, _CHUNK):
         chunk = window[start : start + _CHUNK]
         next_ = window[start + 1 : start + 1 + _CHUNK]
-        logits = [runtime.forward(chunk)[: len(next_)] for runtime in (reference, other)]
-        sums.add(*logits, next_)
+        p, q = reference.forward(chunk), other.forward(chunk)
+        sums.add(p[: len(next_)], q[: len(next_)], next_)
         for runtime in (reference, other):
             runtime.keep(range(len(chunk)))
 

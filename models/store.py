@@ -65,7 +65,7 @@ def resolve(model: str, progress: Progress = silent) -> Path:
     entry = load_catalogue().get(model.lower())
     if entry:
         return pull(entry, progress)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # unlike Path's, leaves an unknown ~user as it is
     if path.is_file():
         return path
     if model and path.is_dir():

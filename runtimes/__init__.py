@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["all", "last", "none"]
+DEFAULT_CONTEXT = 4096
+"""Tokens of context, where the user asks for none and the model has as many."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.runtimes import DEFAULT_CONTEXT, ContextOverflow, FloatArray, Logits, ModelInfo
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
 
 PROBED_SIZES = 16
@@ -65,7 +65,7 @@ class OnnxRuntime:
     ) -> None:
         manifest = read_manifest(folder)
         limit = int(manifest["context"])
-        capacity = min(limit, 4096) if context is None else context
+        capacity = min(limit, DEFAULT_CONTEXT) if context is None else context
         if not 0 < capacity <= limit:
             raise UserError(f"the context is {capacity}; this model takes 1 to {limit} tokens")
         self.length = 0

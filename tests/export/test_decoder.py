@@ -15,8 +15,9 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.quants import FORMATS
+from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray
+from edgespec.runtimes import FloatArray, Runtime
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.export.gguf_files import replace_bytes, set_value
 from tests.tiny import TINY, tiny_gguf
@@ -120,29 +121,26 @@ CONTINUATIONS = {
 }
 
 
-@pytest.mark.parametrize("prompt", CONTINUATIONS)
-def test_smollm2_goes_on_as_it_should(smollm2: Path, smollm2_onnx: Path, prompt: str) -> None:
-    from edgespec.models.gguf import GGUFFile
+def assert_goes_on_as_it_should(runtime: Runtime, source: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(GGUFFile(source))
+    for prompt, expected in CONTINUATIONS.items():
+        tokens = tokenizer.encode(prompt)
+        rows = runtime.forward(tokens + expected)[len(tokens) - 1 : -1]
+        assert rows.argmax(axis=1).tolist() == expected, prompt
 
-    tokens = Tokenizer.from_gguf(GGUFFile(smollm2)).encode(prompt)
-    expected = CONTINUATIONS[prompt]
+
+def test_smollm2_goes_on_as_it_should(smollm2: Path, smollm2_onnx: Path) -> None:
     runtime = OnnxRuntime(smollm2_onnx, context=128, exact=False)
-    rows = runtime.forward(tokens + expected)[len(tokens) - 1 : -1]
-    assert rows.argmax(axis=1).tolist() == expected
+    assert_goes_on_as_it_should(runtime, smollm2)
     runtime.close()
 
 
-@pytest.mark.parametrize("prompt", CONTINUATIONS)
-def test_llama_cpp_goes_on_likewise(smollm2: Path, prompt: str) -> None:
+def test_llama_cpp_goes_on_likewise(smollm2: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from edgespec.models.gguf import GGUFFile
     from edgespec.runtimes.llama_cpp import LlamaCppRuntime
 
-    tokens = Tokenizer.from_gguf(GGUFFile(smollm2)).encode(prompt)
-    expected = CONTINUATIONS[prompt]
     runtime = LlamaCppRuntime(smollm2, context=128)
-    rows = runtime.forward(tokens + expected)[len(tokens) - 1 : -1]
-    assert rows.argmax(axis=1).tolist() == expected
+    assert_goes_on_as_it_should(runtime, smollm2)
     runtime.close()
 
 

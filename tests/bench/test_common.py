@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from edgespec.bench import common
+from edgespec.errors import UserError
+from tests.bench.conftest import Run
+
+
+def test_the_mean_of_ratios_is_geometric() -> None:
+    assert common.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert common.geometric_mean([1.0, 2.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_thirty_different_prompts_of_many_kinds() -> None:
+    prompts = common.read_prompts()
+    assert len({prompt.text for prompt in prompts}) == 30
+    assert len({prompt.category for prompt in prompts}) >= 10
+
+
+def test_the_first_of_each_category(tmp_path: Path) -> None:
+    rows = [{"question_id": i, "category": "ab"[i % 2], "turns": [f"t{i}", ""]} for i in range(7)]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    chosen = common.first_of_each(common.read_prompts(path), 2)
+    assert [(p.id, p.category, p.text) for p in chosen] == [
+        (0, "a", "t0"),
+        (2, "a", "t2"),
+        (1, "b", "t1"),
+        (3, "b", "t3"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["{", '{"category": "a"}', "[1]", '{"turns": []}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(UserError, match="Spec-Bench"):
+        common.read_prompts(tmp_path / "x")
+
+
+def test_the_file_to_rewrite_has_60_lines_and_no_hints() -> None:
+    code = (common.PROMPTS / "untyped.py.txt").read_text("utf-8")
+    assert 55 <= len(code.splitlines()) <= 65
+    functions = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)]
+    assert len(functions) >= 10
+    assert not any(f.returns or any(a.annotation for a in f.args.args) for f in functions)
+    assert code in common.rewriting_prompt().text
+
+
+def test_a_child_is_another_process_and_its_errors_come_back() -> None:
+    assert common.in_child(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match="Spec-Bench"):
+        common.in_child(common.read_prompts, Path("nowhere"))
+
+
+def test_a_table() -> None:
+    assert common.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| :-- | --: |\n| 1 | 2 |"
+
+
+def test_a_users_error_is_one_line(run: Run) -> None:
+    @common.program
+    def failing(model: str, json_path: Path | None) -> None:
+        raise UserError(f"there is no {model}")
+
+    assert isinstance(failing, click.Command)
+    assert run(failing, "model", code=2).stderr == "Error: there is no model\n"
