@@ -135,6 +135,10 @@ def report(
         json_path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
+class _Failure(click.ClickException):
+    exit_code = 2
+
+
 def program(command: Callable[..., None]) -> click.Command:
     """A click command over MODEL with ``--json``; prints a ``UserError`` as one line, exit code 2."""
 
@@ -143,9 +147,7 @@ def program(command: Callable[..., None]) -> click.Command:
         try:
             command(**options)
         except UserError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            raise _Failure(str(error)) from error
 
     guarded = click.option(
         "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."

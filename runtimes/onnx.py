@@ -177,7 +177,7 @@ class OnnxRuntime:
         if (known := _remembered_sizes(path, key)) is not None:
             return known
         sizes = self._probe(progress)
-        if self.info.context < _PROBE_CONTEXT + PROBED_SIZES:
+        if self.info.context <= _PROBE_CONTEXT + PROBED_SIZES:
             return sizes  # not all were tried
         with contextlib.suppress(OSError):  # a read-only folder only costs the next probe
             temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -186,20 +186,24 @@ class OnnxRuntime:
         return sizes
 
     def _probe(self, progress: Progress) -> tuple[int, ...]:
-        """The sizes of pass whose rows have the same bits as in the largest; empty if too few do."""
+        """The sizes of pass whose rows have the same bits as in the largest; empty if too few do.
+
+        The rows compared begin one token later: a row must not depend on its place either.
+        """
         rng = np.random.default_rng(0)
-        tokens = rng.integers(0, self._vocab_size, _PROBE_CONTEXT + PROBED_SIZES).tolist()
-        head, tail = tokens[:_PROBE_CONTEXT], tokens[_PROBE_CONTEXT:]
-        head = head[: max(0, self.info.context - PROBED_SIZES)]
+        count = _PROBE_CONTEXT + PROBED_SIZES + 1
+        tokens = rng.integers(0, self._vocab_size, count).tolist()[: self.info.context]
+        head, tail = tokens[: -PROBED_SIZES - 1], tokens[-PROBED_SIZES - 1 :]
         if head:
             self.forward(head, logits="none")
             self.keep(range(len(head)))
-        tail = tail[: self.info.context - self.length]
-        reference = self.forward(tail).copy()
+        reference = self.forward(tail[:PROBED_SIZES])[1:].copy()
+        self.keep([0])
         agreeing = []
-        for size in range(1, len(tail) + 1):
-            progress("proving that passes of different sizes agree", size, len(tail))
-            if np.array_equal(self.forward(tail[:size]), reference[:size]):
+        for size in range(1, len(tail)):
+            progress("proving that passes of different sizes agree", size, len(tail) - 1)
+            rows = min(size, len(reference))
+            if np.array_equal(self.forward(tail[1 : 1 + size])[:rows], reference[:rows]):
                 agreeing.append(size)
         self.truncate(0)
         return tuple(agreeing) if len(agreeing) > 1 and agreeing[0] <= _MAX_SMALLEST else ()

@@ -158,18 +158,19 @@ def test_without_room_it_does_not_begin(
     assert left_in(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
 def test_the_room_asked_for_is_about_what_is_taken(
     tmp_path: Path, architecture: str, quant: str
 ) -> None:
-    gguf = GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture, quant))
+    # Large enough for what is lost between its constants to be little.
+    larger = {"hidden": 512, "heads": 8, "feed_forward": 2048}
+    gguf = GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture, quant, **larger))
     with Graph(tmp_path) as graph:
         estimate = Decoder(gguf, read_config(gguf.metadata), graph, silent).estimated_bytes()
     folder = build_onnx(gguf.path, tmp_path / "model")
     taken = (folder / "model.onnx.data").stat().st_size
-    print(estimate / taken)
-    assert 0.9 * taken < estimate < 2 * taken
+    assert 0.95 * taken < estimate < 1.15 * taken
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_a_disk_that_fills_up_is_an_error_of_one_line(
         build_onnx(source, small_disk / "model")
     # Now as if it had been filled by somebody else after the check.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40))
-    with pytest.raises(UserError, match="No space left.*EDGESPEC_HOME") as caught:
+    with pytest.raises(UserError, match=r"No space left.*EDGESPEC_HOME") as caught:
         build_onnx(source, small_disk / "model")
     assert "\n" not in str(caught.value)
     assert left_in(small_disk) == []
@@ -206,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file" / "model", tmp_path / "file" / "deeper" / "model"):
-        with pytest.raises(UserError, match="cannot build .*EDGESPEC_HOME") as caught:
+        with pytest.raises(UserError, match=r"cannot build .*EDGESPEC_HOME") as caught:
             build_onnx(source, folder)
         assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "in the way"
@@ -226,14 +227,14 @@ def test_a_read_only_folder_is_an_error_of_one_line(source: Path, tmp_path: Path
     folder.chmod(0o555)
     if os.access(folder, os.W_OK):
         pytest.skip("this user may write into read-only folders")
-    with pytest.raises(UserError, match="cannot build .*EDGESPEC_HOME"):
+    with pytest.raises(UserError, match=r"cannot build .*EDGESPEC_HOME"):
         build_onnx(source, folder / "model")
     assert left_in(folder) == []
 
 
 def test_a_read_only_disk_is_an_error_of_one_line(source: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(UserError, match="Read-only file system.*EDGESPEC_HOME") as caught:
+    with pytest.raises(UserError, match=r"Read-only file system.*EDGESPEC_HOME") as caught:
         build_onnx(source, small_disk / "model")
     assert "\n" not in str(caught.value)
     assert left_in(small_disk) == []

@@ -139,7 +139,7 @@ def test_llama_cpp_goes_on_likewise(smollm2: Path) -> None:
     pytest.importorskip("llama_cpp")
     from edgespec.runtimes.llama_cpp import LlamaCppRuntime
 
-    runtime = LlamaCppRuntime(smollm2, context=128)
+    runtime = LlamaCppRuntime(smollm2, context=128, threads=1)
     assert_goes_on_as_it_should(runtime, smollm2)
     runtime.close()
 

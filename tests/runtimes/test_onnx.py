@@ -1,0 +1,383 @@
+"""The onnx runtime keeps the contract, and promises of batch invariance only what holds.
+
+That its mathematics is right is tested in ``tests/export/test_decoder.py``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edgespec.errors import UserError
+from edgespec.export import build_onnx
+from edgespec.runtimes import Runtime
+from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
+from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract
+from tests.tiny import TINY, tiny_gguf
+
+REMEMBERED = "pass_sizes.json"
+
+
+class Contract(RuntimeContract):
+    trees = False
+
+    @pytest.fixture
+    def runtime(self, loaded: Runtime) -> Runtime:
+        loaded.truncate(0)
+        return loaded
+
+
+@pytest.mark.parametrize("exact", [True, False], scope="class")
+@pytest.mark.parametrize("architecture", TINY, scope="class")
+class TestTiny(Contract):
+    tolerance = 1e-3
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def loaded(
+        cls, architecture: str, exact: bool, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[OnnxRuntime]:
+        folder = tmp_path_factory.mktemp("tiny")
+        # Sliding layers see less than the tests' length.
+        source = tiny_gguf(folder / "a.gguf", architecture, window=8)
+        runtime = OnnxRuntime(build_onnx(source, folder / "built"), context=64, exact=exact)
+        yield runtime
+        runtime.close()
+
+
+class TestSmolLM2(Contract):
+    tolerance = 1.5  # activations are rounded to 8 bits, where a last bit's difference is a step
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def loaded(cls, smollm2_onnx: Path) -> Iterator[OnnxRuntime]:
+        runtime = OnnxRuntime(smollm2_onnx, context=64, exact=False)
+        yield runtime
+        runtime.close()
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """A tiny model whose passes of one token take another kernel."""
+    source = tiny_gguf(tmp_path / "a.gguf", quant="Q8_0", layers=1)
+    return build_onnx(source, tmp_path / "built")
+
+
+def assert_rows_have_the_same_bits(runtime: OnnxRuntime, lengths: list[int]) -> None:
+    """A row's logits depend neither on its pass's size nor on its place there, after any length."""
+    sizes, largest = runtime.info.pass_sizes, max(runtime.info.pass_sizes)
+    vocab_size = runtime.info.vocab_size
+    tokens = np.random.default_rng(5).integers(0, vocab_size, 2000).tolist()
+    for length in lengths:
+        runtime.truncate(0)
+        runtime.forward(tokens[:length], logits="none")
+        runtime.keep(range(length))
+        tail = tokens[length : length + largest]
+        expected = runtime.forward(tail).copy()
+        for rows in range(1, largest + 1):  # those that are no such size are padded to one
+            found = runtime.forward(tail[:rows])
+            assert len(found) == rows
+            np.testing.assert_array_equal(found, expected[:rows], f"{rows} rows after {length}")
+        for row in (1, 2, largest - 2):
+            runtime.forward(tail[:row])
+            runtime.keep(range(row))
+            found = runtime.forward(tail[row:])
+            np.testing.assert_array_equal(found, expected[row:], f"after {length} + {row}")
+            runtime.truncate(length)
+        for row in (0, 1, sizes[0]):  # what follows a row does not matter
+            found = runtime.forward(tail[: row + 1] + OTHERS)[: row + 1]
+            np.testing.assert_array_equal(found, expected[: row + 1], f"others after {row}")
+
+
+@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("quant", ["F32", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_pass_sizes_keep_their_promise(tmp_path: Path, architecture: str, quant: str) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf", architecture, quant)
+    runtime = OnnxRuntime(build_onnx(source, tmp_path / "built"))
+    assert runtime.info.pass_sizes, "this processor gives no two sizes of pass the same bits"
+    assert_rows_have_the_same_bits(runtime, [1, 2, 15, 16, 33, 64, 101, 300])
+    runtime.close()
+
+
+def test_pass_sizes_of_a_real_model_keep_their_promise(smollm2_onnx: Path) -> None:
+    runtime = OnnxRuntime(smollm2_onnx, context=600)
+    assert_rows_have_the_same_bits(runtime, [1, 64, 129, 510])
+    runtime.close()
+
+
+def test_passes_that_are_not_padded_have_other_bits(built: Path) -> None:
+    """Else the tests above would test nothing."""
+    exact, runtime = OnnxRuntime(built), OnnxRuntime(built, exact=False)
+    single = 1 in exact.info.pass_sizes
+    assert runtime.info.pass_sizes == ()
+    together = runtime.forward(TOKENS).copy()
+    same = []
+    for row, token in enumerate(TOKENS):
+        same.append(np.array_equal(runtime.forward([token])[0], together[row]))
+        runtime.keep([0])
+    exact.close()
+    runtime.close()
+    if single:
+        pytest.skip("on this processor a single row has the same bits as several")
+    assert not all(same)
+
+
+def test_pass_sizes_are_remembered(built: Path) -> None:
+    heard: list[str] = []
+
+    def listen(what: str, done: int, total: int) -> None:
+        heard.append(what)
+
+    first = OnnxRuntime(built, progress=listen)
+    assert any("passes of different sizes" in what for what in heard)
+    remembered = (built / REMEMBERED).read_bytes()
+    assert json.loads(remembered)["pass_sizes"] == list(first.info.pass_sizes)
+    assert first.length == 0
+    first.close()
+    heard.clear()
+    second = OnnxRuntime(built, progress=listen)
+    assert not any("passes of different sizes" in what for what in heard)
+    assert second.info.pass_sizes == first.info.pass_sizes
+    assert sorted(path.name for path in built.iterdir() if "pass_sizes" in path.name) == [
+        REMEMBERED
+    ]
+    second.close()
+
+
+def remember(folder: Path, **changes: Any) -> None:
+    path = folder / REMEMBERED
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+UNTRUSTED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda folder: (folder / REMEMBERED).write_bytes(b""),
+    "no JSON": lambda folder: (folder / REMEMBERED).write_bytes(b"\xff{"),
+    "a list": lambda folder: (folder / REMEMBERED).write_text("[]"),
+    "a number": lambda folder: (folder / REMEMBERED).write_text("7"),
+    "no key": lambda folder: (folder / REMEMBERED).write_text('{"pass_sizes": [2, 4]}'),
+    "no sizes": lambda folder: remember(folder, pass_sizes=None),
+    "another machine": lambda folder: remember(folder, key="onnxruntime 0.1", pass_sizes=[2, 4]),
+    "text": lambda folder: remember(folder, pass_sizes=["2", "4"]),
+    "one text": lambda folder: remember(folder, pass_sizes="24"),
+    "huge": lambda folder: remember(folder, pass_sizes=[2, 4, 10**9]),
+    "negative": lambda folder: remember(folder, pass_sizes=[-2, 2, 4]),
+    "zero": lambda folder: remember(folder, pass_sizes=[0, 2]),
+    "descending": lambda folder: remember(folder, pass_sizes=[4, 2]),
+    "twice": lambda folder: remember(folder, pass_sizes=[2, 2, 4]),
+    "fractions": lambda folder: remember(folder, pass_sizes=[2.5, 4]),
+    "lists": lambda folder: remember(folder, pass_sizes=[[2], [4]]),
+    "an object": lambda folder: remember(folder, pass_sizes={"2": 4}),
+}
+
+
+@pytest.mark.parametrize("what", UNTRUSTED)
+def test_remembered_sizes_that_cannot_be_are_found_again(built: Path, what: str) -> None:
+    first = OnnxRuntime(built)
+    first.close()
+    UNTRUSTED[what](built)
+    second = OnnxRuntime(built)
+    assert second.info.pass_sizes == first.info.pass_sizes
+    assert json.loads((built / REMEMBERED).read_text())["pass_sizes"] == list(first.info.pass_sizes)
+    second.close()
+
+
+def test_sizes_remembered_in_a_small_context_do_not_bind_a_larger_one(built: Path) -> None:
+    for context in (1, 2, 8, 40):
+        runtime = OnnxRuntime(built, context=context)
+        assert max(runtime.info.pass_sizes, default=0) <= context
+        assert runtime.forward([1]).shape == (1, runtime.info.vocab_size)
+        runtime.close()
+    runtime = OnnxRuntime(built, context=64)
+    assert max(runtime.info.pass_sizes) == PROBED_SIZES
+    runtime.close()
+
+
+def test_sizes_need_not_be_remembered(built: Path) -> None:
+    (built / REMEMBERED).mkdir()  # nothing can be written there
+    runtime = OnnxRuntime(built)
+    assert runtime.info.pass_sizes
+    runtime.close()
+
+
+def test_the_last_token_of_a_full_cache_has_the_same_bits(built: Path) -> None:
+    """There is room behind the context for a pass to be padded."""
+    found = []
+    for context in (64, 128):
+        runtime = OnnxRuntime(built, context=context)
+        runtime.forward((TOKENS * 4)[:63], logits="none")
+        runtime.keep(range(63))
+        found.append(runtime.forward([3]).copy())
+        runtime.close()
+    np.testing.assert_array_equal(*found)
+
+
+def test_logits_of_a_long_prompt(tmp_path: Path) -> None:
+    """More rows than the buffer that the small passes share has."""
+    source = tiny_gguf(tmp_path / "a.gguf")
+    runtime = OnnxRuntime(build_onnx(source, tmp_path / "built"))
+    tokens = np.random.default_rng(2).integers(0, 256, 300).tolist()
+    whole = runtime.forward(tokens).copy()
+    assert whole.shape == (300, runtime.info.vocab_size)
+    runtime.forward(tokens[:290], logits="none")
+    runtime.keep(range(290))
+    np.testing.assert_allclose(runtime.forward(tokens[290:]), whole[290:], rtol=0, atol=1e-3)
+    runtime.close()
+
+
+def test_information(built: Path) -> None:
+    runtime = OnnxRuntime(built, context=100)
+    info = runtime.info
+    assert (info.name, info.architecture, info.layers) == ("a", "llama", 1)
+    assert (info.context, info.device, info.runtime) == (100, "cpu", "onnx")
+    # 8-bit codes and a float scale for 32 of them: all but the embedding, which is in the file too.
+    stored = (built / "model.onnx.data").stat().st_size
+    assert 0.5 * stored < info.weight_bytes < stored
+    runtime.close()
+    runtime = OnnxRuntime(built)
+    assert runtime.info.context == TINY["llama"].context
+    runtime.close()
+
+
+@pytest.mark.parametrize("context", [0, -1, 513])
+def test_a_context_that_the_model_cannot_have_is_a_user_error(built: Path, context: int) -> None:
+    with pytest.raises(UserError, match="takes 1 to 512 tokens"):
+        OnnxRuntime(built, context=context)
+
+
+def test_another_number_of_threads_is_a_user_error(built: Path) -> None:
+    OnnxRuntime(built, exact=False).close()
+    with pytest.raises(UserError, match="this process already runs models on"):
+        OnnxRuntime(built, threads=77)
+
+
+def test_two_models_at_once(built: Path, tmp_path: Path) -> None:
+    other = build_onnx(tiny_gguf(tmp_path / "b.gguf", seed=9), tmp_path / "other")
+    first, second = OnnxRuntime(built), OnnxRuntime(other)
+    expected = first.forward(TOKENS).copy()
+    assert np.abs(second.forward(TOKENS) - expected).max() > 1
+    second.keep(range(5))
+    assert (first.length, second.length) == (0, 5)
+    second.close()
+    np.testing.assert_array_equal(first.forward(TOKENS), expected)
+    first.close()
+
+
+def test_closing_twice_is_harmless(built: Path) -> None:
+    runtime = OnnxRuntime(built)
+    runtime.close()
+    runtime.close()
+
+
+def edited(key: str, value: Any) -> Callable[[Path], object]:
+    """``edgespec.json`` with another value of a key; ``None`` removes it."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "edgespec.json"
+        manifest = json.loads(path.read_text()) | {key: value}
+        if value is None:
+            del manifest[key]
+        path.write_text(json.dumps(manifest))
+
+    return edit
+
+
+def cut(name: str, share: float = 0.5) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+
+    return damage
+
+
+def scrambled(folder: Path) -> None:
+    """A graph of the right size that is none."""
+    size = (folder / "model.onnx").stat().st_size
+    (folder / "model.onnx").write_bytes(b"\xff" * size)
+
+
+def moved(folder: Path) -> None:
+    """Constants that lie past the end of the weights."""
+    path = folder / "edgespec.json"
+    manifest = json.loads(path.read_text())
+    manifest["constants"][0][3] = 1 << 40
+    path.write_text(json.dumps(manifest))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut weights": cut("model.onnx.data"),
+    "no weights": lambda folder: (folder / "model.onnx.data").unlink(),
+    "empty weights": cut("model.onnx.data", 0),
+    "cut graph": cut("model.onnx"),
+    "scrambled graph": scrambled,
+    "no graph": lambda folder: (folder / "model.onnx").unlink(),
+    "no manifest": lambda folder: (folder / "edgespec.json").unlink(),
+    "cut manifest": cut("edgespec.json"),
+    "empty manifest": cut("edgespec.json", 0),
+    "manifest is no text": lambda folder: (folder / "edgespec.json").write_bytes(b"\xff\xfe"),
+    "manifest is a list": lambda folder: (folder / "edgespec.json").write_text("[1]"),
+    "manifest is an empty object": lambda folder: (folder / "edgespec.json").write_text("{}"),
+    "no name": edited("name", None),
+    "no vocabulary": edited("vocab_size", None),
+    "vocabulary is text": edited("vocab_size", "many"),
+    "no layers": edited("layers", None),
+    "context is zero": edited("context", 0),
+    "context is a list": edited("context", [1]),
+    "no files": edited("files", None),
+    "files is a list": edited("files", ["model.onnx"]),
+    "no file is named": edited("files", {}),
+    "no constants": edited("constants", None),
+    "constants are numbers": edited("constants", [1, 2]),
+    "constants lie outside": moved,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_an_error_of_one_line_that_says_to_delete_it(
+    built: Path, damage: str
+) -> None:
+    DAMAGES[damage](built)
+    with pytest.raises(UserError, match="delete it and it will be built again") as caught:
+        OnnxRuntime(built)
+    assert "\n" not in str(caught.value)
+    assert str(built) in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a complete model"):
+        OnnxRuntime(tmp_path / "none")
+
+
+def test_a_deleted_model_is_built_again(built: Path, tmp_path: Path) -> None:
+    runtime = OnnxRuntime(built)
+    expected = runtime.forward(TOKENS).copy()
+    runtime.close()
+    cut("model.onnx.data")(built)
+    shutil.rmtree(built)
+    runtime = OnnxRuntime(build_onnx(tmp_path / "a.gguf", built))
+    np.testing.assert_array_equal(runtime.forward(TOKENS), expected)
+    runtime.close()
+
+
+def test_a_provider_that_is_not_installed_is_a_user_error(built: Path) -> None:
+    with pytest.raises(UserError, match=r"has no provider tpu .*CPUExecutionProvider"):
+        OnnxRuntime(built, provider="tpu")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_a_user_error(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime itself would go on silently on the processor."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("it might start here")
+    monkeypatch.setattr(
+        "edgespec.runtimes.onnx.choose_provider", lambda *arguments: "CUDAExecutionProvider"
+    )
+    with pytest.raises(UserError, match=r"cannot start CUDAExecutionProvider.*--device cpu"):
+        OnnxRuntime(built)

@@ -1,0 +1,307 @@
+"""The Python interface: an engine opened from a model's name or file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+import edgespec
+from edgespec import Completion, Engine, UserError
+from edgespec.models import store
+from edgespec.runtimes.devices import PROVIDERS, physical_cores
+from tests.export.gguf_files import replace_bytes
+from tests.tiny import tiny_gguf
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One EDGESPEC_HOME for the module, so that its models are built once."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESPEC_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Path, module_home: Path) -> Iterator[Engine]:
+    with Engine.open(smollm2, runtime="onnx", context=512) as engine:
+        yield engine
+
+
+def test_the_readmes_words(smollm2: Path, module_home: Path) -> None:
+    """By its name in the catalogue, built beside the download."""
+    folder = module_home / "models" / "smollm2-135m-instruct"
+    folder.mkdir(parents=True)
+    shutil.copyfile(smollm2, folder / smollm2.name)
+    engine = edgespec.Engine.open("SmolLM2-135M-Instruct")
+    answer = engine.generate("Name the capital of Italy.", max_tokens=16)
+    engine.close()
+    assert "Rome" in answer.text
+    built = [path.name for path in folder.iterdir() if path.is_dir()]
+    assert len(built) == 1
+    assert built[0].startswith(smollm2.stem[:48])
+    shutil.rmtree(folder)
+
+
+def test_a_users_own_file_is_built_in_the_cache(engine: Engine, smollm2: Path) -> None:
+    built = list((store.cache_dir() / "onnx").iterdir())
+    assert any(path.name.startswith(smollm2.stem[:48]) for path in built)
+    assert engine.info.name == smollm2.stem
+    assert (engine.info.runtime, engine.info.device, engine.info.context) == ("onnx", "cpu", 512)
+    assert engine.info.pass_sizes
+
+
+def test_a_completion(engine: Engine) -> None:
+    found = engine.generate("1 2 3 4 5 6 7", chat=False, max_tokens=12)
+    assert isinstance(found, Completion)
+    assert found.text == " 8 9 10 11 1"  # the ids of tests/export/test_decoder.py
+    assert found.token_ids == [216, 40, 216, 41, 216, 33, 32, 216, 33, 33, 216, 33]
+    assert found.finish_reason == "length"
+    statistics = found.statistics
+    assert (statistics.generated_tokens, statistics.runtime) == (12, "onnx")
+    assert statistics.exact
+    assert statistics.prompt_tokens > 6
+
+
+def test_an_answer_that_ends(engine: Engine) -> None:
+    found = engine.generate("What is 2 + 2? Answer with one number.", max_tokens=100)
+    assert found.finish_reason == "stop"
+    assert found.statistics.generated_tokens == len(found.token_ids) < 100
+    assert "<|im_end|>" not in found.text
+    tokenizer = engine._loaded.tokenizer
+    assert found.token_ids[-1] in tokenizer.stop_tokens
+    assert tokenizer.decode(found.token_ids[:-1]) == found.text
+
+
+def test_streaming_gives_the_same_text(engine: Engine) -> None:
+    whole = engine.generate("Name three colours.", max_tokens=24)
+    pieces = engine.generate("Name three colours.", max_tokens=24, stream=True)
+    assert not isinstance(pieces, Completion)
+    first = next(pieces)
+    rest = list(pieces)
+    assert len(rest) > 2
+    assert first + "".join(rest) == whole.text
+
+
+def test_chat_and_completion_differ(engine: Engine) -> None:
+    assert engine.can_chat
+    chat, raw = (engine.generate("The sky is", chat=chat, max_tokens=8) for chat in (True, False))
+    assert chat.text != raw.text
+    assert chat.statistics.prompt_tokens > raw.statistics.prompt_tokens + 5
+    assert engine.generate("The sky is", max_tokens=8).token_ids == chat.token_ids
+
+
+def test_a_system_message_counts(engine: Engine) -> None:
+    plain = engine.generate("Hello!", max_tokens=16)
+    pirate = engine.generate("Hello!", system="You are a pirate. Say arr.", max_tokens=16)
+    assert pirate.statistics.prompt_tokens != plain.statistics.prompt_tokens
+
+
+def test_seeds(engine: Engine) -> None:
+    def sampled(seed: int) -> list[int]:
+        return engine.generate("A story:", max_tokens=16, temperature=1.0, seed=seed).token_ids
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+
+
+def test_no_tokens_are_an_answer(engine: Engine) -> None:
+    found = engine.generate("Hello!", max_tokens=0)
+    assert (found.text, found.token_ids, found.finish_reason) == ("", [], "length")
+
+
+def test_sessions_of_one_engine(engine: Engine) -> None:
+    first, second = engine.session(), engine.session()
+    alone = "".join(engine.session().chat("Name a fruit.", max_tokens=8))
+    assert "".join(first.chat("Name a fruit.", max_tokens=8)) == alone
+    "".join(second.chat("Count to three.", max_tokens=8))
+    "".join(first.chat("And another.", max_tokens=8))
+    assert [m["role"] for m in first.messages] == ["user", "assistant"] * 2
+    assert len(second.messages) == 2
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "x" * 600, "\0", "👩‍👩‍👧"])
+def test_odd_prompts_are_answered(engine: Engine, prompt: str) -> None:
+    assert engine.generate(prompt, max_tokens=2).statistics.generated_tokens > 0
+
+
+def test_a_prompt_longer_than_the_context_is_a_user_error(engine: Engine) -> None:
+    with pytest.raises(UserError, match="context holds 512"):
+        engine.generate("word " * 600)
+    assert engine.generate("1 2 3", chat=False, max_tokens=2).token_ids  # and harms nothing
+
+
+def test_a_negative_limit_is_a_user_error(engine: Engine) -> None:
+    with pytest.raises(UserError, match="max_tokens is -1"):
+        engine.generate("Hello!", max_tokens=-1)
+
+
+def test_drafting_changes_nothing(engine: Engine, smollm2: Path) -> None:
+    prompt = "Repeat: red, green, blue, red, green, blue, red, green, blue"
+    with Engine.open(smollm2, runtime="onnx", context=512, draft="none") as plain:
+        expected = plain.generate(prompt, max_tokens=40)
+    found = engine.generate(prompt, max_tokens=40)
+    assert found.token_ids == expected.token_ids
+    assert (found.statistics.drafter, expected.statistics.drafter) == ("ngram", "none")
+    assert expected.statistics.drafted == 0
+
+
+def test_not_exact_is_not_called_exact(tiny: Path) -> None:
+    with Engine.open(tiny, exact=False) as engine:
+        assert engine.info.pass_sizes == ()
+        assert not engine.generate("a", max_tokens=1).statistics.exact
+
+
+ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "runtime": ({"runtime": "tensorrt"}, "no runtime 'tensorrt'"),
+    "device": ({"device": "tpu"}, "no device 'tpu'"),
+    "no such device": ({"device": "npu", "runtime": "onnx"}, "drives no npu"),
+    "provider": ({"provider": "tpu"}, "no provider tpu"),
+    "provider of another runtime": ({"provider": "cpu", "runtime": "llama-cpp"}, "--runtime onnx"),
+    "drafter": ({"draft": "magic"}, r"no drafter 'magic'; take one of .*ngram"),
+    "no threads": ({"threads": 0}, "0 threads"),
+    "negative threads": ({"threads": -1}, "-1 threads"),
+    "no context": ({"context": 0}, "1 to 512"),
+    "negative context": ({"context": -5}, "1 to 512"),
+    "large context": ({"context": 513}, "1 to 512"),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_what_cannot_be_opened_is_an_error_of_one_line(tiny: Path, what: str) -> None:
+    options, message = ERRORS[what]
+    present = set(PROVIDERS["npu"]) & set(onnxruntime.get_available_providers())
+    if what == "no such device" and present:
+        pytest.skip("this ONNX Runtime drives an NPU")
+    with pytest.raises(UserError, match=message) as caught:
+        Engine.open(tiny, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("smolm2-135m-instruct", "did you mean smollm2-135m-instruct"),
+        ("there is no such model", "no model is named"),
+        ("nowhere.gguf", "no file nowhere.gguf"),
+        ("", "no model is named"),
+        (".", "is a folder"),
+    ],
+)
+def test_an_unknown_model_is_an_error_of_one_line(model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Engine.open(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_model_is_an_error_of_one_line(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(UserError, match="does not begin with GGUF"):
+        Engine.open(tmp_path / "text.gguf")
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="truncated"):
+        Engine.open(tmp_path / "cut.gguf")
+    built = [path.name for path in (store.cache_dir() / "onnx").glob("*")]
+    assert not [name for name in built if "text" in name or "cut" in name]
+
+
+def test_an_architecture_without_runtime_is_an_error_of_one_line(tmp_path: Path) -> None:
+    path = replace_bytes(tiny_gguf(tmp_path / "a.gguf", layers=1), "llama", "mamba")
+    with pytest.raises(UserError, match="architecture 'mamba'"):
+        Engine.open(path, runtime="onnx")
+
+
+def test_a_vocabulary_larger_than_the_head_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """Two tokens of the head fewer than in the tokenizer: the last ones would index past it."""
+    from gguf import GGUFReader
+
+    path = tiny_gguf(tmp_path / "a.gguf", layers=1)
+    data = bytearray(path.read_bytes())
+    rows = int(next(t for t in GGUFReader(path).tensors if t.name == "output.weight").shape[1])
+    for name in (b"output.weight", b"token_embd.weight"):
+        start = data.index(name) + len(name) + 4 + 8  # after the dimensions and the row's length
+        assert int.from_bytes(data[start : start + 8], "little") == rows
+        data[start : start + 8] = (rows - 2).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"{rows} tokens in its tokenizer and {rows - 2} in its head"
+    ):
+        Engine.open(path, runtime="onnx")
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot build .*EDGESPEC_HOME") as caught:
+        Engine.open(tiny)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_engines_in_one_process(tiny: Path, tmp_path: Path) -> None:
+    other = tiny_gguf(tmp_path / "other.gguf", "qwen3", seed=4)
+    with Engine.open(tiny) as first, Engine.open(other) as second, Engine.open(tiny) as third:
+        ids = [e.generate("abc", max_tokens=12).token_ids for e in (first, second, third, first)]
+    assert ids[0] == ids[2] == ids[3] != ids[1]
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="there is no other number of threads to ask for")
+def test_another_number_of_threads_is_an_error_that_says_so(tiny: Path) -> None:
+    """All models of a process share one pool of threads."""
+    with Engine.open(tiny):
+        other = 1 if physical_cores() > 1 else 2
+        with pytest.raises(UserError, match=f"start another one to use {other}"):
+            Engine.open(tiny, threads=other)
+        Engine.open(tiny, threads=physical_cores()).close()
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    heard: dict[str, tuple[int, int]] = {}
+
+    def listen(what: str, done: int, total: int) -> None:
+        heard[what] = (done, total)
+
+    path = tiny_gguf(tmp_path / "a.gguf", seed=77)
+    Engine.open(path, progress=listen).close()
+    assert {"hashing a.gguf", "building", "loading the model"} <= heard.keys()
+    assert all(done == total for done, total in heard.values())
+
+
+def test_closing(tiny: Path) -> None:
+    engine = Engine.open(tiny)
+    engine.generate("a", max_tokens=2)
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError), Engine.open(tiny):
+        raise RuntimeError("an error inside closes it too")
+
+
+def test_llama_cpp(tiny: Path, smollm2: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    with Engine.open(tiny, runtime="llama-cpp", context=64, threads=1) as engine:
+        assert engine.info.runtime == "llama-cpp"
+        found = engine.generate("abc", max_tokens=4)
+        assert (len(found.token_ids), found.statistics.exact) == (4, False)
+
+
+def test_importing_is_quick_and_loads_nothing_heavy() -> None:
+    heavy = ("numpy", "onnxruntime", "onnx", "tokenizers", "torch", "llama_cpp", "gguf", "rich")
+    program = f"import sys, edgespec; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"
