@@ -12,7 +12,7 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.store import locked, reason
 from edgespec.progress import Progress, silent
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Part of the key of every built model: raise it when what is built changes."""
 _DISK_MARGIN = 64 << 20
 

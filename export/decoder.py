@@ -25,9 +25,11 @@ SPARE_POSITIONS = 64
 class Decoder:
     """Builds the graph of one model, layer by layer.
 
-    Inputs: ``tokens`` int64 ``[1, n]``, ``logit_rows`` int64 ``[m]`` (the rows whose logits are wanted),
-    ``last_position`` int32 ``[1]`` and ``total_length`` int32 ``[]`` (tokens in the cache after the
-    pass, less one and whole), and ``past_key_i``/``past_value_i`` float32
+    Inputs: ``tokens`` int64 ``[1, n]``; ``logit_rows`` int64 ``[m]``, the rows whose logits are wanted;
+    ``attention_rows`` int64 ``[a]``, a ≥ n, the rows that attention sees, the n rows first (more of
+    them make its kernel another one, see ``OnnxRuntime``); ``rows`` int64 ``[1]``, n;
+    ``last_position`` int32 ``[1]`` and ``total_length`` int32 ``[]``, tokens in the cache after the
+    pass, those a rows counted, less one and whole; and ``past_key_i``/``past_value_i`` float32
     ``[1, kv_heads, capacity, head_dim]``. Outputs: ``logits`` float32 ``[m, vocab_size]`` and the
     same caches, appended in place when bound to the same memory.
     """
@@ -46,8 +48,12 @@ class Decoder:
         config, graph = self.config, self.graph
         tokens = graph.input("tokens", np.int64, [1, "n"])
         rows = graph.input("logit_rows", np.int64, ["m"])
+        graph.input("attention_rows", np.int64, ["a"])
+        graph.input("rows", np.int64, [1])
         graph.input("last_position", np.int32, [1])
         graph.input("total_length", np.int32, [])
+        graph.constant("zero", np.array([0], np.int64))
+        graph.constant("one", np.array([1], np.int64))
         self.rotary("", config.rope_base, config.rope_scale)
         if config.window:
             self.rotary("local_", config.rope_local_base, 1.0)
@@ -176,6 +182,10 @@ class Decoder:
         if normalized:
             query = self.head_norm(query, name + "attn_q_norm")
             key = self.head_norm(key, name + "attn_k_norm")
+        query, key, projected = (
+            part and graph.node("Gather", [part, "attention_rows"], axis=1)[0]
+            for part in (query, key, projected)
+        )
         local = config.is_local(layer)
         shape: list[int | str] = [1, config.kv_heads, "capacity", config.head_dim]
         past = [graph.input(f"past_{kind}_{layer}", np.float32, shape) for kind in ("key", "value")]
@@ -191,6 +201,7 @@ class Decoder:
             do_rotary=1, rotary_interleaved=int(config.rope_interleaved),
             local_window_size=config.window if local else -1,
         )[0]  # fmt: skip
+        [attended] = graph.node("Slice", [attended, "zero", "rows", "one"])
         return self.linear(attended, [name + "attn_output"], [config.hidden], sizes[0])
 
     def head_norm(self, value: str, name: str) -> str:

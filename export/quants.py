@@ -7,8 +7,9 @@
   point takes the nearest integer to ``minimum / scale``; what remains, a constant per block, is
   multiplied with the sum of the block's inputs: extra columns of the same product.
 - Q6_K has blocks of 16, which would cost 4 bits a weight in scales as the kernels keep them. It goes
-  into 8-bit blocks of 128; the rounding that this adds is a fraction of the format's own, and of
-  the kernels', which round their inputs to 8 bits as well.
+  into 8-bit blocks of 64; the rounding that this adds is a fraction of the format's own, and of
+  the kernels', which round their inputs to 8 bits as well. (Blocks of 128 would be a little smaller
+  still, but there the kernels on x86-64 give a row other bits when it is the last of an odd pass.)
 
 The formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -123,7 +124,7 @@ FORMATS = {
     "Q8_0": Format(8, 32, _q8_0, (32, 34)),
     "Q4_K": Format(4, 32, _q4_k, (256, 144), True),
     "Q5_K": Format(8, 32, _q5_k, (256, 176), True),
-    "Q6_K": Format(8, 128, _q6_k, (256, 210), rounded=True),
+    "Q6_K": Format(8, 64, _q6_k, (256, 210), rounded=True),
 }
 
 

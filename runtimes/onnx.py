@@ -23,6 +23,8 @@ from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
 
 PROBED_SIZES = 16
 """Batch invariance is probed for passes of up to so many rows."""
+_ATTENDED = 2
+"""Attention sees at least so many rows in exact passes: on one it runs another kernel."""
 _MAX_SMALLEST = 4
 """Padding single tokens to more rows than this would cost more than exactness is worth."""
 _PROBE_CONTEXT = 33
@@ -35,10 +37,7 @@ class _Pass(NamedTuple):
     """
 
     binding: Any
-    tokens: npt.NDArray[np.int64]
-    logit_rows: npt.NDArray[np.int64]
-    last_position: npt.NDArray[np.int32]
-    total_length: npt.NDArray[np.int32]
+    inputs: dict[str, npt.NDArray[Any]]
     logits: FloatArray
 
 
@@ -71,7 +70,7 @@ class OnnxRuntime:
         self.length = 0
         self._vocab_size = int(manifest["vocab_size"])
         self._appended = 0
-        self._passes: dict[tuple[int, int], _Pass] = {}
+        self._passes: dict[tuple[int, int, int], _Pass] = {}
         chosen = choose_provider(device, provider, ort.get_available_providers())
         self._threads = _share_threads(threads or physical_cores())
         progress("loading the model", 0, 1)
@@ -106,11 +105,12 @@ class OnnxRuntime:
                 f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
             )
         size = self.info.padded(rows) if logits == "all" else rows
-        step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits])
-        step.tokens[0, :rows] = tokens
-        step.tokens[0, rows:] = tokens[-1]  # padding: rows that nobody reads
-        step.last_position[0] = self.length + size - 1
-        step.total_length[...] = self.length + size
+        attended = max(size, _ATTENDED) if self.info.pass_sizes else size
+        step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits], attended)
+        step.inputs["tokens"][0, :rows] = tokens
+        step.inputs["tokens"][0, rows:] = tokens[-1]  # padding: rows that nobody reads
+        step.inputs["last_position"][0] = self.length + attended - 1
+        step.inputs["total_length"][...] = self.length + attended
         self._appended = rows
         self._session.run_with_iobinding(step.binding)
         if size > PROBED_SIZES:  # a prompt's rows of the embedding, and their surroundings
@@ -144,11 +144,13 @@ class OnnxRuntime:
                 caches[node.name] = ort.OrtValue.ortvalue_from_numpy(array)
         return caches
 
-    def _pass(self, n: int, m: int) -> _Pass:
-        if (n, m) in self._passes:
-            return self._passes[n, m]
+    def _pass(self, n: int, m: int, attended: int) -> _Pass:
+        if (n, m, attended) in self._passes:
+            return self._passes[n, m, attended]
         binding = self._session.io_binding()
         tokens, rows = np.zeros((1, n), np.int64), np.arange(n - m, n, dtype=np.int64)
+        attention_rows = np.minimum(np.arange(attended), n - 1)
+        count = np.array([n], np.int64)
         last_position, total_length = np.zeros(1, np.int32), np.zeros((), np.int32)
         size = m * self._vocab_size
         flat = self._logits[:size] if m <= PROBED_SIZES else np.empty(size, np.float32)
@@ -156,6 +158,8 @@ class OnnxRuntime:
         inputs = {
             "tokens": tokens,
             "logit_rows": rows,
+            "attention_rows": attention_rows,
+            "rows": count,
             "last_position": last_position,
             "total_length": total_length,
         }
@@ -165,9 +169,9 @@ class OnnxRuntime:
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past", "present"), cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
-        step = _Pass(binding, tokens, rows, last_position, total_length, logits)
+        step = _Pass(binding, inputs, logits)
         if n <= PROBED_SIZES:  # longer ones are prompts: binding is cheap beside computing them
-            self._passes[n, m] = step
+            self._passes[n, m, attended] = step
         return step
 
     def _invariant_sizes(self, folder: Path, progress: Progress) -> tuple[int, ...]:
@@ -190,6 +194,7 @@ class OnnxRuntime:
 
         The rows compared begin one token later: a row must not depend on its place either.
         """
+        self.info = replace(self.info, pass_sizes=tuple(range(1, PROBED_SIZES + 1)))
         rng = np.random.default_rng(0)
         count = _PROBE_CONTEXT + PROBED_SIZES + 1
         tokens = rng.integers(0, self._vocab_size, count).tolist()[: self.info.context]
