@@ -45,9 +45,9 @@ class OnnxRuntime:
     """A built model on ONNX Runtime; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
-    capacity in tokens (default: the model's, at most 4096). With ``exact``, sizes of pass are probed
-    for batch invariance (once; the result is kept beside the model) and single-token passes are
-    padded to the smallest that agrees with the others. Raises ``UserError`` for a model that is
+    capacity in tokens (default: the model's, at most 4096). With ``exact``, attention never sees a
+    single row (its kernel for one differs), sizes of pass are probed for batch invariance (once; the
+    result is kept beside the model) and passes are padded to sizes that agree with each other. Raises ``UserError`` for a model that is
     incomplete or a provider that is not installed.
     """
 

@@ -51,7 +51,7 @@ _OPTIONS = (
         "--exact/--no-exact",
         default=True,
         show_default=True,
-        help="Pad passes so that greedy answers are the same bit for bit whatever is drafted, "
+        help="Run passes so that greedy answers are the same bit for bit whatever is drafted, "
         "where the runtime can.",
     ),
     click.option(
