@@ -12,7 +12,7 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.store import locked, reason
 from edgespec.progress import Progress, silent
 
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 """Part of the key of every built model: raise it when what is built changes."""
 _DISK_MARGIN = 64 << 20
 
@@ -67,6 +67,7 @@ def _build(source: Path, folder: Path, progress: Progress) -> None:
             "vocab_size": decoder.vocab_size,
             "layers": config.layers,
             "context": config.context,
+            "window": config.window,
             "weight_bytes": decoder.weight_bytes,
             "files": {n: (partial / n).stat().st_size for n in (MODEL_FILE, WEIGHTS_FILE)},
             "constants": graph.external,

@@ -28,6 +28,8 @@ _ATTENDED = 2
 _MAX_SMALLEST = 4
 """Padding single tokens to more rows than this would cost more than exactness is worth."""
 _PROBE_CONTEXT = 33
+_WINDOWS_COUNT_THE_TOKEN = (1, 24)
+"""Before this version of ONNX Runtime a window did not include the token itself (its PR #25927)."""
 
 
 class _Pass(NamedTuple):
@@ -63,6 +65,12 @@ class OnnxRuntime:
         progress: Progress = silent,
     ) -> None:
         manifest = read_manifest(folder)
+        version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+        if manifest["window"] and version < _WINDOWS_COUNT_THE_TOKEN:
+            raise UserError(
+                f"onnxruntime {ort.__version__} computes sliding windows otherwise than {folder.name} "
+                "needs; upgrade it to 1.24 or later (Python 3.11 or later), or use --runtime llama-cpp"
+            )
         limit = int(manifest["context"])
         capacity = min(limit, DEFAULT_CONTEXT) if context is None else context
         if not 0 < capacity <= limit:
@@ -234,7 +242,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for key in ("vocab_size", "layers", "context", "weight_bytes"):
             if not isinstance(manifest[key], int) or manifest[key] < 1:
                 raise ValueError(f"its {key} is {manifest[key]!r}")
-        for key in ("name", "architecture", "constants"):
+        for key in ("name", "architecture", "window", "constants"):
             manifest[key]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.runtimes import Runtime
+from edgespec.runtimes import FloatArray, Runtime
 from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
 from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
@@ -111,21 +112,40 @@ def test_pass_sizes_of_a_real_model_keep_their_promise(smollm2_onnx: Path) -> No
     runtime.close()
 
 
-def test_passes_that_are_not_padded_have_other_bits(built: Path) -> None:
-    """Else the tests above would test nothing."""
-    exact, runtime = OnnxRuntime(built), OnnxRuntime(built, exact=False)
-    single = 1 in exact.info.pass_sizes
-    assert runtime.info.pass_sizes == ()
-    together = runtime.forward(TOKENS).copy()
-    same = []
-    for row, token in enumerate(TOKENS):
-        same.append(np.array_equal(runtime.forward([token])[0], together[row]))
-        runtime.keep([0])
-    exact.close()
+def test_padding_is_seen_by_nobody(built: Path) -> None:
+    """As on a processor where only these sizes agree, also at the end of the context."""
+    runtime = OnnxRuntime(built, context=64)
+    passes = [TOKENS[:1], TOKENS[1:6], (TOKENS * 3)[:57], [7]]
+    largest = max(runtime.info.pass_sizes)
+
+    def logits() -> list[FloatArray]:
+        found = []
+        runtime.truncate(0)
+        for tokens in passes:
+            found.append(runtime.forward(tokens).copy())
+            runtime.keep(range(len(tokens)))
+        assert runtime.length == runtime.info.context
+        return found
+
+    expected = logits()
+    runtime.info = replace(runtime.info, pass_sizes=(largest - 2, largest))
+    for found, wanted in zip(logits(), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
     runtime.close()
-    if single:
-        pytest.skip("on this processor a single row has the same bits as several")
-    assert not all(same)
+
+
+def test_an_onnx_runtime_of_other_windows_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 1.24 a sliding layer saw one token more."""
+    local = build_onnx(tiny_gguf(tmp_path / "a.gguf", "gemma3"), tmp_path / "gemma3")
+    everywhere = build_onnx(tiny_gguf(tmp_path / "b.gguf", "llama"), tmp_path / "llama")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    with pytest.raises(UserError, match=r"upgrade it to 1\.24"):
+        OnnxRuntime(local)
+    OnnxRuntime(everywhere).close()
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.0.dev1+cpu")
+    OnnxRuntime(local).close()
 
 
 def test_pass_sizes_are_remembered(built: Path) -> None:
@@ -331,6 +351,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no files": edited("files", None),
     "files is a list": edited("files", ["model.onnx"]),
     "no file is named": edited("files", {}),
+    "no window": edited("window", None),
     "no constants": edited("constants", None),
     "constants are numbers": edited("constants", [1, 2]),
     "constants lie outside": moved,
