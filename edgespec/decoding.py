@@ -17,7 +17,7 @@ from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import MAX_DRAFT, cut
 
-PREFILL_CHUNK = 128
+PREFILL_CHUNK = 64
 """Prompt tokens in one pass: larger ones are hardly faster, and hold more memory and up Ctrl-C."""
 
 

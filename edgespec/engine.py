@@ -79,11 +79,10 @@ class Engine:
                 f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}"
             )
         path = store.resolve(str(model), progress)
-        file = GGUFFile(path)
-        tokenizer = Tokenizer.from_gguf(file)
+        tokenizer, architecture = _read(path)
         source = tokenizer.chat_template
         options: dict[str, Any] = {"context": context, "threads": threads, "device": device}
-        name = _choose_runtime(runtime, file)
+        name = _choose_runtime(runtime, architecture)
         if provider is not None and name != "onnx":
             raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
         target: Runtime
@@ -200,13 +199,19 @@ class Engine:
         self.close()
 
 
-def _choose_runtime(runtime: str, file: GGUFFile) -> str:
+def _read(path: Path) -> tuple[Tokenizer, str]:
+    """The tokenizer and the architecture; the rest of the metadata is gone before the model loads."""
+    file = GGUFFile(path)
+    return Tokenizer.from_gguf(file), file.architecture
+
+
+def _choose_runtime(runtime: str, architecture: str) -> str:
     """``auto`` is onnx wherever it has the architecture, else llama-cpp."""
     if runtime not in ("auto", "onnx", "llama-cpp"):
         raise UserError(f"there is no runtime {runtime!r}; take auto, onnx or llama-cpp")
     if runtime != "auto":
         return runtime
-    if file.architecture not in ARCHITECTURES and find_spec("llama_cpp") is not None:
+    if architecture not in ARCHITECTURES and find_spec("llama_cpp") is not None:
         return "llama-cpp"
     return "onnx"
 

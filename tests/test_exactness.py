@@ -27,7 +27,8 @@ from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.session import Loaded, Session
-from tests.tiny import TINY, tiny_gguf
+from tests.onnx_support import ARCHITECTURES
+from tests.tiny import tiny_gguf
 
 TOKENS = 64
 PROMPTS = {
@@ -148,7 +149,7 @@ class Oracle:
         pass
 
 
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("quant", "types"),
     [("Q4_K", {"attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q6_K"}), ("Q8_0", {}), ("F16", {})],

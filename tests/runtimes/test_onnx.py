@@ -19,6 +19,7 @@ from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.runtimes import FloatArray, Runtime
 from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
+from tests.onnx_support import ARCHITECTURES
 from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
 
@@ -35,7 +36,7 @@ class Contract(RuntimeContract):
 
 
 @pytest.mark.parametrize("exact", [True, False], scope="class")
-@pytest.mark.parametrize("architecture", TINY, scope="class")
+@pytest.mark.parametrize("architecture", ARCHITECTURES, scope="class")
 class TestTiny(Contract):
     tolerance = 1e-3
 
@@ -96,7 +97,7 @@ def assert_rows_have_the_same_bits(runtime: OnnxRuntime, lengths: list[int]) -> 
             np.testing.assert_array_equal(found, expected[: row + 1], f"others after {row}")
 
 
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("quant", ["F32", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
 def test_pass_sizes_keep_their_promise(tmp_path: Path, architecture: str, quant: str) -> None:
     source = tiny_gguf(tmp_path / "a.gguf", architecture, quant)
