@@ -69,8 +69,8 @@ class LlamaCppRuntime:
     ) -> None:
         """Load the model.
 
-        ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores. ``device`` is ``auto``, ``cpu``, ``gpu`` or
-        ``gpu:N``. Raises ``UserError`` where the file or the device cannot be used.
+        ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores.
+        ``device`` is ``auto``, ``cpu``, ``gpu`` or ``gpu:N``. Raises ``UserError`` where the file or the device cannot be used.
         """
         file = GGUFFile(path)
         _refuse_what_would_abort(file)
@@ -263,6 +263,7 @@ def _load_model(file: GGUFFile, device: str) -> Any:
         params.n_gpu_layers = 999  # every layer
         params.split_mode = llama.LLAMA_SPLIT_MODE_NONE
         params.main_gpu = int(device.removeprefix("gpu:"))
+    llama.llama_log_set(_log_callback, None)  # whoever else uses the library may have changed it
     _errors.clear()
     model = llama.llama_model_load_from_file(os.fsencode(file.path), params)
     if not model:

@@ -6,6 +6,9 @@ import ctypes
 from pathlib import Path
 
 
+_kept: list[object] = []
+
+
 class LlamaVocabulary:
     """The vocabulary of a GGUF file as llama.cpp has it."""
 
@@ -13,8 +16,9 @@ class LlamaVocabulary:
         import llama_cpp
 
         self._lib = llama_cpp
-        self._silent = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
+        # llama.cpp goes on calling it: it must outlive every vocabulary
+        _kept.append(llama_cpp.llama_log_callback(lambda *_: None))
+        llama_cpp.llama_log_set(_kept[-1], ctypes.c_void_p(0))
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = True
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)

@@ -115,7 +115,7 @@ def test_a_pass_longer_than_llama_cpp_computes_at_once(tmp_path: Path) -> None:
 
 
 def test_sliding_layers_keep_what_truncate_may_return_to(tmp_path: Path) -> None:
-    runtime = load(tiny_gguf(tmp_path / "a.gguf", "gemma3", window=8), context=2048)
+    runtime = load(tiny_gguf(tmp_path / "a.gguf", "gemma3", window=8, context=2048), context=2048)
     tokens = np.random.default_rng(3).integers(0, 256, 1800).tolist()
     expected = runtime.forward(tokens[:105])[100:].copy()
     runtime.forward(tokens, logits="none")
