@@ -6,7 +6,6 @@ import functools
 import json
 import multiprocessing
 import platform
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,11 +17,10 @@ from typing import Any, TypeVar
 import click
 
 import edgespec
-from edgespec.engine import Engine
+from edgespec.cli import Failure
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.runtimes.devices import cpu_name, physical_cores
-from edgespec.session import Loaded
 
 T = TypeVar("T")
 
@@ -74,21 +72,11 @@ def own_text() -> str:
     return "\n\n".join([*parts, *(source.read_text("utf-8") for source in sources)])
 
 
-def loaded(engine: Engine) -> Loaded:
-    """What the engine's sessions share: its runtime and tokenizer."""
-    return engine._loaded
-
-
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
     """Call ``function`` in a fresh process, whose threads and memory are its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def geometric_mean(ratios: Iterable[float]) -> float:
-    """The mean of ratios: that of a half and of two is one."""
-    return statistics.geometric_mean(ratios)
 
 
 def note(line: str) -> None:
@@ -135,10 +123,6 @@ def report(
         json_path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
-class _Failure(click.ClickException):
-    exit_code = 2
-
-
 def program(command: Callable[..., None]) -> click.Command:
     """A click command over MODEL with ``--json``; prints a ``UserError`` as one line, exit code 2."""
 
@@ -147,7 +131,7 @@ def program(command: Callable[..., None]) -> click.Command:
         try:
             command(**options)
         except UserError as error:
-            raise _Failure(str(error)) from error
+            raise Failure(str(error)) from error
 
     guarded = click.option(
         "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."

@@ -17,7 +17,6 @@ import click
 from edgespec.bench.common import (
     RUNTIMES,
     Prompt,
-    loaded,
     machine,
     note,
     program,
@@ -68,7 +67,7 @@ def answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[
         completion = engine.generate(prompt.text, max_tokens=max_tokens)
         figures = completion.statistics
         note(f"{number}/{len(prompts)} {prompt.category}, {figures.drafter}")
-        ids = loaded(engine).held[: figures.prompt_tokens]
+        ids = engine.loaded.held[: figures.prompt_tokens]
         said, tau = completion.token_ids, figures.block_efficiency
         found.append(Answer(ids, said, tau, figures.exact))
     return found
@@ -121,7 +120,7 @@ def main(
         for prompt, a, b in zip(prompts, plain, drafted, strict=True):
             if (i := first_difference(a.said, b.said)) is not None:
                 prefix = a.prompt + a.said[:i]
-                gap = logit_gap(loaded(engine).target, prefix, a.said[i], b.said[i])
+                gap = logit_gap(engine.loaded.target, prefix, a.said[i], b.said[i])
                 differences.append(Difference(prompt.id, i, gap))
 
     near_ties = sum(difference.gap < NEAR_TIE for difference in differences)

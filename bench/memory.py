@@ -11,7 +11,6 @@ import click
 from edgespec.bench.common import (
     RUNTIMES,
     in_child,
-    loaded,
     machine,
     note,
     own_text,
@@ -48,7 +47,7 @@ def fill(model: str, runtime: str, context: int, exact: bool) -> Peaks:
     imported = peak_memory_bytes()
     with Engine.open(model, runtime=runtime, context=context, exact=exact) as engine:
         opened = peak_memory_bytes()
-        parts = loaded(engine)
+        parts = engine.loaded
         text = islice(cycle(parts.tokenizer.encode(own_text())), max(1, context - _GENERATED))
         tokens = list(text)
         prefill(parts.target, tokens)

@@ -18,9 +18,7 @@ from edgespec.bench.common import (
     RUNTIMES,
     Prompt,
     first_of_each,
-    geometric_mean,
     in_child,
-    loaded,
     machine,
     note,
     own_text,
@@ -64,8 +62,8 @@ def time_passes(model: str, runtime: str, threads: int | None, repeats: int) -> 
     with Engine.open(
         model, runtime=runtime, draft="none", exact=False, context=1024, threads=threads
     ) as engine:
-        target, info = loaded(engine).target, engine.info
-        tokens = loaded(engine).tokenizer.encode(own_text())
+        target, info = engine.loaded.target, engine.info
+        tokens = engine.loaded.tokenizer.encode(own_text())
         target.forward(tokens[:_CONTEXT], logits="none")
         target.keep(range(_CONTEXT))
         following = tokens[_CONTEXT:]
@@ -187,7 +185,7 @@ class Switch:
     whatever the other modes learnt: each keeps its own costs."""
 
     def __init__(self, engine: Engine) -> None:
-        self.parts = loaded(engine)
+        self.parts = engine.loaded
         self._exact = self.parts.target.info
         self._costs: dict[Mode, PassCosts] = {}
 
@@ -250,7 +248,7 @@ def gains_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
         cells = [name, str(len(prompts))]
         for mode in modes:
             found = [gains[mode][prompt] for prompt in prompts]
-            mean = geometric_mean(found)
+            mean = statistics.geometric_mean(found)
             cells.append(f"{min(found):.2f} / {statistics.median(found):.2f} / {mean:.2f}")
         return cells
 

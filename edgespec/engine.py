@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, overload
 
 from edgespec.drafting import Drafter
@@ -48,7 +47,8 @@ class Engine:
     """A model ready to answer; open it with ``Engine.open``, close it or use it in ``with``."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
+        """What the engine's sessions share: its runtime, drafter, tokenizer and template."""
 
     @classmethod
     def open(
@@ -81,6 +81,7 @@ class Engine:
         path = store.resolve(str(model), progress)
         tokenizer, architecture = _read(path)
         source = tokenizer.chat_template
+        template = ChatTemplate(source, tokenizer) if source else None
         options: dict[str, Any] = {"context": context, "threads": threads, "device": device}
         name = _choose_runtime(runtime, architecture)
         if provider is not None and name != "onnx":
@@ -103,7 +104,6 @@ class Engine:
                 f"{path} has {tokenizer.vocab_size} tokens in its tokenizer and "
                 f"{target.info.vocab_size} in its head; they do not belong together"
             )
-        template = ChatTemplate(source, tokenizer) if source else None
         loaded = Loaded(target, DRAFTERS[draft](), tokenizer, template)
         if draft != "none":
             progress("timing passes", 0, 1)
@@ -114,12 +114,12 @@ class Engine:
     @property
     def info(self) -> ModelInfo:
         """What is loaded, and where."""
-        return self._loaded.target.info
+        return self.loaded.target.info
 
     @property
     def can_chat(self) -> bool:
         """Whether the model has a chat template."""
-        return self._loaded.template is not None
+        return self.loaded.template is not None
 
     def session(
         self,
@@ -131,7 +131,7 @@ class Engine:
     ) -> Session:
         """A new conversation. Sessions of one engine answer one at a time."""
         return Session(
-            self._loaded, system=system, sampling=sampling, notice=notice, progress=progress
+            self.loaded, system=system, sampling=sampling, notice=notice, progress=progress
         )
 
     @overload
@@ -185,17 +185,12 @@ class Engine:
 
     def close(self) -> None:
         """Free the model."""
-        self._loaded.target.close()
+        self.loaded.target.close()
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -126,9 +126,9 @@ class GGUFFile:
         return start
 
     def _scalar(self, code: str) -> Any:
-        return struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code)))[
-            0
-        ]
+        start = self._take(struct.calcsize("<" + code))
+        (value,) = struct.unpack_from("<" + code, self._data, start)
+        return value
 
     def _string(self) -> str:
         size = self._scalar("Q")

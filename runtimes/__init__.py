@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.errors import UserError
+
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["all", "last", "none"]
 DEFAULT_CONTEXT = 4096
@@ -72,6 +74,17 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free the weights and the cache."""
         ...
+
+
+def capacity(context: int | None, limit: int) -> int:
+    """The tokens that a cache is made for, where the user asks for ``context`` of the model's ``limit``.
+
+    Raises ``UserError`` where the model does not take as many.
+    """
+    tokens = min(limit, DEFAULT_CONTEXT) if context is None else context
+    if not 0 < tokens <= limit:
+        raise UserError(f"the context is {tokens}; this model takes 1 to {limit} tokens")
+    return tokens
 
 
 class ContextOverflow(ValueError):

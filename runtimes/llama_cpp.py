@@ -20,7 +20,14 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import DEFAULT_CONTEXT, ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.runtimes import (
+    DEFAULT_CONTEXT,
+    ContextOverflow,
+    FloatArray,
+    Logits,
+    ModelInfo,
+    capacity,
+)
 from edgespec.runtimes.devices import physical_cores
 
 try:
@@ -70,15 +77,14 @@ class LlamaCppRuntime:
         """Load the model.
 
         ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores.
-        ``device`` is ``auto``, ``cpu``, ``gpu`` or ``gpu:N``. Raises ``UserError`` where the file or the device cannot be used.
+        ``device`` is ``auto``, ``cpu``, ``gpu`` or ``gpu:N``. Raises ``UserError`` where the file or
+        the device cannot be used.
         """
         file = GGUFFile(path)
         _refuse_what_would_abort(file)
         device = _device(device)
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
-        context = min(limit, DEFAULT_CONTEXT) if context is None else context
-        if not 0 < context <= limit:
-            raise UserError(f"the context is {context}; this model takes 1 to {limit} tokens")
+        context = capacity(context, limit)
         model = _load_model(file, device)
         cache = _create_context(model, file, context, threads or physical_cores(), device)
         self._context, self._memory = cache, llama.llama_get_memory(cache)

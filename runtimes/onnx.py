@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import DEFAULT_CONTEXT, ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo, capacity
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
 
 PROBED_SIZES = 16
@@ -49,8 +49,8 @@ class OnnxRuntime:
     ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
     capacity in tokens (default: the model's, at most 4096). With ``exact``, attention never sees a
     single row (its kernel for one differs), sizes of pass are probed for batch invariance (once; the
-    result is kept beside the model) and passes are padded to sizes that agree with each other. Raises ``UserError`` for a model that is
-    incomplete or a provider that is not installed.
+    result is kept beside the model) and passes are padded to sizes that agree with each other.
+    Raises ``UserError`` for a model that is incomplete or a provider that is not installed.
     """
 
     def __init__(
@@ -71,10 +71,7 @@ class OnnxRuntime:
                 f"onnxruntime {ort.__version__} computes sliding windows otherwise than {folder.name} "
                 "needs; upgrade it to 1.24 or later (Python 3.11 or later), or use --runtime llama-cpp"
             )
-        limit = int(manifest["context"])
-        capacity = min(limit, DEFAULT_CONTEXT) if context is None else context
-        if not 0 < capacity <= limit:
-            raise UserError(f"the context is {capacity}; this model takes 1 to {limit} tokens")
+        context = capacity(context, int(manifest["context"]))
         self.length = 0
         self._vocab_size = int(manifest["vocab_size"])
         self._appended = 0
@@ -86,14 +83,14 @@ class OnnxRuntime:
             folder, manifest, chosen, device
         )
         progress("loading the model", 1, 1)
-        self._caches = self._allocate_caches(capacity + PROBED_SIZES)
+        self._caches = self._allocate_caches(context + PROBED_SIZES)
         self._logits = np.empty((PROBED_SIZES * self._vocab_size,), np.float32)
         self.info = ModelInfo(
             name=str(manifest["name"]),
             architecture=str(manifest["architecture"]),
             vocab_size=self._vocab_size,
             layers=int(manifest["layers"]),
-            context=capacity,
+            context=context,
             weight_bytes=int(manifest["weight_bytes"]),
             device=chosen.removesuffix("ExecutionProvider").lower(),
             runtime="onnx",

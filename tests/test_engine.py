@@ -81,7 +81,7 @@ def test_an_answer_that_ends(engine: Engine) -> None:
     assert found.finish_reason == "stop"
     assert found.statistics.generated_tokens == len(found.token_ids) < 100
     assert "<|im_end|>" not in found.text
-    tokenizer = engine._loaded.tokenizer
+    tokenizer = engine.loaded.tokenizer
     assert found.token_ids[-1] in tokenizer.stop_tokens
     assert tokenizer.decode(found.token_ids[:-1]) == found.text
 
@@ -222,6 +222,14 @@ def test_an_architecture_without_runtime_is_an_error_of_one_line(tmp_path: Path)
     path = replace_bytes(tiny_gguf(tmp_path / "a.gguf", layers=1), "llama", "mamba")
     with pytest.raises(UserError, match="architecture 'mamba'"):
         Engine.open(path, runtime="onnx")
+
+
+def test_a_template_with_an_error_is_found_before_anything_is_built(tmp_path: Path) -> None:
+    path = replace_bytes(tiny_gguf(tmp_path / "badly.gguf", layers=1), "{% endfor", "{% endfur")
+    with pytest.raises(UserError, match="template") as caught:
+        Engine.open(path, runtime="onnx")
+    assert "\n" not in str(caught.value)
+    assert not list((store.cache_dir() / "onnx").glob("badly*"))
 
 
 def test_a_vocabulary_larger_than_the_head_is_an_error_of_one_line(tmp_path: Path) -> None:

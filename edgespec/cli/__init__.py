@@ -23,7 +23,9 @@ _INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
 
-class _Failure(click.ClickException):
+class Failure(click.ClickException):
+    """What a user can put right: one line on stderr."""
+
     exit_code = 2
 
 
@@ -46,10 +48,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            raise _Failure(str(error)) from error
+            raise Failure(str(error)) from error
         except MemoryError as error:
             hint = "out of memory; close other programs, or try a smaller model or --context"
-            raise _Failure(hint) from error
+            raise Failure(hint) from error
         except KeyboardInterrupt:
             click.echo(err=True)  # the terminal has shown ^C
             ctx.exit(_INTERRUPTED)

@@ -13,11 +13,6 @@ from edgespec.errors import UserError
 from tests.bench.conftest import Run
 
 
-def test_the_mean_of_ratios_is_geometric() -> None:
-    assert common.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
-    assert common.geometric_mean([1.0, 2.0, 4.0]) == pytest.approx(2.0)
-
-
 def test_thirty_different_prompts_of_many_kinds() -> None:
     prompts = common.read_prompts()
     assert len({prompt.text for prompt in prompts}) == 30

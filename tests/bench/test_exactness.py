@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from edgespec.bench import exactness
-from edgespec.bench.common import loaded
 from edgespec.engine import Engine
 from edgespec.session import Session
 from tests.bench.conftest import Run
@@ -36,7 +35,7 @@ def test_the_program_finds_a_difference(
 
     def wrong_when_drafted(engine: Engine, *rest: Any) -> list[exactness.Answer]:
         found = answers(engine, *rest)
-        if loaded(engine).drafter.name == "ngram":
+        if engine.loaded.drafter.name == "ngram":
             said = found[0].said
             found[0] = replace(found[0], said=[*said[:3], said[3] + 1, *said[4:]])
         return found
@@ -53,10 +52,10 @@ def test_the_gap_is_that_of_the_logits_which_chose_the_token(
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
     with Engine.open(smollm2, draft="none", context=256) as engine:
-        session = Session(loaded(engine))
+        session = Session(engine.loaded)
         list(session.complete("The capital of France is", max_tokens=4))
-        context = list(loaded(engine).held)
-        target = loaded(engine).target
+        context = list(engine.loaded.held)
+        target = engine.loaded.target
         gap = exactness.logit_gap(target, context[:-1], context[-1], context[0])
         logits = target.forward([context[-2]])[-1]
         assert gap > 0

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from edgespec.bench import speed
-from edgespec.bench.common import loaded
 from edgespec.engine import Engine
 from tests.bench.conftest import Run
 
@@ -49,7 +48,7 @@ def test_modes_of_one_model_are_those_of_an_engine(
             (speed.FAST, (), "ngram"),
         ):
             parts = switch.to(mode)
-            assert parts is loaded(engine)
+            assert parts is engine.loaded
             assert (parts.target.info.pass_sizes, parts.drafter.name) == (sizes, name)
 
 

@@ -8,7 +8,6 @@ import select
 import subprocess
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 if os.name == "posix":
     import fcntl
@@ -41,12 +40,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self._side)

@@ -1,4 +1,4 @@
-"""What any ``Runtime`` must do, as tests. Subclass ``RuntimeContract`` and give it a ``runtime``."""
+"""What any ``Runtime`` must do, as tests. Subclass ``RuntimeContract`` and give it a ``loaded``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OTHERS = [3, 88, 17, 140]
 
 
 class RuntimeContract:
-    """Tests of a fresh ``runtime`` (a fixture of the subclass) with room for at least 40 tokens.
+    """Tests of a runtime, ``loaded`` (a fixture of the subclass), with room for at least 40 tokens.
 
     ``tolerance`` is how far a logit may be off where the same row is computed in a pass of another
     size. What the tests look for moves logits by several units.
@@ -20,6 +20,11 @@ class RuntimeContract:
 
     tolerance: float
     trees = True
+
+    @pytest.fixture
+    def runtime(self, loaded: Runtime) -> Runtime:
+        loaded.truncate(0)
+        return loaded
 
     def assert_same(self, found: FloatArray, expected: FloatArray) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=self.tolerance)

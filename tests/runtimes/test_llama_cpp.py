@@ -26,15 +26,8 @@ def load(path: Path, **options: Any) -> Runtime:
     return LlamaCppRuntime(path, **{"context": 64, "threads": 1, "device": "cpu"} | options)
 
 
-class Contract(RuntimeContract):
-    @pytest.fixture
-    def runtime(self, loaded: Runtime) -> Runtime:
-        loaded.truncate(0)
-        return loaded
-
-
 @pytest.mark.parametrize("architecture", TINY, scope="class")
-class TestTiny(Contract):
+class TestTiny(RuntimeContract):
     tolerance = 0.05  # the cache is in float16, and rows of another pass take another kernel
 
     @pytest.fixture(scope="class")
@@ -50,7 +43,7 @@ class TestTiny(Contract):
         runtime.close()
 
 
-class TestSmolLM2(Contract):
+class TestSmolLM2(RuntimeContract):
     tolerance = 1.5  # activations are rounded to 8 bits, where a last bit's difference is a step
 
     @pytest.fixture(scope="class")

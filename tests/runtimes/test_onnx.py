@@ -17,7 +17,7 @@ import pytest
 
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.runtimes import FloatArray, Runtime
+from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
 from tests.onnx_support import ARCHITECTURES
 from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract
@@ -28,11 +28,6 @@ REMEMBERED = "pass_sizes.json"
 
 class Contract(RuntimeContract):
     trees = False
-
-    @pytest.fixture
-    def runtime(self, loaded: Runtime) -> Runtime:
-        loaded.truncate(0)
-        return loaded
 
 
 @pytest.mark.parametrize("exact", [True, False], scope="class")

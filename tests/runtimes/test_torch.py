@@ -35,11 +35,6 @@ class TestTiny(RuntimeContract):
         yield runtime
         runtime.close()
 
-    @pytest.fixture
-    def runtime(self, loaded: Runtime) -> Runtime:
-        loaded.truncate(0)
-        return loaded
-
 
 def test_a_safetensors_folder_gives_what_the_gguf_file_gives(tmp_path: Path) -> None:
     from edgespec.models.gguf import GGUFFile
