@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from edgespec.models.catalogue import load_catalogue
 
 # Read before any test sets EDGESPEC_HOME. Outside the clone, so that it is downloaded once.
 TEST_MODELS = Path(os.environ.get("EDGESPEC_TEST_MODELS") or store.cache_dir() / "test-models")
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and so
+# would be every child that these tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
