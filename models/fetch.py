@@ -235,7 +235,8 @@ def _need_room(folder: Path, size: int) -> None:
 def _largest(folder: Path) -> int:
     """Bytes in the largest file below a folder whose files come and go."""
     largest = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            largest = max(largest, path.stat().st_size)
+    for parent, _, names in os.walk(folder):  # unlike rglob, it passes over folders that vanish
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
     return largest

@@ -629,3 +629,23 @@ def test_a_hash_needs_no_writable_cache(home: Path, tmp_path: Path) -> None:
 def test_a_hash_of_a_file_that_is_gone(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"cannot read .*: {os.strerror(errno.ENOENT)}"):
         store.sha256_of(tmp_path / "absent")
+
+
+def test_progress_survives_folders_that_vanish(tmp_path: Path) -> None:
+    """pip's own temporary folders come and go while their largest file is looked for."""
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            (tmp_path / "a/b/c").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    thread = threading.Thread(target=come_and_go)
+    (tmp_path / "wheel").write_bytes(bytes(1000))
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert fetch._largest(tmp_path) == 1000
+    finally:
+        stop.set()
+        thread.join()
