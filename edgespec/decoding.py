@@ -17,8 +17,8 @@ from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import MAX_DRAFT, cut
 
-PREFILL_CHUNK = 64
-"""Prompt tokens in one pass: larger ones are hardly faster, and hold more memory and up Ctrl-C."""
+PREFILL_CHUNK = 32
+"""Prompt tokens in one pass: more are hardly faster, and hold more memory, and Ctrl-C up for longer."""
 
 
 @dataclass(frozen=True)

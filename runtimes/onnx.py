@@ -28,6 +28,9 @@ _ATTENDED = 2
 _MAX_SMALLEST = 4
 """Padding single tokens to more rows than this would cost more than exactness is worth."""
 _PROBE_CONTEXT = 33
+_MAPPED_BYTES = 1 << 16
+"""Larger constants stay in the file's mapping. Norms and biases are read in every pass, and touching
+one there would make up to 2 MB of weights around it resident, which nobody reads."""
 _WINDOWS_COUNT_THE_TOKEN = (1, 24)
 """Before this version of ONNX Runtime a window did not include the token itself (its PR #25927)."""
 
@@ -285,7 +288,8 @@ def _open_session(
         for name, dtype, shape, offset in manifest["constants"]:
             count = int(np.prod(shape, dtype=np.int64))
             array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
-            weights.append(ort.OrtValue.ortvalue_from_numpy(array))
+            kept = array if array.nbytes > _MAPPED_BYTES else array.copy()
+            weights.append(ort.OrtValue.ortvalue_from_numpy(kept))
             options.add_initializer(name, weights[-1])
         with _read_pages_released(mapping):
             path = str(folder / "model.onnx")
