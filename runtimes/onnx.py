@@ -25,9 +25,17 @@ PROBED_SIZES = 16
 """Batch invariance is probed for passes of up to so many rows."""
 _ATTENDED = 2
 """Attention sees at least so many rows in exact passes: on one it runs another kernel."""
+_WIDE_HEAD = 128
+_WIDE_HEADS_ATTEND_TO = 65
+"""Over heads wider than ``_WIDE_HEAD`` and fewer positions than this, MLAS sums a query's product with
+a key in longer runs, whose bits differ: exact passes never attend to fewer."""
+_NO_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+"""An option of ONNX Runtime that it takes from the environment alone, while it makes a session. Flash
+attention goes by blocks of positions, in the last of which those runs change; it is no faster here."""
 _MAX_SMALLEST = 4
 """Padding single tokens to more rows than this would cost more than exactness is worth."""
-_PROBE_CONTEXT = 33
+_PROBE_CONTEXT = 55
+"""Where the probe begins. Its rows lie on both sides of 64, a power of two, where kernels like to change."""
 _MAPPED_BYTES = 1 << 16
 """Larger constants stay in the file's mapping. Norms and biases are read in every pass, and touching
 one there would make up to 2 MB of weights around it resident, which nobody reads."""
@@ -51,8 +59,9 @@ class OnnxRuntime:
 
     ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
     capacity in tokens (default: the model's, at most 4096). With ``exact``, attention never sees a
-    single row (its kernel for one differs), sizes of pass are probed for batch invariance (once; the
-    result is kept beside the model) and passes are padded to sizes that agree with each other.
+    single row (its kernel for one differs) nor few positions with wide heads, sizes of pass are probed for
+    batch invariance (once; the result is kept beside the model) and passes are padded to sizes that
+    agree with each other.
     Raises ``UserError`` for a model that is incomplete or a provider that is not installed.
     """
 
@@ -86,7 +95,10 @@ class OnnxRuntime:
             folder, manifest, chosen, device
         )
         progress("loading the model", 1, 1)
-        self._caches = self._allocate_caches(context + PROBED_SIZES)
+        shapes = {n.name: n.shape for n in self._session.get_inputs() if n.name.startswith("past_")}
+        wide = any(head_dim > _WIDE_HEAD for *_, head_dim in shapes.values())
+        self._least_attended = _WIDE_HEADS_ATTEND_TO if wide else 0
+        self._caches = _allocate_caches(shapes, context + max(PROBED_SIZES, self._least_attended))
         self._logits = np.empty((PROBED_SIZES * self._vocab_size,), np.float32)
         self.info = ModelInfo(
             name=str(manifest["name"]),
@@ -113,7 +125,9 @@ class OnnxRuntime:
                 f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
             )
         size = self.info.padded(rows) if logits == "all" else rows
-        attended = max(size, _ATTENDED) if self.info.pass_sizes else size
+        attended = size
+        if self.info.pass_sizes:
+            attended = max(size, _ATTENDED, self._least_attended - self.length)
         step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits], attended)
         step.inputs["tokens"][0, :rows] = tokens
         step.inputs["tokens"][0, rows:] = tokens[-1]  # padding: rows that nobody reads
@@ -142,16 +156,6 @@ class OnnxRuntime:
         if hasattr(self, "_session"):  # closing twice is harmless
             del self._session, self._weights, self._mapping
 
-    def _allocate_caches(self, capacity: int) -> dict[str, Any]:
-        """Zeroed caches; the system gives them memory when they are first written."""
-        caches = {}
-        for node in self._session.get_inputs():
-            if node.name.startswith("past_"):
-                _, heads, _, head_dim = node.shape
-                array = np.zeros((1, heads, capacity, head_dim), np.float32)
-                caches[node.name] = ort.OrtValue.ortvalue_from_numpy(array)
-        return caches
-
     def _pass(self, n: int, m: int, attended: int) -> _Pass:
         if (n, m, attended) in self._passes:
             return self._passes[n, m, attended]
@@ -178,7 +182,9 @@ class OnnxRuntime:
             binding.bind_ortvalue_output(name.replace("past", "present"), cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         step = _Pass(binding, inputs, logits)
-        if n <= PROBED_SIZES:  # longer ones are prompts: binding is cheap beside computing them
+        if (
+            attended <= PROBED_SIZES
+        ):  # longer ones are prompts: binding is cheap beside computing them
             self._passes[n, m, attended] = step
         return step
 
@@ -220,6 +226,14 @@ class OnnxRuntime:
                 agreeing.append(size)
         self.truncate(0)
         return tuple(agreeing) if len(agreeing) > 1 and agreeing[0] <= _MAX_SMALLEST else ()
+
+
+def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, Any]:
+    """Zeroed caches; the system gives them memory when they are first written."""
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, capacity, head_dim), np.float32))
+        for name, (_, heads, _, head_dim) in shapes.items()
+    }
 
 
 def _remembered_sizes(path: Path, key: str) -> tuple[int, ...] | None:
@@ -291,7 +305,7 @@ def _open_session(
             kept = array if array.nbytes > _MAPPED_BYTES else array.copy()
             weights.append(ort.OrtValue.ortvalue_from_numpy(kept))
             options.add_initializer(name, weights[-1])
-        with _read_pages_released(mapping):
+        with _read_pages_released(mapping), _no_flash_attention():
             path = str(folder / "model.onnx")
             session = ort.InferenceSession(path, options, [(provider, settings)])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
@@ -306,6 +320,19 @@ def _open_session(
             "install what it needs, or use --device cpu"
         )
     return session, weights, mapping
+
+
+@contextlib.contextmanager
+def _no_flash_attention() -> Iterator[None]:
+    before = os.environ.get(_NO_FLASH_ATTENTION)
+    os.environ[_NO_FLASH_ATTENTION] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_FLASH_ATTENTION]
+        else:
+            os.environ[_NO_FLASH_ATTENTION] = before
 
 
 @contextlib.contextmanager

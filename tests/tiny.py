@@ -62,7 +62,7 @@ TINY = {
         "gemma3",
         layers=7,
         kv_heads=1,
-        head_dim=128,
+        head_dim=256,
         tied=True,
         rope_base=1e6,
         pre_tokenizer="gpt-2",
