@@ -11,7 +11,8 @@ from edgespec.errors import UserError
 from edgespec.export.architectures.common import Config
 from edgespec.export.graph import MICROSOFT, Graph
 from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, pack
-from edgespec.models.gguf import GGUFFile, TensorInfo
+from edgespec.export.sources import TOKEN_IDS, Source
+from edgespec.models.gguf import TensorInfo
 from edgespec.progress import Progress
 from edgespec.runtimes import FloatArray
 
@@ -34,12 +35,12 @@ class Decoder:
     same caches, appended in place when bound to the same memory.
     """
 
-    def __init__(self, gguf: GGUFFile, config: Config, graph: Graph, progress: Progress) -> None:
-        self.gguf, self.config, self.graph, self.progress = gguf, config, graph, progress
+    def __init__(self, source: Source, config: Config, graph: Graph, progress: Progress) -> None:
+        self.source, self.config, self.graph, self.progress = source, config, graph, progress
         self.weight_bytes = 0
         """Bytes of weights that one pass reads: all but the embedding, as they are stored."""
         self.done = 0
-        self.total = sum(tensor.nbytes for tensor in gguf.tensors.values())
+        self.total = sum(tensor.nbytes for tensor in source.tensors.values())
         if not self.has("output"):  # tied: the embedding is read twice
             self.total += self.weight("token_embd").nbytes
         self.sums: dict[str, str] = {}
@@ -81,25 +82,26 @@ class Decoder:
     def estimated_bytes(self) -> int:
         """About what the built model takes on the disk."""
         tables = 4 * (self.config.context + SPARE_POSITIONS) * self.config.rope_dims * 2
-        weights = sum(_built_bytes(tensor) for tensor in self.gguf.tensors.values())
-        embedding = self.gguf.tensors.get("token_embd.weight")
+        weights = sum(_built_bytes(tensor) for tensor in self.source.tensors.values())
+        embedding = self.source.tensors.get("token_embd.weight")
         return tables + weights + (math.prod(embedding.shape) * 4 if embedding else 0)
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding."""
-        return self.weight("token_embd").rows
+        """Columns of the logits: the tokens of a trimmed head, or rows of the embedding."""
+        kept = self.source.metadata.get(TOKEN_IDS)
+        return self.weight("token_embd").rows if kept is None else len(kept)
 
     def has(self, name: str) -> bool:
-        return f"{name}.weight" in self.gguf.tensors
+        return f"{name}.weight" in self.source.tensors
 
     def weight(self, name: str) -> TensorInfo:
         """Where a matrix lies. Raises ``UserError`` where it is absent or of a type without kernel."""
         if not self.has(name):
             raise UserError(
-                f"{self.gguf.path} has no tensor {name}.weight; is it a complete language model?"
+                f"{self.source.path} has no tensor {name}.weight; is it a complete language model?"
             )
-        info = self.gguf.tensors[name + ".weight"]
+        info = self.source.tensors[name + ".weight"]
         if info.type not in (*FORMATS, *_FLOATS):
             raise UserError(
                 f"tensor {info.name} has the type {info.type}, which the onnx runtime cannot take; "
@@ -108,7 +110,7 @@ class Decoder:
         return info
 
     def vector(self, name: str, length: int) -> FloatArray:
-        raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
+        raw, info = self.source.tensor(name), self.source.tensors[name]
         if info.type != "F32" or info.shape != (length,):
             raise UserError(f"tensor {name} is {info.type} {info.shape}, not F32 ({length},)")
         return raw.view(np.float32).ravel()
@@ -251,7 +253,7 @@ class Decoder:
         return self.dense(value, names[0], tensors, rows, columns, bias)
 
     def bias(self, names: Sequence[str], sizes: Sequence[int]) -> str:
-        if not any(f"{name}.bias" in self.gguf.tensors for name in names):
+        if not any(f"{name}.bias" in self.source.tensors for name in names):
             return ""
         values = [self.vector(f"{n}.bias", size) for n, size in zip(names, sizes, strict=True)]
         return self.graph.constant(f"{names[0]}.bias", np.concatenate(values))
@@ -262,7 +264,7 @@ class Decoder:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        kind = GGMLQuantizationType[self.gguf.tensors[tensors[0]].type]
+        kind = GGMLQuantizationType[self.source.tensors[tensors[0]].type]
         whole = np.concatenate([dequantize(part, kind) for part in self.parts(tensors)])
         weight = self.graph.constant(name, np.ascontiguousarray(whole.T, np.float32))
         self.weight_bytes += 4 * rows * columns
@@ -319,7 +321,7 @@ class Decoder:
     def parts(self, tensors: Sequence[str]) -> Iterator[np.ndarray]:
         """The stored rows of tensors, some at a time, reporting progress."""
         for name in tensors:
-            raw, info = self.gguf.tensor(name), self.gguf.tensors[name]
+            raw, info = self.source.tensor(name), self.source.tensors[name]
             step = max(1, _PART_WEIGHTS // info.shape[-1])
             for start in range(0, info.rows, step):
                 part = raw[start : start + step]

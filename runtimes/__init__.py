@@ -24,6 +24,8 @@ class ModelInfo:
     ``context`` is the cache's capacity in tokens. ``weight_bytes`` is what one pass must read.
     ``pass_sizes`` lists, in ascending order, the sizes of pass that give the same row the same bits;
     it is empty where that was not proved (or not asked for), and then passes are not padded.
+    ``vocab_size`` is the columns of the logits. A draft's head may have been trimmed: ``token_ids``
+    are then the tokens that its columns are for; ``None``: every token, in order.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ModelInfo:
     device: str
     runtime: str
     pass_sizes: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] | None = None
 
     def padded(self, rows: int) -> int:
         """The size that a pass over ``rows`` tokens is padded to."""

@@ -109,6 +109,7 @@ class OnnxRuntime:
             weight_bytes=int(manifest["weight_bytes"]),
             device=chosen.removesuffix("ExecutionProvider").lower(),
             runtime="onnx",
+            token_ids=None if manifest["token_ids"] is None else tuple(manifest["token_ids"]),
         )
         if exact:
             sizes = self._invariant_sizes(folder, progress)
@@ -256,7 +257,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for key in ("vocab_size", "layers", "context", "weight_bytes"):
             if not isinstance(manifest[key], int) or manifest[key] < 1:
                 raise ValueError(f"its {key} is {manifest[key]!r}")
-        for key in ("name", "architecture", "window", "constants"):
+        for key in ("name", "architecture", "window", "constants", "token_ids"):
             manifest[key]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(

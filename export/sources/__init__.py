@@ -1,0 +1,45 @@
+"""Where a model's weights come from. Whatever the format, a source looks like a GGUF file:
+GGUF's names of tensors and metadata, and its block formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UserError
+from edgespec.models.gguf import GGUFFile, TensorInfo
+
+TOKEN_IDS = "edgespec.token_ids"
+"""Metadata of a source whose head was trimmed: the token that each of its rows is for, ascending."""
+
+
+class Source(Protocol):
+    """A model: metadata under GGUF's keys, tensors under GGUF's names.
+
+    ``tensor`` gives a tensor's stored bytes, uint8 ``[rows, bytes of a row]``, best mapped and not
+    read. Types are GGUF's (``F32``, ``BF16``, ``Q4_K`` …) and those that only
+    ``edgespec.export.quants.FORMATS`` has.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def tensor(self, name: str) -> npt.NDArray[np.uint8]: ...
+
+
+def open_source(path: Path) -> Source:
+    """A GGUF file. Raises ``UserError`` where it cannot be read."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a .gguf file")
+    return GGUFFile(path)
