@@ -8,6 +8,8 @@ shows in the logits.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,20 @@ def tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return Path(path)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Array]]) -> Path:
+    """Write tensors (safetensors' name of their type, the array of its bytes) as safetensors."""
+    header, end = {}, 0
+    for name, (dtype, array) in tensors.items():
+        offsets = [end, end := end + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in tensors.values():
+            file.write(array.tobytes())
+    return path
 
 
 def random_matrix(
