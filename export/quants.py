@@ -1,6 +1,7 @@
-"""GGUF block formats as the codes that ONNX Runtime's ``MatMulNBits`` multiplies.
+"""Block formats of weights, and the codes that ONNX Runtime's ``MatMulNBits`` multiplies.
 
 ``MatMulNBits`` computes ``w = scale · (code − zero_point)`` per block, with integer zero points.
+GGUF's formats (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h):
 
 - Q4_0, Q5_0 and Q8_0 fit as they are.
 - Q4_1, Q4_K and Q5_K store a real minimum per block of 32: ``w = scale · code − minimum``. The zero
@@ -11,13 +12,19 @@
   the kernels', which round their inputs to 8 bits as well. (Blocks of 128 would be a little smaller
   still, but there the kernels on x86-64 give a row other bits when it is the last of an odd pass.)
 
-The formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+And this project's own, for what GPTQ, AWQ and our own quantization produce and no GGUF format holds.
+A row is its blocks, one after the other; the last one is filled up where columns are left over:
+
+- U4_32, U4_64, U4_128: float16 scale, uint8 zero point (0–15), the codes in 4 bits, two a byte, the
+  first in the low nibble.
+- I8_64: float16 scale, 64 codes as int8, the zero point is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +41,14 @@ SUM_BLOCK = 32
 class Blocks:
     """Quantized rows: ``codes`` uint8 ``[rows, K]``, ``scales`` float32 ``[rows, K / block]``.
 
-    ``minimums`` (float32, like ``scales``) is what each block subtracts after scaling; ``None`` means
-    that the zero point is the middle of the code range.
+    Each block subtracts its minimum (float32, like ``scales``) after scaling, or its zero point (uint8)
+    before; without either, the zero point is the middle of the code range.
     """
 
     codes: Bytes
     scales: FloatArray
     minimums: FloatArray | None = None
+    zero_points: Bytes | None = None
 
 
 def _half(raw: Bytes) -> FloatArray:
@@ -103,41 +111,111 @@ def _q6_k(raw: Bytes) -> Blocks:
     return Blocks((low | (high & 3) << 4) + np.uint8(96), scales)
 
 
+def _u4(raw: Bytes) -> Blocks:
+    codes = np.stack([raw[..., 3:] & 15, raw[..., 3:] >> 4], axis=-1)
+    return Blocks(codes, _half(raw[..., :2])[..., 0], zero_points=raw[..., 2])
+
+
 @dataclass(frozen=True)
 class Format:
-    """How a GGUF type becomes ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
+    """How a type becomes ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
 
     bits: int
     block: int
     unpack: Callable[[Bytes], Blocks]
     stored: tuple[int, int]
     """Weights and bytes of one stored (super-)block."""
-    has_minimums: bool = False
+    zeros: Literal["middle", "points", "minimums"] = "middle"
+    """What stands for zero in a block, as ``Blocks`` has it."""
     rounded: bool = False
     """Whether ``block`` is larger than the stored blocks, so that weights are rounded once more."""
+
+    @property
+    def has_minimums(self) -> bool:
+        """Whether the product has columns for the sums of the input's blocks."""
+        return self.zeros == "minimums"
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether ``pack`` gives zero points."""
+        return self.zeros != "middle"
 
 
 FORMATS = {
     "Q4_0": Format(4, 32, _q4_0, (32, 18)),
-    "Q4_1": Format(4, 32, _q4_1, (32, 20), True),
+    "Q4_1": Format(4, 32, _q4_1, (32, 20), "minimums"),
     "Q5_0": Format(8, 32, _q5_0, (32, 22)),
     "Q8_0": Format(8, 32, _q8_0, (32, 34)),
-    "Q4_K": Format(4, 32, _q4_k, (256, 144), True),
-    "Q5_K": Format(8, 32, _q5_k, (256, 176), True),
+    "Q4_K": Format(4, 32, _q4_k, (256, 144), "minimums"),
+    "Q5_K": Format(8, 32, _q5_k, (256, 176), "minimums"),
     "Q6_K": Format(8, 64, _q6_k, (256, 210), rounded=True),
+    "U4_32": Format(4, 32, _u4, (32, 19), "points"),
+    "U4_64": Format(4, 64, _u4, (64, 35), "points"),
+    "U4_128": Format(4, 128, _u4, (128, 67), "points"),
+    "I8_64": Format(8, 64, _q8_0, (64, 66)),
 }
 
 
+def row_bytes(type: str, columns: int) -> int:
+    """Bytes of a stored row; its last block may be filled up."""
+    block, size = FORMATS[type].stored
+    return -(-columns // block) * size
+
+
 def unpack(raw: Bytes, format: Format) -> Blocks:
-    """Stored rows ``[rows, bytes]`` to codes, scales and minimums."""
+    """Stored rows ``[rows, bytes]`` to codes, scales, minimums and zero points."""
     rows = len(raw)
     blocks = format.unpack(raw.reshape(rows, -1, format.stored[1]))
-    minimums = blocks.minimums
+    minimums, zero_points = blocks.minimums, blocks.zero_points
     return Blocks(
         blocks.codes.reshape(rows, -1),
         blocks.scales.reshape(rows, -1),
         None if minimums is None else minimums.reshape(rows, -1),
+        None if zero_points is None else zero_points.reshape(rows, -1),
     )
+
+
+def encode(codes: Bytes, scales: FloatArray, zero_points: Bytes | None, type: str) -> Bytes:
+    """Stored rows ``[rows, bytes]`` of one of the project's own formats; ``unpack`` gives all back.
+
+    ``codes`` uint8 ``[rows, columns]``, ``scales`` ``[rows, ⌈columns / block⌉]``, whose values float16
+    must hold exactly, ``zero_points`` uint8 like ``scales``. ``I8_64`` takes ``None`` for them; its
+    codes lie around 128. Raises ``ValueError`` for scales that float16 does not hold.
+    """
+    format = FORMATS[type]
+    rows, columns = codes.shape
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    if not (np.isfinite(half) & (half == scales)).all():
+        raise ValueError("float16 does not hold every scale")
+    middle = 1 << (format.bits - 1)
+    zeros = np.full(scales.shape, middle, np.uint8) if zero_points is None else zero_points
+    filler = np.repeat(zeros[:, -1:], -columns % format.block, axis=1)  # so that it weighs nothing
+    codes = np.concatenate([codes, filler], axis=1).reshape(rows, -1, format.block)
+    parts = [half[..., None].view(np.uint8)]
+    if format.bits == 4:
+        parts += [zeros[..., None], _nibble_pairs(codes)]
+    else:
+        parts += [codes ^ np.uint8(128)]
+    return np.concatenate(parts, axis=-1).reshape(rows, -1)
+
+
+def dequantize(raw: Bytes, type: str, columns: int | None = None) -> FloatArray:
+    """Stored rows ``[rows, bytes]`` of any type in ``FORMATS``, or F32, F16 and BF16, as float32.
+
+    ``columns`` leaves out what fills up the last block.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as dequantize_gguf
+
+    if type in GGMLQuantizationType.__members__:
+        return np.asarray(dequantize_gguf(raw, GGMLQuantizationType[type]), np.float32)
+    blocks = unpack(raw, FORMATS[type])
+    middle = np.uint8(1 << (FORMATS[type].bits - 1))
+    zeros = middle if blocks.zero_points is None else blocks.zero_points[..., None]
+    codes = blocks.codes.reshape(*blocks.scales.shape, -1).astype(np.float32)
+    weights = blocks.scales[..., None] * (codes - zeros)
+    return weights.reshape(len(raw), -1)[:, :columns]
 
 
 @dataclass(frozen=True)
@@ -190,7 +268,7 @@ def pack(raw: Bytes, format: Format) -> Packed:
     if format.rounded:
         return _round(blocks, format)
     codes = blocks.codes.reshape(rows, -1, format.block)
-    scales, zero_points = blocks.scales, None
+    scales, zero_points = blocks.scales, blocks.zero_points
     if blocks.minimums is not None:
         top = (1 << format.bits) - 1
         ratio = np.divide(blocks.minimums, scales, out=np.zeros_like(scales), where=scales != 0)

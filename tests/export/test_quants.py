@@ -1,7 +1,9 @@
-"""Every block format against gguf's own dequantization, with ``MatMulNBits`` written out plainly."""
+"""Every block format against gguf's own dequantization, or for the project's own formats against their
+definition read byte by byte, with ``MatMulNBits`` written out plainly."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, Packed, pack, unpack
+from edgespec.export.quants import (
+    FORMATS,
+    SUM_BLOCK,
+    Format,
+    Packed,
+    dequantize,
+    encode,
+    pack,
+    row_bytes,
+    unpack,
+)
 from tests.tiny import random_matrix
 
 Array = npt.NDArray[Any]
 EXACT = ("Q4_0", "Q5_0", "Q8_0")
 WITH_MINIMUMS = ("Q4_1", "Q4_K", "Q5_K")
+OWN = ("U4_32", "U4_64", "U4_128", "I8_64")
 
 
 def stored(name: str, columns: int, seed: int = 0) -> Array:
@@ -66,11 +79,12 @@ def blocks_of(values: Array, size: int) -> Array:
     return values.reshape(len(values), -1, size)
 
 
-CASES = [(name, columns) for name in FORMATS for columns in columns_of(name)]
+GGUF_FORMATS = (*EXACT, *WITH_MINIMUMS, "Q6_K")
+CASES = [(name, columns) for name in GGUF_FORMATS for columns in columns_of(name)]
 
 
 def test_all_formats_are_tested() -> None:
-    assert set(FORMATS) == {*EXACT, *WITH_MINIMUMS, "Q6_K"}
+    assert set(FORMATS) == {*GGUF_FORMATS, *OWN}
 
 
 @pytest.mark.parametrize(("name", "columns"), CASES)
@@ -139,9 +153,89 @@ def test_q6_k_is_rounded_to_8_bits_over_blocks_of_128(columns: int) -> None:
 
 def test_rows_can_be_packed_in_parts() -> None:
     for name, format in FORMATS.items():
-        raw = stored(name, 256)
+        raw = encode(*drawn(name, 256), name) if name in OWN else stored(name, 256)
         whole, first, rest = (pack(part, format) for part in (raw, raw[:5], raw[5:]))
         for field in ("weight", "scales", "zero_points"):
             values = [getattr(packed, field) for packed in (whole, first, rest)]
             if values[0] is not None:
                 np.testing.assert_array_equal(values[0], np.concatenate(values[1:]))
+
+
+def drawn(name: str, columns: int) -> tuple[Array, Array, Array | None]:
+    """Random codes, scales and zero points for 12 rows of one of the project's own formats."""
+    random, format = np.random.default_rng(0), FORMATS[name]
+    codes = random.integers(0, 1 << format.bits, (12, columns)).astype(np.uint8)
+    blocks = -(-columns // format.block)
+    scales = random.uniform(-0.1, 0.1, (12, blocks)).astype(np.float16).astype(np.float32)
+    if not format.has_zero_points:
+        return codes, scales, None
+    return codes, scales, random.integers(0, 16, (12, blocks)).astype(np.uint8)
+
+
+def read_plainly(row: bytes, name: str) -> list[float]:
+    """A stored row's weights by the definition of the project's own formats."""
+    kind, size = name[0], int(name.split("_")[1])
+    weights = []
+    while row:
+        [scale] = struct.unpack_from("<e", row)
+        if kind == "U":
+            zero, packed, row = row[2], row[3 : 3 + size // 2], row[3 + size // 2 :]
+            codes = [nibble - zero for byte in packed for nibble in (byte % 16, byte // 16)]
+        else:
+            codes, row = list(struct.unpack_from(f"<{size}b", row, 2)), row[2 + size :]
+        weights += [scale * code for code in codes]
+    return weights
+
+
+OWN_CASES = [(name, columns) for name in OWN for columns in (32, 128, 352, 1024)]
+
+
+@pytest.mark.parametrize(("name", "columns"), OWN_CASES)
+def test_own_formats_are_what_they_are_said_to_be(name: str, columns: int) -> None:
+    codes, scales, zero_points = drawn(name, columns)
+    raw = encode(codes, scales, zero_points, name)
+    assert raw.shape == (12, row_bytes(name, columns))
+    zeros = 128.0 if zero_points is None else zero_points.astype(np.float32)
+    block = FORMATS[name].block
+    weights = np.repeat(scales, block, 1)[:, :columns] * (
+        codes - np.repeat(np.broadcast_to(zeros, scales.shape), block, 1)[:, :columns]
+    )
+    plain = np.array([read_plainly(row.tobytes(), name) for row in raw], np.float32)
+    np.testing.assert_array_equal(plain[:, :columns], weights)
+    assert not plain[:, columns:].any()
+    np.testing.assert_array_equal(dequantize(raw, name), plain)
+    np.testing.assert_array_equal(dequantize(raw, name, columns), weights)
+
+
+@pytest.mark.parametrize(("name", "columns"), OWN_CASES)
+def test_own_formats_are_packed_exactly(name: str, columns: int) -> None:
+    """Codes, scales and zero points as they are, with nothing for the sums of blocks."""
+    codes, scales, zero_points = drawn(name, columns)
+    raw, format = encode(codes, scales, zero_points, name), FORMATS[name]
+    packed = pack(raw, format)
+    unpacked = codes_of(packed.weight, format.bits, format.block).reshape(12, -1)
+    np.testing.assert_array_equal(unpacked[:, :columns], codes)
+    np.testing.assert_array_equal(packed.scales, scales)
+    if zero_points is None:
+        assert packed.zero_points is None
+    else:
+        assert packed.zero_points is not None
+        found = codes_of(packed.zero_points, format.bits, scales.shape[1])
+        np.testing.assert_array_equal(found, zero_points)
+    assert packed.scales.dtype == np.float32
+    np.testing.assert_array_equal(matrix_of(packed, format), dequantize(raw, name))
+
+
+@pytest.mark.parametrize("scale", [1 / 3, 1e6, 1e-9, float("inf"), float("nan")])
+def test_scales_that_float16_does_not_hold_are_refused(scale: float) -> None:
+    codes, scales = np.zeros((1, 32), np.uint8), np.full((1, 1), scale, np.float32)
+    with pytest.raises(ValueError, match="float16"):
+        encode(codes, scales, None, "U4_32")
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", *GGUF_FORMATS])
+def test_dequantize_gives_gguf_s_values(name: str) -> None:
+    raw = stored(name, 512).view(np.uint8)
+    found = dequantize(raw, name)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, dequantized(name, raw))
