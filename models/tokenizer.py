@@ -116,10 +116,10 @@ class Tokenizer:
         stop_tokens: Iterable[int],
         chat_template: str | None,
     ) -> None:
-        self._model = model
+        self.model = model
         self._tokens = tokens
-        self._kinds = kinds
-        self._byte_level = byte_level
+        self.kinds = kinds
+        self.byte_level = byte_level
         # Longest first, as llama.cpp looks for them (in bytes; ties by id).
         self.specials = sorted(specials, key=lambda s: (-len(_utf8(s.text)), s.id))
         self._ranks: dict[str, list[int]] = {}  # into specials, by the first characters
@@ -146,15 +146,20 @@ class Tokenizer:
         return self._tokens[id]
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token stands for; a special token's are its name."""
-        text, kind = self._tokens[id], self._kinds[id]
+        """The bytes that a token stands for; a special token's are its name.
+
+        An id beyond the vocabulary, as heads with padded rows have them, stands for nothing.
+        """
+        if id >= self.vocab_size:
+            return b""
+        text, kind = self._tokens[id], self.kinds[id]
         if kind in (UNKNOWN, CONTROL, USER_DEFINED) or id in self.special_ids:
             return _utf8(text)
         if kind == BYTE:
             return bytes([int(text[3:5], 16)])
         if kind != NORMAL:
             return b""
-        if not self._byte_level:
+        if not self.byte_level:
             return _utf8(text.replace(SPACE, " "))
         return b"".join(_BYTES.get(c) or _utf8(c) for c in text)
 
@@ -178,7 +183,7 @@ class Tokenizer:
                 piece = piece.translate(stand_ins)
             if prefix and not (self._bare_prefix and piece.startswith((" ", SPACE))):
                 piece = " " + piece
-            found = self._model.encode(piece, add_special_tokens=False).ids
+            found = self.model.encode(piece, add_special_tokens=False).ids
             ids += [id for id in found if id < len(self._tokens)]
             prefix = False
         return ids
@@ -243,6 +248,15 @@ class Tokenizer:
             return from_folder(cls, folder)
         except TokenizerError as error:
             raise UserError(f"the tokenizer in {folder} is not usable: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` and its configuration files; ``from_file`` reads the same from them.
+
+        The same tokenizer gives the same bytes.
+        """
+        from edgespec.models.tokenizer_json import to_folder
+
+        to_folder(self, Path(folder))
 
 
 def _cut(text: str, special: SpecialToken) -> list[str | int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgespec.models.pretokenizers import PRE_TOKENIZERS
@@ -211,9 +211,7 @@ def _sentencepiece(
 def _bpe(vocabulary: dict[str, int], merges: list[Any], unknown: int, **options: bool) -> Any:
     from tokenizers import models
 
-    name = "<missing>"
-    while name in vocabulary:
-        name += ">"
+    name = missing_name(vocabulary)
     # An explicit unknown token: without one, what lies around a missing character would merge.
     vocabulary = vocabulary | {name: unknown}
     try:
@@ -221,3 +219,11 @@ def _bpe(vocabulary: dict[str, int], merges: list[Any], unknown: int, **options:
     except Exception as error:  # the library raises nothing more particular
         reason = str(error).splitlines()[0]
         raise TokenizerError(f"its merges do not fit its vocabulary ({reason})") from error
+
+
+def missing_name(vocabulary: Container[str]) -> str:
+    """What stands for characters without a token: a name that no token has."""
+    name = "<missing>"
+    while name in vocabulary:
+        name += ">"
+    return name
