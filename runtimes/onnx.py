@@ -89,7 +89,7 @@ class OnnxRuntime:
         self._appended = 0
         self._passes: dict[tuple[int, int, int], _Pass] = {}
         chosen = choose_provider(device, provider, ort.get_available_providers())
-        self._threads = _share_threads(threads or physical_cores())
+        self._threads = share_threads(threads or physical_cores())
         progress("loading the model", 0, 1)
         self._session, self._weights, self._mapping = _open_session(
             folder, manifest, chosen, device
@@ -269,7 +269,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 _pool_threads: int | None = None
 
 
-def _share_threads(threads: int) -> int:
+def share_threads(threads: int) -> int:
     """One thread pool for all sessions of the process: two that spin fight for the cores."""
     global _pool_threads
     if _pool_threads is None:
@@ -283,20 +283,51 @@ def _share_threads(threads: int) -> int:
     return threads
 
 
-def _open_session(
-    folder: Path, manifest: dict[str, Any], provider: str, device: str
-) -> tuple[ort.InferenceSession, list[Any], mmap.mmap]:
-    """The session, and the weights in their mapping, which must live as long."""
+def session_options() -> ort.SessionOptions:
+    """Options that every session here has."""
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
     # An arena would keep the largest prompt's activations for good.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
+    return options
+
+
+def start_session(
+    path: Path, options: ort.SessionOptions, provider: str, device: str
+) -> ort.InferenceSession:
+    """A session on ``provider``, for ``gpu:N`` on that one. Raises ``UserError`` where it does not start."""
     settings: dict[str, str] = {}
     if ":" in device and provider != "CPUExecutionProvider":
         settings["device_id"] = device.partition(":")[2]
+    session = ort.InferenceSession(str(path), options, [(provider, settings)])
+    if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself
+        raise UserError(
+            f"ONNX Runtime cannot start {provider} on this machine; "
+            "install what it needs, or use --device cpu"
+        )
+    return session
+
+
+@contextlib.contextmanager
+def loading(folder: Path, remedy: str) -> Iterator[None]:
+    """What goes wrong inside becomes a ``UserError`` of one line that ends in ``remedy``."""
     try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"ONNX Runtime cannot load {folder}: {reason}; {remedy}") from error
+
+
+def _open_session(
+    folder: Path, manifest: dict[str, Any], provider: str, device: str
+) -> tuple[ort.InferenceSession, list[Any], mmap.mmap]:
+    """The session, and the weights in their mapping, which must live as long."""
+    options = session_options()
+    with loading(folder, "if it is damaged, delete it and it will be built again"):
         with open(folder / "model.onnx.data", "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         weights = []
@@ -307,19 +338,7 @@ def _open_session(
             weights.append(ort.OrtValue.ortvalue_from_numpy(kept))
             options.add_initializer(name, weights[-1])
         with _read_pages_released(mapping), _no_flash_attention():
-            path = str(folder / "model.onnx")
-            session = ort.InferenceSession(path, options, [(provider, settings)])
-    except Exception as error:  # ONNX Runtime's exceptions have no common base
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"ONNX Runtime cannot load {folder}: {reason}; "
-            "if it is damaged, delete it and it will be built again"
-        ) from error
-    if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself
-        raise UserError(
-            f"ONNX Runtime cannot start {provider} on this machine; "
-            "install what it needs, or use --device cpu"
-        )
+            session = start_session(folder / "model.onnx", options, provider, device)
     return session, weights, mapping
 
 
