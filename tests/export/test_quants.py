@@ -10,7 +10,9 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import pytest
+from onnx import helper, numpy_helper
 
 from edgespec.export.quants import (
     FORMATS,
@@ -224,6 +226,40 @@ def test_own_formats_are_packed_exactly(name: str, columns: int) -> None:
         np.testing.assert_array_equal(found, zero_points)
     assert packed.scales.dtype == np.float32
     np.testing.assert_array_equal(matrix_of(packed, format), dequantize(raw, name))
+
+
+def multiplied(value: Array, packed: Packed, format: Format, accuracy_level: int) -> Array:
+    """ONNX Runtime's product of ``value`` and the packed matrix."""
+    constants = {"weight": packed.weight, "scales": packed.scales, "zeros": packed.zero_points}
+    given = {name: array for name, array in constants.items() if array is not None}
+    rows, columns = len(packed.weight), value.shape[1]
+    node = helper.make_node(
+        "MatMulNBits", ["value", *given], ["product"], domain="com.microsoft",
+        K=columns, N=rows, bits=format.bits, block_size=format.block, accuracy_level=accuracy_level,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info("value", 1, value.shape)],
+        [helper.make_tensor_value_info("product", 1, [len(value), rows])],
+        [numpy_helper.from_array(array, name) for name, array in given.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"value": value})[0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize(("name", "columns"), OWN_CASES)
+def test_onnx_runtime_multiplies_with_own_formats(name: str, columns: int, rows: int) -> None:
+    """Also where the last block is not full. At accuracy level 4 the inputs are rounded to 8 bits."""
+    raw, format = encode(*drawn(name, columns), name), FORMATS[name]
+    value = np.random.default_rng(1).standard_normal((rows, columns)).astype(np.float32)
+    expected = value @ dequantize(raw, name, columns).T
+    for level, bound in ((0, 1e-5), (4, 0.03)):
+        error = multiplied(value, pack(raw, format), format, level) - expected
+        assert np.sqrt(np.square(error).mean()) <= bound * np.sqrt(np.square(expected).mean())
 
 
 @pytest.mark.parametrize("scale", [1 / 3, 1e6, 1e-9, float("inf"), float("nan")])
