@@ -3,11 +3,15 @@
 A chain is one sequence, number 0. In a tree, every leaf is a sequence and a row belongs to the
 sequences of the leaves below it, which is how llama.cpp's attention tells branches apart.
 llama.cpp's kernels depend on the size of a pass, so no sizes are promised to agree (``pass_sizes``).
+
+A draft with a trimmed head (``edgespec.export.sources.trimmed``) has a vocabulary of its own in
+llama.cpp, of the kept tokens. Its input is every token's embedding, looked up here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
 from collections import deque
@@ -19,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import UserError
+from edgespec.export.sources import TOKEN_IDS
+from edgespec.export.sources.trimmed import EMBEDDING, whole_embedding
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import (
     DEFAULT_CONTEXT,
@@ -45,6 +51,9 @@ _MAX_PASS = 512
 """Rows that llama.cpp computes at once; it splits a longer pass itself."""
 _MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""
+
+_SCALE_PROBE, _SCALE_TOLERANCE = 4, 0.1
+"""Tokens to find the scale of embeddings with; their logits' error, as a share of their deviation."""
 
 _MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
@@ -83,6 +92,7 @@ class LlamaCppRuntime:
         file = GGUFFile(path)
         _refuse_what_would_abort(file)
         device = _device(device)
+        embedding = _Embedding(file) if TOKEN_IDS in file.metadata else None
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
         context = capacity(context, limit)
         model = _load_model(file, device)
@@ -100,6 +110,7 @@ class LlamaCppRuntime:
             weight_bytes=_weight_bytes(file),
             device=device,
             runtime="llama-cpp",
+            token_ids=tuple(file.metadata[TOKEN_IDS]) if embedding else None,
         )
         # The C batch points into these arrays, so a pass only fills them.
         self._tokens = np.zeros(context, np.int32)
@@ -124,6 +135,9 @@ class LlamaCppRuntime:
         self._uncommitted = 0
         self._leaf_of_row: list[int] | None = None  # the first leaf below each row of a tree
         self._views: dict[tuple[int, int], FloatArray] = {}
+        self._embedding: _Embedding | None = None
+        if embedding:
+            self._feed_embeddings(embedding, file)
 
     def forward(
         self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
@@ -140,7 +154,11 @@ class LlamaCppRuntime:
                 f"{length} cached and {rows} new tokens exceed {self.info.context}"
             )
         self._forget_uncommitted()
-        self._tokens[:rows] = tokens
+        if self._embedding:
+            embedded = self._embedding(tokens)  # alive until the pass is done
+            self._batch.embd = _pointer(embedded, ctypes.c_float)
+        else:
+            self._tokens[:rows] = tokens
         if parents is None:
             self._positions[:rows] = self._arange[length : length + rows]
         else:
@@ -173,6 +191,28 @@ class LlamaCppRuntime:
         """See ``Runtime``."""
         self._views.clear()
         self._close()
+
+    def _feed_embeddings(self, embedding: _Embedding, file: GGUFFile) -> None:
+        """From now on give llama.cpp embeddings in place of tokens.
+
+        Gemma's graph scales the embeddings that it looks up itself and, in some versions, not those
+        that it is given. Which it is shows in the logits of a few tokens that it knows.
+        """
+        count = min(_SCALE_PROBE, self.info.vocab_size, self.info.context)
+        kept = np.linspace(0, self.info.vocab_size - 1, count).astype(int)
+        token_ids = [file.metadata[TOKEN_IDS][token] for token in kept]
+        expected = self.forward(kept.tolist()).copy()
+        self._embedding, self._batch.token = embedding, None
+        for scale in (1.0, math.sqrt(embedding.width)):
+            embedding.scale = np.float32(scale)
+            error = np.abs(self.forward(token_ids) - expected).mean()
+            if error < _SCALE_TOLERANCE * expected.std():
+                return
+        self.close()
+        raise UserError(
+            f"llama.cpp does not take the embeddings of {file.architecture} from outside; "
+            "use --runtime onnx, or a draft that is not trimmed"
+        )
 
     def _forget_uncommitted(self) -> None:
         if self._uncommitted:
@@ -221,6 +261,31 @@ class LlamaCppRuntime:
             shape = (rows, self.info.vocab_size)
             self._views[key] = np.ctypeslib.as_array(buffer, shape)
         return self._views[key]
+
+
+class _Embedding:
+    """A trimmed model's input embedding; only the rows that are looked up become resident."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        from gguf import GGMLQuantizationType
+
+        self._row_of, self._rows = whole_embedding(file)
+        info = file.tensors[EMBEDDING]
+        self._type, self.width = GGMLQuantizationType[info.type], info.shape[-1]
+        self.scale = np.float32(1)
+        try:
+            self([0])
+        except NotImplementedError as error:
+            raise UserError(
+                f"{file.path} has an embedding of type {info.type}, which edgespec cannot read"
+            ) from error
+
+    def __call__(self, tokens: Sequence[int]) -> FloatArray:
+        """Float32 ``[len(tokens), width]``."""
+        from gguf.quants import dequantize
+
+        rows = dequantize(self._rows[self._row_of[np.asarray(tokens, np.intp)]], self._type)
+        return np.asarray(rows * self.scale, np.float32)
 
 
 def _device(device: str) -> str:

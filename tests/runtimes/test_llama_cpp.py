@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from edgespec.errors import UserError
+from edgespec.export.sources.trimmed import TrimmedHead, write_trimmed_gguf
+from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import Runtime
 from tests.runtimes.contract import TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
@@ -39,6 +41,24 @@ class TestTiny(RuntimeContract):
         runtime = load(
             tiny_gguf(tmp_path_factory.mktemp("tiny") / "a.gguf", architecture, window=8)
         )
+        yield runtime
+        runtime.close()
+
+
+@pytest.mark.parametrize("architecture", TINY, scope="class")
+class TestTrimmed(RuntimeContract):
+    tolerance = 0.05
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def loaded(
+        cls, architecture: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Runtime]:
+        pytest.importorskip("edgespec.export.to_gguf")
+        folder = tmp_path_factory.mktemp("trimmed")
+        source = GGUFFile(tiny_gguf(folder / "whole.gguf", architecture, window=8))
+        write_trimmed_gguf(TrimmedHead(source, range(1, 270, 3)), folder / "a.gguf")
+        runtime = load(folder / "a.gguf")
         yield runtime
         runtime.close()
 

@@ -1,0 +1,147 @@
+"""Drafts whose head has only some tokens' rows (VocabTrim, FR-Spec); the input embedding stays whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UserError
+from edgespec.export.sources import TOKEN_IDS, Source
+from edgespec.models.gguf import GGUFFile, TensorInfo
+from edgespec.progress import Progress, silent
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+VOCAB_SIZE = "edgespec.vocab_size"
+"""Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
+_PART_ROWS = 8192
+
+
+class TrimmedHead:
+    """``source`` with the rows of ``token_ids`` alone in ``output.weight``, as they are stored.
+
+    ``token_ids`` ascend. A tied head becomes one of its own. Raises ``UserError`` where the source
+    has no such rows, or is trimmed already.
+    """
+
+    def __init__(self, source: Source, token_ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self._head = HEAD if HEAD in source.tensors else EMBEDDING
+        if self._head not in source.tensors:
+            raise UserError(f"{source.path} has no tensor {EMBEDDING}; is it a language model?")
+        if TOKEN_IDS in source.metadata:
+            raise UserError(f"{source.path} is trimmed already; trim the model that it was made of")
+        info = source.tensors[self._head]
+        self._ids = _checked(token_ids, info.rows, source.path)
+        self._source = source
+        self.path = source.path
+        self.metadata: Mapping[str, Any] = {**source.metadata, TOKEN_IDS: self._ids.tolist()}
+        shape = (len(self._ids), *info.shape[1:])
+        self.tensors: Mapping[str, TensorInfo] = {
+            **source.tensors,
+            HEAD: replace(info, name=HEAD, shape=shape),
+        }
+
+    def tensor(self, name: str) -> npt.NDArray[np.uint8]:
+        return (
+            self._source.tensor(self._head)[self._ids]
+            if name == HEAD
+            else self._source.tensor(name)
+        )
+
+
+def write_trimmed_gguf(source: Source, path: Path, progress: Progress = silent) -> None:
+    """Write a source with a trimmed head (``TrimmedHead``) as a GGUF file that llama.cpp runs.
+
+    llama.cpp wants embedding and head to have the vocabulary's size. So its vocabulary shrinks to
+    the kept tokens, without names: token i of llama.cpp is ``token_ids[i]``, and a tied head stays
+    tied. The embedding's other rows follow the last tensor, ``token_embd.weight``, where llama.cpp
+    does not look: ``whole_embedding`` reads them, and ``LlamaCppRuntime`` feeds every token as its
+    embedding. The tokenizer is kept under ``edgespec.tokenizer.…``.
+    """
+    from edgespec.export.to_gguf import write_gguf
+
+    shrunken = _Shrunken(source)
+    write_gguf(shrunken, path, progress)
+    info = GGUFFile(path).tensors[EMBEDDING]
+    end = info.offset + info.nbytes
+    if any(other.offset > info.offset for other in GGUFFile(path).tensors.values()):
+        raise ValueError(f"{EMBEDDING} is not the last tensor of {path}")
+    raw, others = source.tensor(EMBEDDING), shrunken.others
+    with open(path, "r+b") as file:
+        file.seek(end)
+        for start in range(0, len(others), _PART_ROWS):
+            file.write(raw[others[start : start + _PART_ROWS]].tobytes())
+            progress("writing", min(start + _PART_ROWS, len(others)), len(others))
+        file.truncate()
+
+
+def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8]]:
+    """Of a file that ``write_trimmed_gguf`` wrote: the row of each token, and the mapped rows.
+
+    Raises ``UserError`` where the file does not have as many.
+    """
+    info, size = file.tensors.get(EMBEDDING), file.metadata.get(VOCAB_SIZE)
+    if info is None or not isinstance(size, int):
+        raise UserError(f"{file.path} is trimmed, but not by edgespec; export it again")
+    rest = os.path.getsize(file.path) - info.offset
+    if not info.rows <= size <= rest // info.row_bytes:
+        raise UserError(f"{file.path} ends before its embedding does; export it again")
+    kept = _checked(file.metadata[TOKEN_IDS], size, file.path)
+    if len(kept) != info.rows:
+        raise UserError(f"{file.path} has {info.rows} rows for {len(kept)} tokens; export it again")
+    rows = np.empty(size, np.intp)
+    rows[_kept_first(kept, size)] = np.arange(size)
+    mapped = np.memmap(file.path, np.uint8, "r", info.offset, (size, info.row_bytes))
+    return rows, mapped.view(np.ndarray)
+
+
+class _Shrunken:
+    """What llama.cpp is to see of a source with a trimmed head."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.path = source, source.path
+        ids = source.metadata[TOKEN_IDS]
+        embedding, head = source.tensors[EMBEDDING], source.tensors[HEAD]
+        order = _kept_first(np.array(ids), embedding.rows)
+        self._kept, self.others = np.split(order, [len(ids)])
+        tokenizer = {k: v for k, v in source.metadata.items() if k.startswith("tokenizer.")}
+        self.metadata: Mapping[str, Any] = {
+            **{k: v for k, v in source.metadata.items() if k not in tokenizer},
+            **{f"edgespec.{key}": value for key, value in tokenizer.items()},
+            "tokenizer.ggml.model": "none",
+            f"{source.metadata['general.architecture']}.vocab_size": len(ids),
+            VOCAB_SIZE: embedding.rows,
+        }
+        tensors = {k: v for k, v in source.tensors.items() if k != EMBEDDING}
+        if head.type == embedding.type and np.array_equal(
+            source.tensor(HEAD), source.tensor(EMBEDDING)[self._kept]
+        ):
+            del tensors[HEAD]
+        shape = (len(ids), *embedding.shape[1:])
+        tensors[EMBEDDING] = replace(embedding, shape=shape)  # the last one
+        self.tensors: Mapping[str, TensorInfo] = tensors
+
+    def tensor(self, name: str) -> npt.NDArray[np.uint8]:
+        raw = self._source.tensor(name)
+        return raw[self._kept] if name == EMBEDDING else raw
+
+
+def _kept_first(kept: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Every token: those kept, ascending, then the others, ascending."""
+    return np.concatenate([kept, np.setdiff1d(np.arange(size), kept, assume_unique=True)])
+
+
+def _checked(ids: Any, size: int, path: Path) -> npt.NDArray[np.int64]:
+    """``ids`` as an array, if they ascend and are tokens of a vocabulary of ``size``."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
+        raise UserError(f"{path}: the tokens to keep are not a list of ids")
+    array = array.astype(np.int64)
+    if (np.diff(array) <= 0).any() or array[0] < 0 or array[-1] >= size:
+        raise UserError(f"{path}: the tokens to keep must ascend, from 0 to {size - 1}")
+    return array

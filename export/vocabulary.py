@@ -1,0 +1,246 @@
+"""Which tokens a draft's head keeps, what that costs in acceptance, and what it gains in speed.
+
+VocabTrim (Goel et al. 2025) keeps the tokens that the target itself says most often, FR-Spec (Zhao
+et al. 2025) those that are most frequent in a corpus. Counts are int64 ``[vocab_size]``; of every ten
+pieces of text one is held out, to measure on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UserError
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import Runtime
+
+Counts = npt.NDArray[np.int64]
+TokenIds = npt.NDArray[np.int64]
+Answer = tuple[Sequence[int], Sequence[int]]
+"""A prompt's ids and those that the target answered with."""
+
+_PIECE_CHARACTERS = 4096
+_MAX_LINE = 1 << 24
+_HELD_OUT = 10
+"""One in so many pieces of text is held out."""
+_PASS_ROWS = 64
+_MAX_DRAFT = 16
+"""Tokens of the longest draft that ``best_size`` considers."""
+_TIMED_PASSES = 15
+
+
+def count_tokens(
+    tokenizer: Tokenizer, files: Sequence[Path], progress: Progress = silent
+) -> tuple[Counts, Counts]:
+    """How often each token occurs in ``files``, and in what was held out of them.
+
+    Files are UTF-8 text, or JSON lines (``.jsonl``) with a ``text`` or ``prompt``. They are read in
+    pieces of some lines. Raises ``UserError`` where one cannot be read.
+    """
+    pieces = (tokenizer.encode(piece) for piece in _pieces(files, progress))
+    return sampled_tokens(pieces, tokenizer.vocab_size)
+
+
+def sampled_tokens(answers: Iterable[Sequence[int]], vocab_size: int) -> tuple[Counts, Counts]:
+    """How often each token occurs in ``answers`` (lists of ids), and in those held out of them."""
+    counts = np.zeros((2, vocab_size), np.int64)
+    for i, answer in enumerate(answers):
+        ids = np.asarray(answer, np.int64)
+        counts[int(i % _HELD_OUT == _HELD_OUT // 2)] += np.bincount(ids, minlength=vocab_size)
+    return counts[0], counts[1]
+
+
+def choose_tokens(counts: Counts, size: int, tokenizer: Tokenizer) -> TokenIds:
+    """The ``size`` tokens to keep, ascending: the special and stop tokens and those of single bytes,
+    then the most frequent.
+
+    Of equally frequent tokens the first ids are kept: in byte-pair encoding the earliest merges.
+    Raises ``UserError`` for a ``size`` larger than the vocabulary or too small for what must be kept.
+    """
+    ranking, required = _rank(counts, tokenizer)
+    if size > len(ranking):
+        raise UserError(f"cannot keep {size} of a vocabulary of {len(ranking)} tokens; keep fewer")
+    if size < required:
+        raise UserError(
+            f"cannot keep {size} tokens: the special tokens, stop tokens and bytes are {required}; "
+            "keep more"
+        )
+    return np.sort(ranking[:size])
+
+
+def _rank(counts: Counts, tokenizer: Tokenizer) -> tuple[TokenIds, int]:
+    """Every token, those that must be kept first, then by frequency; and how many must be kept."""
+    required = tokenizer.special_ids | tokenizer.stop_tokens | {tokenizer.bos, tokenizer.eos}
+    required |= {id for id in range(len(counts)) if len(tokenizer.token_bytes(id)) == 1}
+    required -= {None}
+    weights = counts.copy()
+    weights[list(required)] = np.iinfo(np.int64).max
+    return np.argsort(-weights, kind="stable"), len(required)
+
+
+def coverage(token_ids: TokenIds | None, counts: Counts) -> float:
+    """The share of the counted text whose tokens are kept (``None``: all are)."""
+    kept = counts if token_ids is None else counts[token_ids]
+    return float(kept.sum() / max(1, counts.sum()))
+
+
+def acceptance(answers: Iterable[Answer], draft: Runtime) -> float:
+    """α: the share of the target's tokens that the draft, given all before them, has as its best.
+
+    ``draft`` reads each answer once, in passes of some tokens; its cache is empty afterwards.
+    """
+    column_ids = np.array(draft.info.token_ids or range(draft.info.vocab_size))
+    accepted = total = 0
+    for prompt, said in answers:
+        tokens = np.array([*prompt, *said][: draft.info.context + 1], np.int64)
+        first = max(len(prompt) - 1, 0)  # the row that guesses the first token said
+        draft.truncate(0)
+        for start in range(0, len(tokens) - 1, _PASS_ROWS):
+            chunk = tokens[start:-1][:_PASS_ROWS]
+            skipped = max(first - start, 0)
+            rows = draft.forward(chunk.tolist(), logits="all" if skipped < len(chunk) else "none")
+            draft.keep(range(len(chunk)))
+            guesses = column_ids[rows[skipped:].argmax(axis=1)]
+            accepted += int((guesses == tokens[start + 1 + skipped :][: len(guesses)]).sum())
+            total += len(guesses)
+    draft.truncate(0)
+    return accepted / max(1, total)
+
+
+def pass_seconds(runtime: Runtime, rows: int = 1, context: int = 64) -> float:
+    """The median time of a pass over ``rows`` tokens after ``context`` others."""
+    runtime.truncate(0)
+    runtime.forward([0] * context, logits="none")
+    runtime.keep(range(context))
+    times = []
+    for _ in range(_TIMED_PASSES):
+        start = time.perf_counter()
+        runtime.forward([0] * rows)
+        times.append(time.perf_counter() - start)
+    runtime.truncate(0)
+    return float(np.median(times))
+
+
+@dataclass(frozen=True)
+class DraftReport:
+    """What a draft costs and is worth: bytes and seconds of a pass, and on text held out the share
+    of its tokens that the draft can say (``coverage``) and that it does say (``acceptance``, α)."""
+
+    weight_bytes: int
+    pass_seconds: float
+    coverage: float
+    acceptance: float
+
+
+def draft_report(draft: Runtime, held_out: Counts, answers: Iterable[Answer]) -> DraftReport:
+    """Measure ``draft``; compare the report of one trimmed or pruned with that of the whole model."""
+    kept = draft.info.token_ids
+    return DraftReport(
+        draft.info.weight_bytes,
+        pass_seconds(draft),
+        coverage(None if kept is None else np.array(kept), held_out),
+        acceptance(answers, draft),
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number of tokens to keep, and what it promises with drafts of ``draft_length`` tokens."""
+
+    tokens: int
+    coverage: float
+    draft_length: int
+    tokens_per_second: float
+
+
+def linear_cost(small: tuple[int, float], large: tuple[int, float]) -> Callable[[int], float]:
+    """Seconds of a draft pass by rows of the head, from two measured: a pass reads each row once."""
+    slope = (large[1] - small[1]) / (large[0] - small[0])
+    return lambda size: small[1] + slope * (size - small[0])
+
+
+def best_size(
+    counts: Counts,
+    held_out: Counts,
+    tokenizer: Tokenizer,
+    acceptance: float,
+    draft_seconds: Callable[[int], float],
+    target_seconds: Callable[[int], float],
+) -> Size:
+    """The number of tokens to keep that promises the most tokens per second (goodput, SmartSpec).
+
+    With γ tokens drafted for a pass, N kept, and α(N) = ``acceptance`` · coverage of the held-out
+    text by the N chosen of ``counts``, a step says 1 + α(N) + … + α(N)^γ tokens and takes
+    γ · ``draft_seconds(N)`` + ``target_seconds(γ + 1)``. N goes from the fewest possible to the
+    whole vocabulary by factors of √2, γ from 1 to 16. Of equals the smallest is taken.
+    """
+    ranking, required = _rank(counts, tokenizer)
+    choices = []
+    for size in _sizes(required, len(ranking)):
+        covered = coverage(ranking[:size], held_out)
+        alpha = acceptance * covered
+        for gamma in range(1, _MAX_DRAFT + 1):
+            said = sum(alpha**i for i in range(gamma + 1))
+            seconds = gamma * draft_seconds(size) + target_seconds(gamma + 1)
+            choices.append(Size(size, covered, gamma, said / seconds))
+    return max(choices, key=lambda choice: choice.tokens_per_second)
+
+
+def _sizes(smallest: int, largest: int) -> list[int]:
+    """From ``smallest`` to ``largest`` by factors of √2, rounded to multiples of 256 (kernels' tiles)."""
+    steps = int(2 * np.log2(largest / smallest)) + 1
+    sizes = {round(smallest * 2 ** (step / 2) / 256) * 256 for step in range(1, steps)}
+    return sorted({size for size in sizes if smallest < size < largest} | {smallest, largest})
+
+
+def _pieces(files: Sequence[Path], progress: Progress) -> Iterator[str]:
+    """The text of ``files``, some lines at a time."""
+    total, done = sum(path.stat().st_size for path in files if path.exists()), 0
+    for path in files:
+        try:
+            with open(path, "rb") as raw:
+                file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+                for text in _json_texts(file, path) if path.suffix == ".jsonl" else _lines(file):
+                    yield text
+                    progress("counting tokens", min(done + raw.tell(), total), total)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text; convert it or leave it out") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        done += path.stat().st_size
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines together until they are a piece; a longer line is cut."""
+    text = ""
+    while line := file.readline(_PIECE_CHARACTERS):
+        text += line
+        if len(text) >= _PIECE_CHARACTERS:
+            yield text
+            text = ""
+    yield text
+
+
+def _json_texts(file: TextIO, path: Path) -> Iterator[str]:
+    number = 0
+    while line := file.readline(_MAX_LINE):
+        number += 1
+        try:
+            row = json.loads(line) if line.strip() else {"text": ""}
+            text = row["text"] if "text" in row else row["prompt"]
+            if not isinstance(text, str):
+                raise TypeError(type(text))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"line {number} of {path} is no JSON object with a text or a prompt"
+            ) from error
+        yield text

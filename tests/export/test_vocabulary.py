@@ -1,0 +1,207 @@
+"""What a draft keeps of its vocabulary, and the figures that are given for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgespec.errors import UserError
+from edgespec.export import build_onnx
+from edgespec.export.sources.trimmed import TrimmedHead
+from edgespec.export.to_onnx import write_onnx
+from edgespec.export.vocabulary import (
+    acceptance,
+    best_size,
+    choose_tokens,
+    count_tokens,
+    coverage,
+    draft_report,
+    linear_cost,
+    sampled_tokens,
+)
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.runtimes.onnx import OnnxRuntime
+from tests.tiny import tiny_gguf
+
+BYTES_AND_SPECIALS = 256 + 3
+SENTENCE = "the world is hello, and for the world the end of the world\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("tiny") / "a.gguf")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> Tokenizer:
+    return Tokenizer.from_gguf(GGUFFile(model))
+
+
+def corpus(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def test_counts_are_those_of_the_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    text = SENTENCE * 10
+    counts, held_out = count_tokens(tokenizer, [corpus(tmp_path / "a.txt", text)])
+    expected = np.bincount(tokenizer.encode(text), minlength=tokenizer.vocab_size)
+    np.testing.assert_array_equal(counts, expected)
+    assert held_out.sum() == 0  # it is too short
+
+
+def test_a_tenth_is_held_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    files = [corpus(tmp_path / name, SENTENCE * 3000) for name in ("a.txt", "b.txt")]
+    counts, held_out = count_tokens(tokenizer, files)
+    whole = np.bincount(tokenizer.encode(SENTENCE), minlength=tokenizer.vocab_size) * 6000
+    np.testing.assert_array_equal(counts + held_out, whole)  # pieces end where lines do
+    assert held_out.sum() / whole.sum() == pytest.approx(0.1, abs=0.02)
+
+
+def test_json_lines(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"text": "hello world"}, {"prompt": "hello\nworld", "other": 1}]
+    path = corpus(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n")
+    counts, _ = count_tokens(tokenizer, [path])
+    both = tokenizer.encode("hello world") + tokenizer.encode("hello\nworld")
+    np.testing.assert_array_equal(counts, np.bincount(both, minlength=tokenizer.vocab_size))
+
+
+def test_a_line_without_end_is_cut(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pieces: list[int] = []
+    path = corpus(tmp_path / "a.txt", "x" * 100_000)
+    counts, held_out = count_tokens(
+        tokenizer, [path], lambda what, done, total: pieces.append(done)
+    )
+    assert counts.sum() + held_out.sum() == 100_000
+    assert len(pieces) > 20
+    assert pieces[-1] == 100_000
+
+
+BAD_CORPORA: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing.txt": (lambda path: None, "cannot read"),
+    "folder.txt": (lambda path: path.mkdir(), "cannot read"),
+    "binary.txt": (lambda path: path.write_bytes(b"\x93NUMPY\xff\xfe"), "not UTF-8"),
+    "text.jsonl": (lambda path: path.write_text("hello\n"), "line 1 of .*no JSON object"),
+    "list.jsonl": (lambda path: path.write_text('{"text": ""}\n[1]\n'), "line 2 of"),
+    "number.jsonl": (lambda path: path.write_text('{"text": 3}\n'), "line 1 of"),
+    "deep.jsonl": (lambda path: path.write_text("[" * 100_000), "line 1 of"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CORPORA)
+def test_a_corpus_that_is_none_is_a_user_error(
+    tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    make, message = BAD_CORPORA[name]
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=message) as caught:
+        count_tokens(tokenizer, [tmp_path / name])
+    assert "\n" not in str(caught.value)
+
+
+def test_answers_of_the_target_are_counted() -> None:
+    counts, held_out = sampled_tokens([[1, 2, 2]] * 10, 5)
+    assert counts.tolist() == [0, 9, 18, 0, 0]
+    assert held_out.tolist() == [0, 1, 2, 0, 0]
+
+
+def test_bytes_and_special_tokens_are_kept_then_the_most_frequent(tokenizer: Tokenizer) -> None:
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    counts[[260, 270, 280]] = [5, 9, 9]
+    counts[ord("a")] = 99
+    kept = choose_tokens(counts, BYTES_AND_SPECIALS + 2, tokenizer)
+    assert kept.tolist() == [*range(256), 270, 280, *sorted(tokenizer.special_ids)]
+    # Without counts the first ids, which were merged first.
+    kept = choose_tokens(0 * counts, BYTES_AND_SPECIALS + 2, tokenizer)
+    assert kept.tolist() == [*range(258), *sorted(tokenizer.special_ids)]
+    whole = choose_tokens(counts, len(counts), tokenizer)
+    assert whole.tolist() == list(range(len(counts)))
+
+
+def test_smollm2_keeps_its_stop_tokens_and_every_byte_that_it_has(smollm2: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(GGUFFile(smollm2))
+    kept = choose_tokens(np.zeros(49152, np.int64), 1000, tokenizer).tolist()
+    assert tokenizer.stop_tokens | tokenizer.special_ids <= set(kept)
+    text = "".join(map(chr, range(0x250))) + "😀中"
+    singles = {token for char in text for token in tokenizer.encode(char)}
+    assert {t for t in singles if len(tokenizer.token_bytes(t)) == 1} <= set(kept)
+
+
+@pytest.mark.parametrize("size", [0, BYTES_AND_SPECIALS - 1])
+def test_too_few_tokens_are_a_user_error(tokenizer: Tokenizer, size: int) -> None:
+    with pytest.raises(UserError, match=f"{size} tokens: .* are {BYTES_AND_SPECIALS}; keep more"):
+        choose_tokens(np.zeros(tokenizer.vocab_size, np.int64), size, tokenizer)
+
+
+def test_more_tokens_than_there_are_are_a_user_error(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=f"vocabulary of {tokenizer.vocab_size} tokens; keep fewer"):
+        choose_tokens(np.zeros(tokenizer.vocab_size, np.int64), 10_000, tokenizer)
+
+
+def test_coverage() -> None:
+    counts = np.array([3, 0, 1, 0])
+    assert coverage(np.array([0, 1]), counts) == 0.75
+    assert coverage(None, counts) == 1
+    assert coverage(np.array([0]), 0 * counts) == 0
+
+
+def test_acceptance_is_the_share_of_the_targets_tokens_that_the_draft_guesses(
+    model: Path, tmp_path: Path
+) -> None:
+    draft = OnnxRuntime(build_onnx(model, tmp_path / "whole"), context=128, exact=False)
+    prompt = [5, 6, 7]
+    said: list[int] = []
+    for _ in range(60):  # the draft's own answer, so that it guesses all of it
+        said.append(int(draft.forward([*prompt, *said], logits="last").argmax()))
+    assert acceptance([(prompt, said)], draft) == 1
+    assert draft.length == 0
+    wrong = [*said[:-3], (said[-3] + 1) % 256, *said[-2:]]
+    assert acceptance([(prompt, wrong[:-2])], draft) == pytest.approx(57 / 58)
+    assert acceptance([(prompt, said), (prompt, wrong[:-2])], draft) == pytest.approx(117 / 118)
+    assert acceptance([(prompt, []), (said, [])], draft) == 0
+
+    missing = said[0]
+    kept = np.delete(np.arange(draft.info.vocab_size), missing)
+    (tmp_path / "trimmed").mkdir()
+    write_onnx(TrimmedHead(GGUFFile(model), kept), tmp_path / "trimmed")
+    trimmed = OnnxRuntime(tmp_path / "trimmed", context=128, exact=False)
+    share = sum(token != missing for token in said) / len(said)
+    assert 0 < share < 1
+    assert acceptance([(prompt, said)], trimmed) == pytest.approx(share)
+
+    report = draft_report(
+        trimmed, np.bincount(said, minlength=draft.info.vocab_size), [(prompt, said)]
+    )
+    assert report.weight_bytes == trimmed.info.weight_bytes
+    assert report.coverage == report.acceptance == pytest.approx(share)
+    assert report.pass_seconds > 0
+    draft.close()
+    trimmed.close()
+
+
+def test_the_best_size_weighs_the_head_against_what_it_covers(smollm2: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(GGUFFile(smollm2))
+    size = tokenizer.vocab_size
+    counts = 10**9 // (1 + np.arange(size))  # Zipf
+
+    def best(body_seconds: float, row_seconds: float) -> int:
+        cost = linear_cost((0, body_seconds), (1000, body_seconds + 1000 * row_seconds))
+        return best_size(counts, counts, tokenizer, 0.8, cost, lambda n: 50.0).tokens
+
+    fewest = 17 + len({id for id in range(size) if len(tokenizer.token_bytes(id)) == 1})
+    assert best(5.0, 0.0) == size  # rows cost nothing
+    assert best(0.0, 1.0) == fewest  # they cost more than they are worth
+    assert fewest < best(5.0, 2e-3) < best(5.0, 5e-4) < size
+
+
+def test_the_predicted_speed_is_the_goodput(tokenizer: Tokenizer) -> None:
+    """α = 0.5, drafted tokens at 1 s, a target pass 3 s: 1.5 tokens in 4 s, and no more in 1.75 / 5 s."""
+    counts = np.ones(tokenizer.vocab_size, np.int64)
+    found = best_size(counts, counts, tokenizer, 0.5, lambda n: 1.0, lambda n: 3.0)
+    assert (found.tokens, found.coverage, found.draft_length) == (tokenizer.vocab_size, 1.0, 1)
+    assert found.tokens_per_second == pytest.approx(1.5 / 4)
