@@ -1,16 +1,18 @@
-"""A GGUF file's own weights as an ONNX graph for ONNX Runtime's CPU kernels."""
+"""A model's own weights as an ONNX graph for ONNX Runtime's CPU kernels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.export.architectures.common import Config
 from edgespec.export.graph import MICROSOFT, Graph
-from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, pack
+from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, dequantize, pack
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import TensorInfo
 from edgespec.progress import Progress
@@ -18,7 +20,8 @@ from edgespec.runtimes import FloatArray
 
 _PART_WEIGHTS = 1 << 24
 """Weights unpacked at a time, so that building needs little memory."""
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.float32}
+"""Types that are multiplied as they are, and how the graph stores them (NumPy has no BF16)."""
 SPARE_POSITIONS = 64
 """Positions after the context, for the padding of its last passes."""
 
@@ -41,8 +44,8 @@ class Decoder:
         """Bytes of weights that one pass reads: all but the embedding, as they are stored."""
         self.done = 0
         self.total = sum(tensor.nbytes for tensor in source.tensors.values())
-        if not self.has("output"):  # tied: the embedding is read twice
-            self.total += self.weight("token_embd").nbytes
+        if not self.has("output") and (tied := self.weight("token_embd")).type in FORMATS:
+            self.total += tied.nbytes  # read twice
         self.sums: dict[str, str] = {}
 
     def build(self) -> None:
@@ -56,7 +59,7 @@ class Decoder:
         graph.constant("zero", np.array([0], np.int64))
         graph.constant("one", np.array([1], np.int64))
         self.rotary("", config.rope_base, config.rope_scale)
-        if config.window:
+        if config.rope_local_base:
             self.rotary("local_", config.rope_local_base, 1.0)
         residual, delta = self.embed(tokens), ""
         for layer in range(config.layers):
@@ -82,9 +85,14 @@ class Decoder:
     def estimated_bytes(self) -> int:
         """About what the built model takes on the disk."""
         tables = 4 * (self.config.context + SPARE_POSITIONS) * self.config.rope_dims * 2
-        weights = sum(_built_bytes(tensor) for tensor in self.source.tensors.values())
-        embedding = self.source.tensors.get("token_embd.weight")
-        return tables + weights + (math.prod(embedding.shape) * 4 if embedding else 0)
+        tensors = dict(self.source.tensors)
+        embedding = tensors.pop("token_embd.weight", None)
+        built = tables + sum(_built_bytes(tensor) for tensor in tensors.values())
+        if embedding:
+            built += math.prod(embedding.shape) * _table_dtype(embedding).itemsize
+            if embedding.type in FORMATS and not self.has("output"):
+                built += _built_bytes(embedding)
+        return built
 
     @property
     def vocab_size(self) -> int:
@@ -117,19 +125,12 @@ class Decoder:
 
     def embed(self, tokens: str) -> str:
         """Rows of the embedding; only the rows that are used become resident."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
         name, config = "token_embd.weight", self.config
         info = self.weight("token_embd")
         if info.shape[1:] != (config.hidden,):
             raise UserError(f"tensor {name} has the shape {info.shape}, not (…, {config.hidden})")
-        dtype = np.dtype(np.float32 if info.type in ("F32", "BF16") else np.float16)
-        kind = GGMLQuantizationType[info.type]
-        [table] = self.graph.stream(
-            [("embedding", dtype, info.shape)],
-            ((dequantize(part, kind).astype(dtype),) for part in self.parts([name])),
-        )
+        dtype = _table_dtype(info)
+        table = self.stream("embedding", dtype, [name])
         [value] = self.graph.node("Gather", [table, tokens])
         if dtype != np.float32:
             [value] = self.graph.node("Cast", [value], to=1)
@@ -138,16 +139,26 @@ class Decoder:
             [value] = self.graph.node("Mul", [value, self.graph.constant("embedding_scale", scale)])
         return value
 
+    def stream(self, name: str, dtype: npt.DTypeLike, tensors: Sequence[str]) -> str:
+        """Add the weights of tensors, one after the other, as a constant ``[rows, columns]``."""
+        infos = [self.source.tensors[tensor] for tensor in tensors]
+        kind, columns = infos[0].type, infos[0].shape[-1]
+        return self.graph.stream(
+            [(name, dtype, [sum(info.rows for info in infos), columns])],
+            ((dequantize(part, kind, columns).astype(dtype),) for part in self.parts(tensors)),
+        )[0]
+
     def rotary(self, prefix: str, base: float, scale: float) -> None:
         """Cosines and sines of every position, ``[context, rope_dims / 2]`` (RoPE, Su et al. 2021)."""
         dims = np.arange(0, self.config.rope_dims, 2, dtype=np.float64)
         frequencies = base ** (-dims / self.config.rope_dims) / scale
-        if not prefix and self.has("rope_freqs"):
-            frequencies /= self.vector("rope_freqs.weight", len(dims))
+        for divisors in ("rope_freqs", "rope_factors_short"):
+            if not prefix and self.has(divisors):
+                frequencies /= self.vector(divisors + ".weight", len(dims))
         positions = np.arange(self.config.context + SPARE_POSITIONS)
-        angles = positions[:, None] * frequencies
-        self.graph.constant(prefix + "cos", np.cos(angles).astype(np.float32))
-        self.graph.constant(prefix + "sin", np.sin(angles).astype(np.float32))
+        angles, gain = positions[:, None] * frequencies, self.config.rope_gain
+        self.graph.constant(prefix + "cos", (gain * np.cos(angles)).astype(np.float32))
+        self.graph.constant(prefix + "sin", (gain * np.sin(angles)).astype(np.float32))
 
     def norm(self, value: str, name: str, length: int = 0) -> str:
         weight = self.vector(name + ".weight", length or self.config.hidden)
@@ -172,7 +183,10 @@ class Decoder:
         sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
         names = [name + f"attn_{letter}" for letter in "qkv"]
         normalized = self.has(name + "attn_q_norm")
-        if len({self.weight(n).type for n in names}) == 1:
+        if self.has(name + "attn_qkv"):  # the file has them as one
+            query = self.linear(value, [name + "attn_qkv"], [sum(sizes)], config.hidden)
+            key = projected = ""
+        elif len({self.weight(n).type for n in names}) == 1:
             query, key, projected = self.linear(value, names, sizes, config.hidden), "", ""
             if normalized:
                 query, key, projected = self.split(query, sizes)
@@ -194,13 +208,17 @@ class Decoder:
         present = [f"present_{kind}_{layer}" for kind in ("key", "value")]
         for output in present:
             graph.output(output, np.float32, shape)
-        prefix = "local_" if local else ""
+        prefix, rotated = (
+            "local_" * bool(local and config.rope_local_base),
+            config.is_rotated(layer),
+        )
+        tables = [prefix + "cos", prefix + "sin"] if rotated else ["", ""]
         attended = graph.node(
             "GroupQueryAttention",
-            [query, key, projected, *past, "last_position", "total_length", prefix + "cos", prefix + "sin"],
+            [query, key, projected, *past, "last_position", "total_length", *tables],
             [f"{name}attended", *present], MICROSOFT,
             num_heads=config.heads, kv_num_heads=config.kv_heads, scale=config.head_dim**-0.5,
-            do_rotary=1, rotary_interleaved=int(config.rope_interleaved),
+            do_rotary=int(rotated), rotary_interleaved=int(config.rope_interleaved),
             local_window_size=config.window if local else -1,
         )[0]  # fmt: skip
         [attended] = graph.node("Slice", [attended, "zero", "rows", "one"])
@@ -219,9 +237,12 @@ class Decoder:
     def feed_forward(self, value: str, layer: int) -> str:
         graph, name, hidden = self.graph, f"blk.{layer}.", self.config.hidden
         names = [name + "ffn_gate", name + "ffn_up"]
-        width = self.weight(names[1]).rows
+        if self.config.fused_gate:  # the gate's rows are the first half of "up"
+            names = names[1:]
+        width = self.weight(names[-1]).rows * len(names) // 2
         if len({self.weight(n).type for n in names}) == 1:
-            gate, up = self.split(self.linear(value, names, [width] * 2, hidden), [width] * 2)
+            both = self.linear(value, names, [2 * width // len(names)] * len(names), hidden)
+            gate, up = self.split(both, [width] * 2)
         else:
             gate, up = (self.linear(value, [n], [width], hidden) for n in names)
         if self.config.activation == "silu":
@@ -261,14 +282,15 @@ class Decoder:
     def dense(
         self, value: str, name: str, tensors: Sequence[str], rows: int, columns: int, bias: str
     ) -> str:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        kind = GGMLQuantizationType[self.source.tensors[tensors[0]].type]
-        whole = np.concatenate([dequantize(part, kind) for part in self.parts(tensors)])
-        weight = self.graph.constant(name, np.ascontiguousarray(whole.T, np.float32))
+        dtype = _FLOATS[self.source.tensors[tensors[0]].type]
+        if tensors[0] == "token_embd.weight":  # tied: it is there
+            weight = "embedding"
+        else:
+            weight = self.stream(name, dtype, tensors)
+        if dtype != np.float32:  # ONNX Runtime casts constants once, at load
+            [weight] = self.graph.node("Cast", [weight], to=1)
         self.weight_bytes += 4 * rows * columns
-        [product] = self.graph.node("MatMul", [value, weight])
+        [product] = self.graph.node("FusedMatMul", [value, weight], domain=MICROSOFT, transB=1)
         return self.graph.node("Add", [product, bias])[0] if bias else product
 
     def quantized(
@@ -279,7 +301,7 @@ class Decoder:
             value = self.with_block_sums(value, columns)
             columns += columns // SUM_BLOCK
         blocks = -(-columns // format.block)
-        names = [name, name + ".scales"] + [name + ".zero_points"] * format.has_minimums
+        names = [name, name + ".scales"] + [name + ".zero_points"] * format.has_zero_points
         shapes = [
             (rows, blocks, format.block * format.bits // 8),
             (rows, blocks),
@@ -330,11 +352,16 @@ class Decoder:
                 self.progress("building", min(self.done, self.total), self.total)
 
 
+def _table_dtype(embedding: TensorInfo) -> np.dtype[Any]:
+    """How the graph stores an embedding: blocks as halves, what else as in products."""
+    return np.dtype(_FLOATS.get(embedding.type, np.float16))
+
+
 def _built_bytes(tensor: TensorInfo) -> int:
     """Bytes of a tensor in the built model."""
     weights = math.prod(tensor.shape)
     if tensor.type not in FORMATS:
-        return 4 * weights
+        return weights * np.dtype(_FLOATS.get(tensor.type, np.float32)).itemsize
     format = FORMATS[tensor.type]
     return int(
         weights * (format.bits / 8 + 5 / format.block) * (1.05 if format.has_minimums else 1)

@@ -1,6 +1,6 @@
 """PyTorch, through transformers: the numerical reference that the other runtimes are tested against.
 
-It runs a GGUF file's weights, dequantized to float32, in the model's published implementation. It is
+It runs a source's weights, dequantized to float32, in the model's published implementation. It is
 meant to be right and plain, not fast. Extra ``[torch]`` (transformers 5 or later).
 """
 
@@ -15,6 +15,10 @@ import gguf
 import numpy as np
 
 from edgespec.errors import UserError
+from edgespec.export.architectures import read_config
+from edgespec.export.architectures.common import Config
+from edgespec.export.quants import FORMATS, dequantize
+from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
 
@@ -27,9 +31,12 @@ except ImportError as error:
 # Architecture → the names of its classes in transformers.
 CLASSES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"),  # GGUF calls it llama too
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM"),
 }
 
 # GGUF's names of tensors → transformers' names. Norms named twice differ between architectures.
@@ -52,14 +59,20 @@ GEMMA_LAYER_NAMES = LAYER_NAMES | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+FUSED_LAYER_NAMES = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
 class TorchRuntime:
-    """A ``Runtime`` over transformers, in float32, from a GGUF file or a safetensors folder."""
+    """A ``Runtime`` over transformers, in float32.
+
+    From any ``Source`` or a GGUF file, by their names and conventions; or from a safetensors folder,
+    which transformers reads by itself.
+    """
 
     def __init__(
         self,
-        path: str | Path,
+        model: str | Path | Source,
         *,
         context: int = 4096,
         threads: int | None = None,
@@ -71,22 +84,28 @@ class TorchRuntime:
         """
         if threads:
             torch.set_num_threads(threads)
-        path = Path(path)
-        model = _load_folder(path) if path.is_dir() else _load_gguf(GGUFFile(path))
-        self._model = model.to(device).eval()
+        path = Path(model) if isinstance(model, (str, Path)) else model.path
+        kept = None
+        if isinstance(model, (str, Path)) and path.is_dir():
+            loaded = _load_folder(path)
+        else:
+            source = GGUFFile(model) if isinstance(model, (str, Path)) else model
+            loaded, kept = _load(source), source.metadata.get(TOKEN_IDS)
+        self._model = loaded.to(device).eval()
         # Without the configuration every layer keeps everything, sliding ones too: `keep` needs it.
         self._cache: Any = transformers.DynamicCache()
         self._device = device
         self.length = 0
         self.info = ModelInfo(
             name=path.stem,
-            architecture=model.config.model_type,
-            vocab_size=model.get_output_embeddings().weight.shape[0],
-            layers=model.config.num_hidden_layers,
+            architecture=loaded.config.model_type,
+            vocab_size=len(kept) if kept else loaded.get_output_embeddings().weight.shape[0],
+            layers=loaded.config.num_hidden_layers,
             context=context,
-            weight_bytes=sum(weight.nbytes for weight in model.parameters()),
+            weight_bytes=sum(weight.nbytes for weight in loaded.parameters()),
             device=device,
             runtime="torch",
+            token_ids=tuple(kept) if kept else None,
         )
 
     def forward(
@@ -106,7 +125,7 @@ class TorchRuntime:
                 **({} if parents is None else self._tree(parents)),
             )
         found: FloatArray = output.logits[0].cpu().numpy()
-        return found
+        return found if self.info.token_ids is None else found[:, list(self.info.token_ids)]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See ``Runtime``."""
@@ -145,10 +164,11 @@ class TorchRuntime:
         mask: Any = sees[None, None].to(self._device)
         if (window := getattr(self._model.config, "sliding_window", None)) is not None:
             near = positions > positions[self.length :, None] - window
-            mask = {
-                "full_attention": mask,
-                "sliding_attention": (sees & near)[None, None].to(self._device),
-            }
+            local = (sees & near)[None, None].to(self._device)
+            if hasattr(self._model.config, "layer_types"):  # some of its layers only
+                mask = {"full_attention": mask, "sliding_attention": local}
+            else:
+                mask = local
         own_positions = positions[None, self.length :].to(self._device)
         return {"attention_mask": mask, "position_ids": own_positions}
 
@@ -159,89 +179,106 @@ def _load_folder(path: Path) -> Any:
     )
 
 
-def _load_gguf(file: GGUFFile) -> Any:
-    if file.architecture not in CLASSES:
-        raise UserError(f"the torch runtime cannot run the architecture {file.architecture!r}")
-    config_class, model_class = CLASSES[file.architecture]
-    config = getattr(transformers, config_class)(**_config(file))
+def _load(source: Source) -> Any:
+    config = read_config(source.metadata)
+    is_mistral = config.architecture == "llama" and config.window
+    config_class, model_class = CLASSES["mistral" if is_mistral else config.architecture]
+    weights = _weights(source, config)
     model, report = getattr(transformers, model_class).from_pretrained(
         None,
-        config=config,
-        state_dict=_weights(file),
+        config=getattr(transformers, config_class)(**_arguments(source, config)),
+        state_dict=weights,
         dtype=torch.float32,
         output_loading_info=True,
     )
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
-        raise UserError(f"{file.path} does not hold a whole {file.architecture} model: {report}")
-    if "rope_freqs.weight" in file.tensors:
-        model.model.rotary_emb.inv_freq /= _tensor(file, "rope_freqs.weight")
+        raise UserError(
+            f"{source.path} does not hold a whole {config.architecture} model: {report}"
+        )
+    if "rope_freqs.weight" in source.tensors:
+        model.model.rotary_emb.inv_freq /= _tensor(source, "rope_freqs.weight")
     return model
 
 
-def _config(file: GGUFFile) -> dict[str, Any]:
+def _arguments(source: Source, config: Config) -> dict[str, Any]:
     """The keyword arguments of the architecture's configuration class."""
-
-    def value(key: str, default: Any = None) -> Any:
-        found = file.metadata.get(f"{file.architecture}.{key}", default)
-        if found is None:
-            raise UserError(f"{file.path} lacks the metadata {file.architecture}.{key}")
-        return found
-
-    heads, hidden = value("attention.head_count"), value("embedding_length")
-    rope = {"rope_type": "default", "rope_theta": value("rope.freq_base", 10_000.0)}
-    scaling = value("rope.scaling.type", "none")
-    if scaling == "linear":
-        rope |= {"rope_type": "linear", "factor": value("rope.scaling.factor")}
-    elif scaling != "none":
-        raise UserError(f"the torch runtime cannot run the rope scaling {scaling!r}")
-    config = {
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": value("feed_forward_length"),
-        "num_hidden_layers": value("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
-        "head_dim": value("attention.key_length", hidden // heads),
-        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": value("context_length"),
-        "tie_word_embeddings": "output.weight" not in file.tensors,
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_base}
+    if config.rope_scale != 1:
+        rope |= {"rope_type": "linear", "factor": config.rope_scale}
+    arguments = {
+        "vocab_size": source.tensors["token_embd.weight"].shape[0],
+        "hidden_size": config.hidden,
+        "intermediate_size": source.metadata.get(f"{config.architecture}.feed_forward_length"),
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.norm_epsilon,
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": "output.weight" not in source.tensors,
         "rope_parameters": rope,
         "pad_token_id": None,
+        "sliding_window": config.window or None,
+        "attention_bias": "blk.0.attn_output.bias" in source.tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in source.tensors,
     }
-    if file.architecture == "gemma3":
-        local = {"rope_type": "default", "rope_theta": value("rope.freq_base_swa", 10_000.0)}
-        config |= {
+    layers = range(config.layers)
+    if config.architecture == "gemma3":
+        local = {"rope_type": "default", "rope_theta": config.rope_local_base}
+        arguments |= {
             "rope_parameters": {"full_attention": rope, "sliding_attention": local},
-            "sliding_window": value("attention.sliding_window"),
-            "sliding_window_pattern": value("attention.sliding_window_pattern", 6),
-            "query_pre_attn_scalar": config["head_dim"],
+            "layer_types": [
+                "sliding_attention" if config.is_local(i) else "full_attention" for i in layers
+            ],
+            "query_pre_attn_scalar": config.head_dim,
         }
-    return config
+    if config.architecture == "smollm3":
+        arguments["no_rope_layers"] = [int(config.is_rotated(i)) for i in layers]
+    if config.architecture == "phi3":
+        rope["partial_rotary_factor"] = config.rope_dims / config.head_dim
+        if "rope_factors_short.weight" in source.tensors:
+            factors = _tensor(source, "rope_factors_short.weight").tolist()
+            rope |= {
+                "rope_type": "longrope",
+                "short_factor": factors,
+                "long_factor": factors,  # the context ends where these would begin
+                "attention_factor": config.rope_gain,
+            }
+            arguments["original_max_position_embeddings"] = config.context
+    return arguments
 
 
-def _tensor(file: GGUFFile, name: str) -> Any:
-    info = file.tensors[name]
-    values = gguf.quants.dequantize(file.tensor(name), gguf.GGMLQuantizationType[info.type])
+def _tensor(source: Source, name: str) -> Any:
+    info = source.tensors[name]
+    if info.type not in (*gguf.GGMLQuantizationType.__members__, *FORMATS):
+        raise UserError(f"the torch runtime does not know the type {info.type} of {name}")
+    values = dequantize(source.tensor(name), info.type, info.shape[-1])
     return torch.from_numpy(np.array(values, np.float32).reshape(info.shape))
 
 
-def _weights(file: GGUFFile) -> dict[str, Any]:
+def _weights(source: Source, config: Config) -> dict[str, Any]:
     """The weights under transformers' names, with GGUF's conventions undone."""
-    layer_names = GEMMA_LAYER_NAMES if file.architecture == "gemma3" else LAYER_NAMES
+    layer_names = GEMMA_LAYER_NAMES if config.architecture == "gemma3" else LAYER_NAMES
+    if config.fused_gate:
+        layer_names = LAYER_NAMES | FUSED_LAYER_NAMES
     weights = {}
-    for name in file.tensors.keys() - {"rope_freqs.weight"}:
+    for name in source.tensors.keys() - ROPE_TENSORS:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
         layer, short, kind = match.groups() if match else (None, "", "")
         names, prefix = (layer_names, f"model.layers.{layer}.") if layer else (OUTER_NAMES, "")
         if short not in names:
-            raise UserError(f"the torch runtime does not know the tensor {name} of {file.path}")
-        tensor = _tensor(file, name)
-        if file.architecture == "llama" and short in ("attn_q", "attn_k"):
+            raise UserError(f"the torch runtime does not know the tensor {name} of {source.path}")
+        tensor = _tensor(source, name)
+        if config.rope_interleaved and short in ("attn_q", "attn_k"):
             # Llama files store each head's rotated pairs side by side; transformers, as two halves.
-            heads = file.metadata["llama.attention.head_count" + ("_kv" * (short == "attn_k"))]
+            heads = config.heads if short == "attn_q" else config.kv_heads
             pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)
-        if file.architecture == "gemma3" and short.endswith("norm"):
+        if config.architecture == "gemma3" and short.endswith("norm"):
             tensor = tensor - 1  # transformers' Gemma multiplies by 1 + weight
+        if name == "output.weight" and (kept := source.metadata.get(TOKEN_IDS)) is not None:
+            whole = torch.zeros(source.tensors["token_embd.weight"].shape)
+            whole[list(kept)] = tensor
+            tensor = whole
         weights[f"{prefix}{names[short]}.{kind}"] = tensor
     return weights

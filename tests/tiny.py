@@ -8,8 +8,6 @@ shows in the logits.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +45,13 @@ class Tiny:
     context: int = 512
     window: int = 16
     """Tokens that a sliding layer of gemma3 sees; every sixth layer sees everything."""
+    window_everywhere: int = 0
+    """Tokens that every layer of llama (as Mistral) or phi3 sees; 0: all."""
     rope_base: float = 10_000.0
+    rope_dims: int = 0
+    """Dimensions of a head that are rotated, where not all are (phi3)."""
     rope_factors: bool = False
-    """Per-frequency divisors, as Llama 3.1 and later have."""
+    """Per-frequency divisors, as Llama 3.1 and later have; and Phi-3, with a factor for the result."""
     rope_scaling: float = 1.0
     """Linear position scaling, as the larger Gemma 3 have (on layers that see everything)."""
     pre_tokenizer: str = "smollm"
@@ -60,6 +62,8 @@ TINY = {
     "llama": Tiny("llama"),
     "qwen2": Tiny("qwen2", tied=True, rope_base=1e6, pre_tokenizer="qwen2"),
     "qwen3": Tiny("qwen3", head_dim=128, rope_base=1e6, pre_tokenizer="qwen2"),
+    "smollm3": Tiny("smollm3", layers=5, tied=True),  # the fourth is not rotated
+    "phi3": Tiny("phi3"),
     "gemma3": Tiny(
         "gemma3",
         layers=7,
@@ -105,20 +109,6 @@ def tiny_gguf(
     return Path(path)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Array]]) -> Path:
-    """Write tensors (safetensors' name of their type, the array of its bytes) as safetensors."""
-    header, end = {}, 0
-    for name, (dtype, array) in tensors.items():
-        offsets = [end, end := end + array.nbytes]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, array in tensors.values():
-            file.write(array.tobytes())
-    return path
-
-
 def random_matrix(
     random: np.random.Generator, shape: tuple[int, ...], deviation: float, kind: Type
 ) -> Array:
@@ -132,7 +122,10 @@ def random_matrix(
 
 
 def _write_shape(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
-    writer.add_name(f"tiny {tiny.architecture}")
+    name = tiny.architecture.replace(
+        "phi3", "phi 3"
+    )  # llama.cpp expects certain tokens of a "phi3"
+    writer.add_name(f"tiny {name}")
     writer.add_context_length(tiny.context)
     writer.add_embedding_length(tiny.hidden)
     writer.add_block_count(tiny.layers)
@@ -141,13 +134,18 @@ def _write_shape(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
     writer.add_head_count_kv(tiny.kv_heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(tiny.rope_base)
-    if tiny.architecture == "llama":
-        writer.add_rope_dimension_count(tiny.head_dim)
+    if tiny.architecture in ("llama", "smollm3", "phi3"):
+        writer.add_rope_dimension_count(tiny.rope_dims or tiny.head_dim)
     if tiny.head_dim * tiny.heads != tiny.hidden:
         writer.add_key_length(tiny.head_dim)
         writer.add_value_length(tiny.head_dim)
     if tiny.architecture == "gemma3":
         writer.add_sliding_window(tiny.window)
+    if tiny.window_everywhere:
+        writer.add_sliding_window(tiny.window_everywhere)
+    if tiny.architecture == "phi3" and tiny.rope_factors:
+        writer.add_rope_scaling_orig_ctx_len(tiny.context)
+        writer.add_rope_scaling_attn_factors(1.2)
     if tiny.rope_scaling != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(tiny.rope_scaling)
@@ -180,7 +178,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tiny: Tiny) -> int:
 
 def _tensors(tiny: Tiny, vocab_size: int) -> list[tuple[str, tuple[int, ...], float, float]]:
     """Name, shape, mean and standard deviation of every tensor."""
-    gemma = tiny.architecture == "gemma3"
+    gemma, phi = tiny.architecture == "gemma3", tiny.architecture == "phi3"
     queries, keys = tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
     # Small next to what the layers add, or a tied model would only repeat its input. Gemma
     # multiplies its embeddings by the root of the hidden size.
@@ -200,15 +198,15 @@ def _tensors(tiny: Tiny, vocab_size: int) -> list[tuple[str, tuple[int, ...], fl
     if not tiny.tied:
         matrix("output", vocab_size, tiny.hidden, head)
     if tiny.rope_factors:
-        found.append(("rope_freqs.weight", (tiny.head_dim // 2,), 4.0, 1.0))
+        phi_names = ("rope_factors_long", "rope_factors_short")
+        size = (tiny.rope_dims or tiny.head_dim) // 2
+        for name in phi_names if phi else ("rope_freqs",):
+            found.append((name + ".weight", (size,), 4.0, 1.0))
     for layer in range(tiny.layers):
         block = f"blk.{layer}."
         norm(block + "attn_norm", tiny.hidden)
-        for name, rows, gain in (
-            ("attn_q", queries, 2.0),
-            ("attn_k", keys, 1.0),
-            ("attn_v", keys, 2.0),
-        ):
+        separate = (("attn_q", queries, 2.0), ("attn_k", keys, 1.0), ("attn_v", keys, 2.0))
+        for name, rows, gain in (("attn_qkv", queries + 2 * keys, 1.6),) if phi else separate:
             matrix(block + name, rows, tiny.hidden, gain * tiny.hidden**-0.5)
             if tiny.architecture == "qwen2":
                 found.append((block + name + ".bias", (rows,), 0.0, 0.5))
@@ -217,8 +215,9 @@ def _tensors(tiny: Tiny, vocab_size: int) -> list[tuple[str, tuple[int, ...], fl
             norm(block + "attn_k_norm", tiny.head_dim)
         matrix(block + "attn_output", tiny.hidden, queries, queries**-0.5)
         norm(block + "ffn_norm", tiny.hidden)
-        matrix(block + "ffn_gate", tiny.feed_forward, tiny.hidden, tiny.hidden**-0.5)
-        matrix(block + "ffn_up", tiny.feed_forward, tiny.hidden, tiny.hidden**-0.5)
+        if not phi:
+            matrix(block + "ffn_gate", tiny.feed_forward, tiny.hidden, tiny.hidden**-0.5)
+        matrix(block + "ffn_up", tiny.feed_forward * (1 + phi), tiny.hidden, tiny.hidden**-0.5)
         matrix(block + "ffn_down", tiny.hidden, tiny.feed_forward, 2 * tiny.feed_forward**-0.5)
         if gemma:
             norm(block + "post_attention_norm", tiny.hidden)

@@ -1,19 +1,34 @@
-"""What each architecture is, read from a GGUF file's metadata. One small file each."""
+"""What each architecture is, in GGUF's metadata and in Hugging Face's. One small file each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from edgespec.errors import UserError
-from edgespec.export.architectures import gemma3, llama, qwen2, qwen3
-from edgespec.export.architectures.common import Config, Metadata
+from edgespec.export.architectures import gemma3, llama, mistral, phi3, qwen2, qwen3, smollm
+from edgespec.export.architectures.common import Architecture, Config, HuggingFace, Metadata
 
-ARCHITECTURES: dict[str, Callable[[Metadata], Config]] = {
-    "llama": llama.config,
-    "qwen2": qwen2.config,
-    "qwen3": qwen3.config,
-    "gemma3": gemma3.config,
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": llama.ARCHITECTURE,
+    "smollm3": smollm.ARCHITECTURE,
+    "qwen2": qwen2.ARCHITECTURE,
+    "qwen3": qwen3.ARCHITECTURE,
+    "gemma3": gemma3.ARCHITECTURE,
+    "phi3": phi3.ARCHITECTURE,
 }
+"""By GGUF's names."""
+
+MODEL_TYPES: dict[str, Callable[[HuggingFace], dict[str, Any]]] = {
+    "llama": llama.metadata,
+    "mistral": mistral.metadata,
+    "smollm3": smollm.metadata,
+    "qwen2": qwen2.metadata,
+    "qwen3": qwen3.metadata,
+    "gemma3_text": gemma3.metadata,
+    "phi3": phi3.metadata,
+}
+"""By the ``model_type`` of ``config.json``: to GGUF's metadata."""
 
 
 def read_config(metadata: Metadata) -> Config:
@@ -25,4 +40,4 @@ def read_config(metadata: Metadata) -> Config:
             f"the onnx runtime has no architecture {name[:64]!r} (it has {known}); "
             "try --runtime llama-cpp"
         )
-    return ARCHITECTURES[name](metadata)
+    return ARCHITECTURES[name].config(metadata)

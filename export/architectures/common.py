@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgespec.errors import UserError
+from edgespec.export.sources import KEPT_LAYERS
 
 Metadata = Mapping[str, Any]
+HuggingFace = Mapping[str, Any]
+"""The contents of a ``config.json``."""
+
+LAYER_TENSORS = (
+    "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down",
+)  # fmt: skip
+"""The matrices and norms of a layer, by GGUF's names, in most architectures."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,38 @@ class Config:
     embedding_scale: float = 1.0
     window: int = 0
     """Local layers attend to this many last tokens; 0 where every layer is global."""
-    global_every: int = 1
-    """Every so-many-th layer is global."""
+    global_every: int = 0
+    """Every so-many-th layer is global; 0 where none is."""
     rope_local_base: float = 0.0
+    """Local layers rotate with this base; 0 where they do as the global ones."""
+    unrotated_every: int = 0
+    """Every so-many-th layer has no rotary embedding; 0 where all have."""
+    rope_gain: float = 1.0
+    """Rotated queries and keys are multiplied by this (LongRoPE)."""
+    fused_gate: bool = False
+    """Whether the gate's rows are the first half of the tensor ``ffn_up``."""
+    kept_layers: tuple[int, ...] = ()
+    """Of a pruned model: the layer that each was in the whole one."""
 
     def is_local(self, layer: int) -> bool:
-        return self.window > 0 and (layer + 1) % self.global_every != 0
+        return self.window > 0 and not self._is_nth(layer, self.global_every)
+
+    def is_rotated(self, layer: int) -> bool:
+        return not self._is_nth(layer, self.unrotated_every)
+
+    def _is_nth(self, layer: int, period: int) -> bool:
+        original = self.kept_layers[layer] if self.kept_layers else layer
+        return period > 0 and (original + 1) % period == 0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of GGUF's architectures: how its metadata is read, and what its layers consist of."""
+
+    config: Callable[[Metadata], Config]
+    layer_tensors: tuple[str, ...] = LAYER_TENSORS
+    biases: tuple[str, ...] = ()
+    """Tensors of a layer that must have a bias."""
 
 
 def count(metadata: Metadata, key: str, default: int | None = None) -> int:
@@ -85,6 +119,7 @@ def common(metadata: Metadata, **variant: Any) -> Config:
         rope_base=read(metadata, "rope.freq_base", 10000.0),
         rope_dims=count(metadata, "rope.dimension_count", head_dim),
         rope_scale=read(metadata, "rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+        kept_layers=_kept_layers(metadata),
         **variant,
     )
     if config.heads % config.kv_heads or config.rope_dims % 2 or config.rope_dims > head_dim:
@@ -93,3 +128,97 @@ def common(metadata: Metadata, **variant: Any) -> Config:
             f"dimensions of {head_dim} do not go together"
         )
     return config
+
+
+def window(metadata: Metadata) -> int:
+    """The sliding window of a model whose every layer is local; 0 where it has none."""
+    key = f"{metadata['general.architecture']}.attention.sliding_window"
+    size = count(metadata, "attention.sliding_window") if metadata.get(key) else 0
+    return size if size < count(metadata, "context_length") else 0
+
+
+def _kept_layers(metadata: Metadata) -> tuple[int, ...]:
+    if (kept := metadata.get(KEPT_LAYERS)) is None:
+        return ()
+    if (
+        not isinstance(kept, list)
+        or len(kept) != count(metadata, "block_count")
+        or not all(isinstance(layer, int) and layer >= 0 for layer in kept)
+    ):
+        raise UserError(f"the model file says {KEPT_LAYERS} = {str(kept)[:64]}, which cannot be")
+    return tuple(kept)
+
+
+# From Hugging Face's config.json to GGUF's metadata.
+
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+
+
+def metadata_of(
+    architecture: str, config: HuggingFace, scalings: tuple[str, ...] = (), activation: str = "silu"
+) -> dict[str, Any]:
+    """GGUF's metadata for what most architectures have in common.
+
+    ``scalings`` are the kinds of rotary scaling that the caller sees to, besides none and linear.
+    Values are checked when the metadata is read (``read_config``).
+    """
+    found: dict[str, Any] = {"general.architecture": architecture}
+    for name, key in _KEYS.items():
+        if (value := config.get(name)) is not None:
+            found[f"{architecture}.{key}"] = value
+    if (head_dim := config.get("head_dim")) is not None:
+        found[f"{architecture}.attention.value_length"] = head_dim
+        found[f"{architecture}.rope.dimension_count"] = head_dim
+    rope = rope_parameters(config)
+    found[f"{architecture}.rope.freq_base"] = _real(rope.get("rope_theta", 10000.0))
+    kind = rope["rope_type"]
+    if kind == "linear":
+        found[f"{architecture}.rope.scaling.type"] = kind
+        found[f"{architecture}.rope.scaling.factor"] = _real(rope.get("factor"))
+    elif kind != "default" and kind not in scalings:
+        raise unsupported(f"rotary scaling {str(kind)[:64]!r}")
+    if rope.get("partial_rotary_factor", 1) != 1 and architecture != "phi3":
+        raise unsupported("partial_rotary_factor")
+    found_activation = config.get("hidden_act", config.get("hidden_activation", activation))
+    if found_activation != activation:
+        raise unsupported(f"the activation {str(found_activation)[:64]!r}")
+    return found
+
+
+def add_window(metadata: dict[str, Any], config: HuggingFace) -> dict[str, Any]:
+    """With the sliding window of all layers, if there is one."""
+    architecture, size = metadata["general.architecture"], config.get("sliding_window")
+    if size is not None and size != 0:
+        metadata[f"{architecture}.attention.sliding_window"] = size
+    return metadata
+
+
+def rope_parameters(config: HuggingFace, layers: str = "full_attention") -> dict[str, Any]:
+    """The rotary embedding's parameters, as transformers 5 writes them, or 4; ``rope_type`` is set."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(found, dict) and layers in found:
+        found = found[layers]
+    if not isinstance(found, dict):
+        raise unsupported(f"the rotary parameters {str(found)[:64]}")
+    older = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if key in config}
+    return {**older, "rope_type": found.get("type", "default"), **found}
+
+
+def unsupported(what: str) -> UserError:
+    """What a ``config.json`` asks for and no architecture here can do."""
+    return UserError(f"{what} in config.json is not supported; try --via optimum")
+
+
+def _real(value: Any) -> Any:
+    """JSON writes whole numbers without a point; what is no number is refused when it is read."""
+    return float(value) if isinstance(value, int) else value

@@ -16,6 +16,8 @@ from edgespec.models.gguf import GGUFFile, TensorInfo
 
 TOKEN_IDS = "edgespec.token_ids"
 """Metadata of a source whose head was trimmed: the token that each of its rows is for, ascending."""
+KEPT_LAYERS = "edgespec.kept_layers"
+"""Metadata of a source that lost layers: the layer that each of its layers was, ascending."""
 
 
 class Source(Protocol):
@@ -39,7 +41,11 @@ class Source(Protocol):
 
 
 def open_source(path: Path) -> Source:
-    """A GGUF file. Raises ``UserError`` where it cannot be read."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a .gguf file")
-    return GGUFFile(path)
+    """A GGUF file or a safetensors folder. Raises ``UserError`` where it cannot be read."""
+    if not path.is_dir():
+        return GGUFFile(path)
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} has no config.json; name a .gguf file or a safetensors folder")
+    from edgespec.export.sources.safetensors import SafetensorsSource
+
+    return SafetensorsSource(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
@@ -25,6 +26,7 @@ from tests.tiny import tiny_gguf
 
 TOKENS = np.random.default_rng(1).integers(0, 256, 60).tolist()  # sliding layers see 16
 FLOATS = ("F32", "F16", "BF16")
+BLOCKS = [name for name in FORMATS if name in GGMLQuantizationType.__members__]
 
 
 def logits_of(source: Path, tokens: list[int] = TOKENS) -> FloatArray:
@@ -40,6 +42,8 @@ GOLDEN = {
     "llama": [-3.1335, -1.8654, -2.1264, -1.2187, 1.3161, -0.0852],
     "qwen2": [0.8512, 2.366, 1.008, 1.3843, 0.1899, -1.0821],
     "qwen3": [-3.5262, -0.6556, 2.0789, 1.5489, -2.9716, 1.7257],
+    "smollm3": [-2.1803, -3.5822, -0.3001, -4.1381, 2.5496, -3.088],
+    "phi3": [-2.4455, 0.7901, 2.3006, 2.851, -2.0203, -2.2603],
     "gemma3": [-0.0121, 3.454, -1.208, 0.6014, 1.9993, -2.8465],
 }
 
@@ -67,7 +71,7 @@ def assert_agrees_with_torch(path: Path, *, exactly: bool) -> None:
         assert np.sqrt(np.square(found - expected).mean()) / expected.std() <= 0.06
 
 
-@pytest.mark.parametrize("quant", [*FLOATS, *FORMATS])
+@pytest.mark.parametrize("quant", [*FLOATS, *BLOCKS])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_agrees_with_torch(tmp_path: Path, architecture: str, quant: str) -> None:
     path = tiny_gguf(tmp_path / "a.gguf", architecture, quant)
@@ -83,6 +87,12 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("gemma3", "F32", {"rope_scaling": 4.0}),
     ("gemma3", "F32", {"window": 5}),
     ("gemma3", "F32", {"layers": 13}),  # two global layers
+    ("llama", "F32", {"window_everywhere": 16}),  # Mistral
+    ("phi3", "F32", {"window_everywhere": 16}),
+    ("phi3", "F32", {"rope_dims": 48}),
+    ("phi3", "F16", {"rope_factors": True, "tied": True}),
+    ("phi3", "Q4_K", {"types": {"ffn_down": "Q6_K", "attn_qkv": "Q5_K"}}),
+    ("llama", "BF16", {"tied": True}),
     ("llama", "F32", {"kv_heads": 4}),
     ("llama", "F32", {"kv_heads": 1, "layers": 1}),
     ("llama", "F32", {"types": {"attn_v": "F16"}}),

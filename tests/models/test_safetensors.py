@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edgespec.errors import UserError
 from edgespec.models import safetensors
 from edgespec.models.safetensors import Checkpoint
-from tests.tiny import write_safetensors
+from tests import hf_folder
 
 F32 = np.arange(6, dtype=np.float32).reshape(2, 3)
 BF16 = np.arange(4, dtype=np.uint16).reshape(1, 4)
 NAMES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, npt.NDArray[Any]]]) -> None:
+    raw = {name: (dtype, a.shape, a.tobytes()) for name, (dtype, a) in tensors.items()}
+    hf_folder.write_safetensors(path, raw)
 
 
 def single(folder: Path) -> Path:
