@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Answer = tuple[Sequence[int], Sequence[int]]
 """A prompt's ids and those that the target answered with."""
 
 _PIECE_CHARACTERS = 4096
-_MAX_LINE = 1 << 24
+_LINE_CHARACTERS, _JSON_CHARACTERS = 1 << 16, 1 << 24
 _HELD_OUT = 10
 """One in so many pieces of text is held out."""
 _PASS_ROWS = 64
@@ -43,10 +44,10 @@ def count_tokens(
 ) -> tuple[Counts, Counts]:
     """How often each token occurs in ``files``, and in what was held out of them.
 
-    Files are UTF-8 text, or JSON lines (``.jsonl``) with a ``text`` or ``prompt``. They are read in
-    pieces of some lines. Raises ``UserError`` where one cannot be read.
+    Files are what ``texts_of`` reads, in pieces of some lines. Raises ``UserError`` where one cannot
+    be read.
     """
-    pieces = (tokenizer.encode(piece) for piece in _pieces(files, progress))
+    pieces = (tokenizer.encode(piece) for path in files for piece in _pieces(path, progress))
     return sampled_tokens(pieces, tokenizer.vocab_size)
 
 
@@ -202,40 +203,50 @@ def _sizes(smallest: int, largest: int) -> list[int]:
     return sorted({size for size in sizes if smallest < size < largest} | {smallest, largest})
 
 
-def _pieces(files: Sequence[Path], progress: Progress) -> Iterator[str]:
-    """The text of ``files``, some lines at a time."""
-    total, done = sum(path.stat().st_size for path in files if path.exists()), 0
-    for path in files:
-        try:
-            with open(path, "rb") as raw:
-                file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
-                for text in _json_texts(file, path) if path.suffix == ".jsonl" else _lines(file):
-                    yield text
-                    progress("counting tokens", min(done + raw.tell(), total), total)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text; convert it or leave it out") from error
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        done += path.stat().st_size
+def texts_of(path: Path, progress: Progress = silent) -> Iterator[str]:
+    """The texts of a file: the ``text`` or ``prompt`` of its JSON lines (``.jsonl``), or its lines,
+    with their ends; those longer than 65536 characters are cut. Raises ``UserError`` where it holds
+    none."""
+    try:
+        with open(path, "rb") as raw:
+            size = os.fstat(raw.fileno()).st_size
+            file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+            for text in _json_texts(file, path) if path.suffix == ".jsonl" else _lines(file):
+                yield text
+                progress(f"reading {path.name}", raw.tell(), size)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; convert it or leave it out") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _pieces(path: Path, progress: Progress) -> Iterator[str]:
+    """The text of a file in pieces of some lines."""
+    if path.suffix == ".jsonl":
+        yield from texts_of(path, progress)
+        return
+    piece = ""
+    for line in texts_of(path, progress):
+        piece += line
+        if len(piece) >= _PIECE_CHARACTERS:
+            yield piece
+            piece = ""
+    yield piece
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Lines together until they are a piece; a longer line is cut."""
-    text = ""
-    while line := file.readline(_PIECE_CHARACTERS):
-        text += line
-        if len(text) >= _PIECE_CHARACTERS:
-            yield text
-            text = ""
-    yield text
+    while line := file.readline(_LINE_CHARACTERS):
+        yield line
 
 
 def _json_texts(file: TextIO, path: Path) -> Iterator[str]:
     number = 0
-    while line := file.readline(_MAX_LINE):
+    while line := file.readline(_JSON_CHARACTERS):
         number += 1
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else {"text": ""}
+            row = json.loads(line)
             text = row["text"] if "text" in row else row["prompt"]
             if not isinstance(text, str):
                 raise TypeError(type(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy.typing as npt
 from edgespec.errors import UserError
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import GGUFFile, TensorInfo
+from edgespec.models.store import reason
 from edgespec.progress import Progress, silent
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 VOCAB_SIZE = "edgespec.vocab_size"
 """Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
+_MOVED = "edgespec.tokenizer."
 _PART_ROWS = 8192
 
 
@@ -61,21 +64,35 @@ def write_trimmed_gguf(source: Source, path: Path, progress: Progress = silent) 
     the kept tokens, without names: token i of llama.cpp is ``token_ids[i]``, and a tied head stays
     tied. The embedding's other rows follow the last tensor, ``token_embd.weight``, where llama.cpp
     does not look: ``whole_embedding`` reads them, and ``LlamaCppRuntime`` feeds every token as its
-    embedding. The tokenizer is kept under ``edgespec.tokenizer.…``.
+    embedding. The tokenizer is kept under ``edgespec.tokenizer.…``. The file appears when it is
+    whole. Raises ``UserError`` where it cannot be written.
     """
-    from edgespec.export.to_gguf import write_gguf
+    from edgespec.export.to_gguf import with_tokenizer, write_gguf
 
-    shrunken = _Shrunken(source)
-    write_gguf(shrunken, path, progress)
-    info = GGUFFile(path).tensors[EMBEDDING]
-    end = info.offset + info.nbytes
-    if any(other.offset > info.offset for other in GGUFFile(path).tensors.values()):
-        raise ValueError(f"{EMBEDDING} is not the last tensor of {path}")
-    raw, others = source.tensor(EMBEDDING), shrunken.others
+    if path.exists():
+        raise UserError(f"{path} exists; remove it or choose another name")
+    shrunken = _Shrunken(with_tokenizer(source))
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            write_gguf(shrunken, partial, progress)
+            _append(source.tensor(EMBEDDING), shrunken.others, partial, progress)
+            os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _append(
+    rows: npt.NDArray[np.uint8], others: npt.NDArray[np.int64], path: Path, progress: Progress
+) -> None:
+    """Write the embedding's ``others`` behind those that ``path`` ends with."""
+    tensors = GGUFFile(path).tensors
+    info = tensors[EMBEDDING]
+    assert info.offset == max(tensor.offset for tensor in tensors.values())
     with open(path, "r+b") as file:
-        file.seek(end)
+        file.seek(info.offset + info.nbytes)
         for start in range(0, len(others), _PART_ROWS):
-            file.write(raw[others[start : start + _PART_ROWS]].tobytes())
+            file.write(rows[others[start : start + _PART_ROWS]].tobytes())
             progress("writing", min(start + _PART_ROWS, len(others)), len(others))
         file.truncate()
 
@@ -100,6 +117,34 @@ def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
     return rows, mapped.view(np.ndarray)
 
 
+class TrimmedGGUF:
+    """A file that ``write_trimmed_gguf`` wrote, as the source that it was made of."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file, self.path = file, file.path
+        self._row_of, self._rows = whole_embedding(file)
+        self.metadata: Mapping[str, Any] = whole_metadata(file.metadata)
+        embedding = file.tensors[EMBEDDING]
+        self._head = HEAD if HEAD in file.tensors else EMBEDDING
+        self.tensors: Mapping[str, TensorInfo] = {
+            **file.tensors,
+            EMBEDDING: replace(embedding, shape=(len(self._rows), *embedding.shape[1:])),
+            HEAD: replace(file.tensors[self._head], name=HEAD),
+        }
+
+    def tensor(self, name: str) -> npt.NDArray[np.uint8]:
+        if name == EMBEDDING:
+            return self._rows[self._row_of]
+        return self._file.tensor(self._head if name == HEAD else name)
+
+
+def whole_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a trimmed GGUF file, with the vocabulary that the model had."""
+    whole = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")}
+    whole[f"{metadata['general.architecture']}.vocab_size"] = whole.pop(VOCAB_SIZE)
+    return {k.removeprefix("edgespec.") if k.startswith(_MOVED) else k: v for k, v in whole.items()}
+
+
 class _Shrunken:
     """What llama.cpp is to see of a source with a trimmed head."""
 
@@ -112,7 +157,7 @@ class _Shrunken:
         tokenizer = {k: v for k, v in source.metadata.items() if k.startswith("tokenizer.")}
         self.metadata: Mapping[str, Any] = {
             **{k: v for k, v in source.metadata.items() if k not in tokenizer},
-            **{f"edgespec.{key}": value for key, value in tokenizer.items()},
+            **{f"edgespec.{k}": v for k, v in tokenizer.items()},
             "tokenizer.ggml.model": "none",
             f"{source.metadata['general.architecture']}.vocab_size": len(ids),
             VOCAB_SIZE: embedding.rows,

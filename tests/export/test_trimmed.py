@@ -13,7 +13,12 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.sources import TOKEN_IDS
-from edgespec.export.sources.trimmed import TrimmedHead, whole_embedding, write_trimmed_gguf
+from edgespec.export.sources.trimmed import (
+    TrimmedGGUF,
+    TrimmedHead,
+    whole_embedding,
+    write_trimmed_gguf,
+)
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import Runtime
@@ -82,7 +87,6 @@ def llama(path: Path, **options: Any) -> Runtime:
 
 
 def trimmed_gguf(source: Path, path: Path, kept: npt.NDArray[np.int64] = KEPT) -> Path:
-    pytest.importorskip("edgespec.export.to_gguf")
     write_trimmed_gguf(TrimmedHead(GGUFFile(source), kept), path)
     return path
 
@@ -118,13 +122,16 @@ def test_rows_are_sliced_as_they_are_stored(tmp_path: Path) -> None:
     assert trimmed.metadata[TOKEN_IDS] == KEPT.tolist()
 
 
-def test_a_trimmed_gguf_has_the_whole_embedding_and_tokenizer(tmp_path: Path) -> None:
-    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", quant="Q8_0"))
-    file = GGUFFile(trimmed_gguf(source.path, tmp_path / "trimmed.gguf"))
-    row_of, rows = whole_embedding(file)
-    np.testing.assert_array_equal(rows[row_of], source.tensor("token_embd.weight"))
-    for key in ("ggml.tokens", "ggml.merges", "chat_template"):
-        assert file.metadata[f"edgespec.tokenizer.{key}"] == source.metadata[f"tokenizer.{key}"]
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # untied, tied
+def test_a_trimmed_gguf_has_all_that_it_was_made_of(tmp_path: Path, architecture: str) -> None:
+    source = TrimmedHead(GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture, "Q8_0")), KEPT)
+    write_trimmed_gguf(source, tmp_path / "trimmed.gguf")
+    found = TrimmedGGUF(GGUFFile(tmp_path / "trimmed.gguf"))
+    assert source.metadata.items() <= found.metadata.items()
+    assert source.tensors.keys() == found.tensors.keys()
+    for name, info in source.tensors.items():
+        assert found.tensors[name].shape == info.shape
+        np.testing.assert_array_equal(found.tensor(name), source.tensor(name))
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -170,3 +177,22 @@ def test_a_trimmed_gguf_of_another_vocabulary_is_a_user_error(tmp_path: Path, si
     set_value(path, "edgespec.vocab_size", size)
     with pytest.raises(UserError, match=r"ends before its embedding|from 0 to 99"):
         whole_embedding(GGUFFile(path))
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf", layers=1)
+    with pytest.raises(UserError, match="exists; remove it"):
+        trimmed_gguf(source, source)
+    with pytest.raises(UserError, match=r"cannot write .*No such file"):
+        trimmed_gguf(source, tmp_path / "none" / "trimmed.gguf")
+
+    def interrupted(what: str, done: int, total: int) -> None:
+        if total == 298 - len(KEPT):  # rows behind the last tensor
+            raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        write_trimmed_gguf(
+            TrimmedHead(GGUFFile(source), KEPT), tmp_path / "out" / "trimmed.gguf", interrupted
+        )
+    assert list((tmp_path / "out").iterdir()) == []

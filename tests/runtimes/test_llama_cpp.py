@@ -54,7 +54,6 @@ class TestTrimmed(RuntimeContract):
     def loaded(
         cls, architecture: str, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Runtime]:
-        pytest.importorskip("edgespec.export.to_gguf")
         folder = tmp_path_factory.mktemp("trimmed")
         source = GGUFFile(tiny_gguf(folder / "whole.gguf", architecture, window=8))
         write_trimmed_gguf(TrimmedHead(source, range(1, 270, 3)), folder / "a.gguf")
