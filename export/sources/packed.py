@@ -162,7 +162,10 @@ def _read_method(path: Path, config: Any) -> tuple[str, int, bool]:
         )
 
     if not isinstance(config, dict):
-        raise UserError(f"{path} has packed tensors, and its config.json no quantization_config")
+        raise UserError(
+            f"{path}/config.json has no quantization_config, which packed tensors need; "
+            "add it as transformers writes it"
+        )
     method, bits, group = (config.get(key) for key in ("quant_method", "bits", "group_size"))
     if method not in ("gptq", "awq"):
         raise unsupported("the method", method, "gptq", "awq")

@@ -4,7 +4,6 @@ over outputs and inputs, eight numbers to a word."""
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,14 @@ import pytest
 
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, dequantize, unpack
+from edgespec.export.sources import open_source
 from edgespec.export.sources.packed import PackedCheckpoint
+from edgespec.export.to_onnx import write_onnx
+from edgespec.models.safetensors import Checkpoint
+from edgespec.runtimes import FloatArray
+from edgespec.runtimes.onnx import OnnxRuntime
+from tests.hf_folder import safetensors_folder, write_safetensors
+from tests.tiny import tiny_gguf
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, tuple[str, Array]]
@@ -94,14 +100,11 @@ def quantization(packing: str, group: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_checkpoint(folder: Path, tensors: Tensors, config: dict[str, Any]) -> Path:
-    """A safetensors folder, written by the format's definition."""
-    header, data = {}, b""
-    for name, (dtype, array) in tensors.items():
-        start, data = len(data), data + array.tobytes()
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, len(data)]}
-    text = json.dumps(header).encode()
     folder.mkdir(exist_ok=True)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    stored = {
+        name: (dtype, array.shape, array.tobytes()) for name, (dtype, array) in tensors.items()
+    }
+    write_safetensors(folder / "model.safetensors", stored)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
@@ -270,3 +273,58 @@ def test_scales_that_float16_does_not_hold(tmp_path: Path, scale: float) -> None
     checkpoint = PackedCheckpoint(one_layer(tmp_path / "model", scales=("F32", scales)))
     with pytest.raises(UserError, match=r"up_proj\.weight' cannot be kept exactly: float16"):
         checkpoint.bytes(f"{NAME}.weight")
+
+
+def rounded(weights: Array, group: int) -> tuple[Array, Array, Array]:
+    """Codes, zero points and scales of weights, each group over its own range."""
+    groups = weights.reshape(len(weights), -1, group)
+    low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    scales = ((high - low) / 15).astype(np.float16).astype(np.float32)
+    zero_points = np.clip(np.rint(-low / scales), 0, 15)
+    codes = np.clip(np.rint(groups / scales[..., None]) + zero_points[..., None], 0, 15)
+    return codes.reshape(weights.shape).astype(np.uint8), zero_points.astype(np.uint8), scales
+
+
+def logits_of(checkpoint: Path, folder: Path) -> FloatArray:
+    folder.mkdir()
+    write_onnx(open_source(checkpoint), folder)
+    runtime = OnnxRuntime(folder, context=64, exact=False)
+    found = runtime.forward(np.random.default_rng(1).integers(0, 256, 60).tolist()).copy()
+    runtime.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("packing", "group", "architecture"),
+    [("gptq", 64, "llama"), ("gptq_v2", 32, "qwen2"), ("awq", 128, "llama"), ("awq", 64, "qwen2")],
+)
+def test_a_packed_model_says_what_its_weights_in_floats_say(
+    tmp_path: Path, packing: str, group: int, architecture: str
+) -> None:
+    """MatMulNBits rounds its inputs to 8 bits; see tests/export/test_decoder.py for the bound."""
+    plain = Checkpoint(
+        safetensors_folder(tiny_gguf(tmp_path / "a.gguf", architecture), tmp_path / "plain")
+    )
+    floats: Tensors = {}
+    integers: Tensors = {}
+    for name, tensor in plain.tensors.items():
+        weights = plain.bytes(name).view(np.float32).reshape(tensor.shape)
+        if not name.endswith("_proj.weight") or name == "model.layers.1.mlp.down_proj.weight":
+            floats[name] = integers[name] = ("F32", weights)  # as modules_to_not_convert says
+            continue
+        codes, zero_points, scales = rounded(weights, group)
+        parts = packed(packing, codes, zero_points, scales, group)
+        integers |= {f"{name.removesuffix('.weight')}.{part}": parts[part] for part in parts}
+        spread = [np.repeat(each, group, axis=1) for each in (scales, zero_points)]
+        floats[name] = ("F32", spread[0] * (codes.astype(np.float32) - spread[1]))
+    left = ["model.layers.1.mlp.down_proj"]
+    settings = {"quantization_config": quantization(packing, group, modules_to_not_convert=left)}
+    expected, found = (
+        logits_of(write_checkpoint(tmp_path / kind, tensors, config), tmp_path / f"{kind}.onnx")
+        for kind, tensors, config in (
+            ("floats", floats, plain.config),
+            ("integers", integers, plain.config | settings),
+        )
+    )
+    assert expected.std() > 2
+    assert np.sqrt(np.square(found - expected).mean()) / expected.std() <= 0.06
