@@ -129,7 +129,7 @@ class OptimumRuntime:
             )
         if self._stored != self.length:
             self._drop_rows()
-        binding, options = self._session.io_binding(), ort.RunOptions()
+        binding = self._session.io_binding()
         feeds = {
             "input_ids": np.array([tokens], np.int64),
             "attention_mask": np.ones((1, total), np.int64),
@@ -141,15 +141,12 @@ class OptimumRuntime:
             past, present = cache.view(self._side, self.length), cache.view(1 - self._side, total)
             _bind(binding.bind_input, _PAST + cache.name, past)
             _bind(binding.bind_output, _PRESENT + cache.name, present)
-        if logits == "none":
-            options.only_execute_path_to_fetches = True  # leaves the head out
-            found = np.empty((0, self.info.vocab_size), self._logits_type)
-        else:
-            found = np.empty((rows, self.info.vocab_size), self._logits_type)
-            _bind(binding.bind_output, "logits", found[None])
-        self._session.run_with_iobinding(binding, options)
+        found = np.empty((1, rows, self.info.vocab_size), self._logits_type)
+        _bind(binding.bind_output, "logits", found)  # the graph computes every row's, asked for or not
+        self._session.run_with_iobinding(binding)
         self._appended = rows
-        return found[-1 if logits == "last" else 0 :].astype(np.float32, copy=False)
+        first = {"all": 0, "last": rows - 1, "none": rows}[logits]
+        return found[0, first:].astype(np.float32, copy=False)
 
     def keep(self, rows: Sequence[int]) -> None:
         if list(rows) != list(range(len(rows))) or len(rows) > self._appended:
@@ -204,7 +201,7 @@ def _model_context(folder: Path, config: dict[str, Any]) -> int:
         if key in config:
             context = config[key]
             if not isinstance(context, int) or not 0 < context <= _MAX_CONTEXT:
-                raise UserError(f"{folder / 'config.json'} says {key} = {context!r}; {_REMEDY}")
+                raise UserError(f"{folder / 'config.json'} says {key} = {str(context)[:64]!r}; {_REMEDY}")
             return context
     return DEFAULT_CONTEXT
 
