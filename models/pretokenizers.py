@@ -12,6 +12,7 @@ digits new in Unicode 16 make a difference: llama.cpp does not yet count them as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,16 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token needs no merging
     add_bos: bool = False  # where the file does not say
+
+    def build(self) -> Any:
+        """It as a pre-tokenizer of the library ``tokenizers``."""
+        import tokenizers
+        from tokenizers import pre_tokenizers
+
+        return pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in self.patterns]
+            + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
 
 
 # Pieces that the patterns share. The contraction is the ASCII-only "(?i:…)" that llama.cpp has.
@@ -140,3 +151,45 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
 )
 
 PRE_TOKENIZERS = {name: family for names, family in _FAMILIES for name in names.split()}
+
+# The authors' own patterns where llama.cpp's are so much simpler that they cut letters of some
+# scripts otherwise.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_AUTHORS_CASED = tuple(
+    rf"[^\r\n\p{{L}}\p{{N}}]?{word}" for word in (f"{_UPPER}*{_LOWER}+", f"{_UPPER}+{_LOWER}*")
+)
+_AUTHORS_REST = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_AUTHORS = {
+    "tekken": PreTokenizer((rf"{'|'.join(_AUTHORS_CASED)}|\p{{N}}|{_AUTHORS_REST}",), True),
+    "gpt-4o": PreTokenizer(
+        (
+            "|".join(word + _CONTRACTION + "?" for word in _AUTHORS_CASED)
+            + rf"|\p{{N}}{{1,3}}|{_AUTHORS_REST}",
+        )
+    ),
+}
+
+PLAIN_PROBE = """\
+def main(argc: int):  # It's 3.14159, 1234567 or 0x7fff; they'LL say I'VE, we'd, IT'S.\r
+    return  "HelloWorld_fooBar/XMLHttp"[2:10] + 'a' != ~b && $x ^= {y|z}; `ls`\t\t<p>\n\n\n
+\t  naïve café, straße: 9€ (½ of ²), 你好，世界。ひらがなとカタカナ 한국어 привет мир שלום   !!! ...
+http://a.b/c?d=e&f=%20 #tag @me /*\n*/ //\n  \n x=  1+2;100,000 <|im|> $5+6=7~|8 --- *** ===\r\n
+"""
+"""Text that the families of pre-tokenizers cut differently, but the authors' patterns and llama.cpp's
+alike."""
+_PROBE = PLAIN_PROBE + "नमस्ते दुनिया e\u0301 ١٢٣٤ \u3000a\u00a0b\u2028c ǅ ƻa ܐܒ \u0964x Ⅻ 𐐀 “q”·"
+
+
+def family_of(pre_tokenizer: Any, ignore_merges: bool) -> str | None:
+    """The family that cuts text as a pre-tokenizer of the library ``tokenizers`` does, if any."""
+    pieces = pre_tokenizer.pre_tokenize_str(_PROBE)
+    families = [*PRE_TOKENIZERS.items(), *_AUTHORS.items()]
+    return next(
+        (
+            name
+            for name, family in families
+            if family.ignore_merges == ignore_merges
+            and family.build().pre_tokenize_str(_PROBE) == pieces
+        ),
+        None,
+    )

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgespec.errors import UserError
 
@@ -234,6 +234,20 @@ class Tokenizer:
             return from_metadata(cls, file.metadata)
         except TokenizerError as error:
             raise UserError(f"the tokenizer in {file.path} is not usable: {error}") from error
+
+    def to_gguf(self, size: int) -> dict[str, Any]:
+        """The ``tokenizer.…`` metadata of a GGUF file whose embedding has ``size`` rows.
+
+        Raises ``UserError`` where GGUF cannot describe the tokenizer.
+        """
+        from edgespec.models.tokenizer_gguf import to_metadata
+
+        try:
+            return to_metadata(self, size)
+        except TokenizerError as error:
+            raise UserError(
+                f"the tokenizer does not fit into a GGUF file: {error}; use --format onnx"
+            ) from error
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:

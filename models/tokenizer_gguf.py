@@ -1,12 +1,13 @@
-"""A tokenizer from GGUF metadata (``tokenizer.ggml.*``), by llama.cpp's rules."""
+"""A tokenizer from and to GGUF metadata (``tokenizer.ggml.*``), by llama.cpp's rules."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgespec.models.pretokenizers import PRE_TOKENIZERS
+from edgespec.models.pretokenizers import PLAIN_PROBE, PRE_TOKENIZERS, family_of
 from edgespec.models.tokenizer import (
     BYTE,
     CONTROL,
@@ -14,6 +15,7 @@ from edgespec.models.tokenizer import (
     NORMAL,
     SPACE,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     SpecialToken,
     Tokenizer,
@@ -125,6 +127,59 @@ def from_metadata(cls: type[Tokenizer], metadata: Mapping[str, Any]) -> Tokenize
     )
 
 
+def to_metadata(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+    """``tokenizer.*`` for a model whose embedding has ``size`` rows. Raises ``TokenizerError``.
+
+    It is read back and tried on a text, since GGUF has fewer ways to cut and merge than there are.
+    """
+    if tokenizer.vocab_size > size:
+        raise TokenizerError(
+            f"it has {tokenizer.vocab_size} tokens and the model's embedding {size} rows; "
+            "they do not belong together"
+        )
+    model = json.loads(tokenizer.model.to_str())["model"]
+    if "merges" not in model:
+        raise TokenizerError(f"GGUF has no way to describe a {model.get('type')} tokenizer")
+    texts = [tokenizer.token_text(id) for id in range(tokenizer.vocab_size)]
+    texts = [text or f"[PAD{id}]" for id, text in enumerate(texts)]
+    pairs = list(merges_of(model))
+    values: dict[str, Any] = {
+        "model": "gpt2" if tokenizer.byte_level else "llama",
+        "pre": "default",
+        "tokens": texts + [f"[PAD{id}]" for id in range(len(texts), size)],
+        "token_type": [*tokenizer.kinds, *[UNUSED] * (size - len(texts))],
+    }
+    if tokenizer.byte_level:
+        family = family_of(tokenizer.model.pre_tokenizer, bool(model.get("ignore_merges")))
+        if family is None:
+            raise TokenizerError("it cuts words in a way that GGUF has no name for")
+        values |= {"pre": family, "merges": [f"{left} {right}" for left, right in pairs]}
+    else:
+        # The earlier a token is merged, the better its score.
+        ranks = {text: -rank for rank, text in enumerate(dict.fromkeys(a + b for a, b in pairs))}
+        values["scores"] = [float(ranks.get(text, -len(pairs))) for text in values["tokens"]]
+        values["add_space_prefix"] = tokenizer.space_prefix != "never"
+    stops, _ = stop_tokens_of({text: id for id, text in enumerate(texts)}, {"eos": tokenizer.eos})
+    others = sorted(tokenizer.stop_tokens - stops)  # those that neither eos nor a name tells
+    roles = zip(("bos", "eos", "eot", "eom"), (tokenizer.bos, tokenizer.eos, *others), strict=False)
+    values |= {f"{role}_token_id": id for role, id in roles if id is not None}
+    values["add_bos_token"] = tokenizer.add_bos
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    if tokenizer.chat_template is not None:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    written = from_metadata(type(tokenizer), metadata)
+    if written.encode(PLAIN_PROBE) != tokenizer.encode(PLAIN_PROBE):
+        raise TokenizerError("it reads text in a way that GGUF cannot describe")
+    return metadata
+
+
+def merges_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The merges of a BPE in ``tokenizer.json``, where they are written in one of two ways."""
+    for merge in model.get("merges") or []:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        yield left, right
+
+
 def _list(metadata: Mapping[str, Any], key: str, item: type | tuple[type, ...]) -> list[Any]:
     """A list of the metadata, its first and last items checked (arrays have one type)."""
     value = metadata.get(f"tokenizer.ggml.{key}", [])
@@ -167,15 +222,11 @@ def _byte_level_bpe(
 ) -> tokenizers.Tokenizer:
     """GPT-2's BPE over the stand-ins of bytes. Bytes without a token come out as ``unknown``."""
     import tokenizers
-    from tokenizers import pre_tokenizers
 
     pre = PRE_TOKENIZERS[family]
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     model = tokenizers.Tokenizer(_bpe(vocabulary, pairs, unknown, ignore_merges=pre.ignore_merges))
-    model.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in pre.patterns]
-        + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    model.pre_tokenizer = pre.build()
     return model
 
 

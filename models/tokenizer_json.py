@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgespec.models.tokenizer import (
     Tokenizer,
     TokenizerError,
 )
-from edgespec.models.tokenizer_gguf import missing_name, stop_tokens_of
+from edgespec.models.tokenizer_gguf import merges_of, missing_name, stop_tokens_of
 
 _MAX_TOKENS = 1 << 22
 
@@ -127,7 +127,7 @@ def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
     description: dict[str, Any] = json.loads(tokenizer.model.to_str())
     model = description["model"]
     kinds = tokenizer.kinds
-    made = {left + right for left, right in _pairs(model)}
+    made = {left + right for left, right in merges_of(model)}
     unknown = model["vocab"].pop(model["unk_token"], None) if model.get("unk_token") else None
     vocabulary = {
         text: id
@@ -161,13 +161,6 @@ def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
     return description
 
 
-def _pairs(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The merges of a BPE, which are written in one of two ways."""
-    for merge in model.get("merges") or []:
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        yield left, right
-
-
 def _take_vocabulary(description: dict[str, Any], added: list[Any]) -> dict[str, int]:
     """The ids of all tokens. From a BPE's own they are taken as ``from_metadata`` does: control
     tokens go, so no merge of a user's text can make one; characters that have no token are unknown,
@@ -184,7 +177,7 @@ def _take_vocabulary(description: dict[str, Any], added: list[Any]) -> dict[str,
         return ids
     model["type"] = "BPE"  # old files leave it out
     controls = {token["content"] for token in added if token["special"]}
-    pairs = _pairs(model)
+    pairs = merges_of(model)
     model["merges"] = [[a, b] for a, b in pairs if controls.isdisjoint((a, b, a + b))]
     name = missing_name(ids)
     unknown = ids.get(model.get("unk_token"), max(ids.values(), default=-1) + 1)

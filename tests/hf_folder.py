@@ -22,6 +22,8 @@ from edgespec.models.tokenizer import Tokenizer
 # Architecture → model_type and class, as config.json has them.
 CLASSES = {
     "llama": ("llama", "LlamaForCausalLM"),
+    "mistral": ("mistral", "MistralForCausalLM"),  # GGUF calls it llama too
+    "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
@@ -69,7 +71,8 @@ def safetensors_folder(
         "torch_dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype],
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    names = sorted((_hf_name(file, name), name) for name in file.tensors)
+    stored = [name for name in file.tensors if not name.startswith("rope_")]
+    names = sorted((_hf_name(file, name), name) for name in stored)
     if shards == 1:
         _write(folder / "model.safetensors", file, names, dtype)
         return folder
@@ -122,9 +125,10 @@ def _values(file: GGUFFile, name: str) -> npt.NDArray[np.float32]:
     values = np.asarray(dequantize(file.tensor(name), Type[info.type]), np.float32)
     values = values.reshape(info.shape)
     short = name.split(".")[-2]
-    if file.architecture == "llama" and short in ("attn_q", "attn_k"):
+    if file.architecture in ("llama", "smollm3") and short in ("attn_q", "attn_k"):
         # Llama files store each head's rotated pairs side by side; transformers, as two halves.
-        heads = file.metadata["llama.attention.head_count" + "_kv" * (short == "attn_k")]
+        key = "attention.head_count" + "_kv" * (short == "attn_k")
+        heads = file.metadata[f"{file.architecture}.{key}"]
         pairs = values.reshape(heads, -1, 2, *info.shape[1:])
         values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(info.shape)
     if file.architecture == "gemma3" and short.endswith("norm"):
@@ -137,11 +141,14 @@ def _config(file: GGUFFile) -> dict[str, Any]:
         return file.metadata.get(f"{file.architecture}.{key}", default)
 
     heads, hidden = value("attention.head_count"), value("embedding_length")
-    model_type, class_name = CLASSES[file.architecture]
-    scaling = value("rope.scaling.type", "none")
-    assert scaling in ("none", "linear"), scaling
-    assert "rope_freqs.weight" not in file.tensors
-    linear = {"rope_type": "linear", "factor": value("rope.scaling.factor")}
+    window, context = value("attention.sliding_window"), value("context_length")
+    is_mistral = file.architecture == "llama" and window is not None
+    model_type, class_name = CLASSES["mistral" if is_mistral else file.architecture]
+    assert "rope_freqs.weight" not in file.tensors, "config.json has a formula for them"
+    scaling = None
+    if (kind := value("rope.scaling.type", "none")) != "none":
+        assert kind == "linear", kind
+        scaling = {"rope_type": "linear", "factor": value("rope.scaling.factor")}
     config = {
         "architectures": [class_name],
         "model_type": model_type,
@@ -153,25 +160,37 @@ def _config(file: GGUFFile) -> dict[str, Any]:
         "num_key_value_heads": value("attention.head_count_kv", heads),
         "head_dim": value("attention.key_length", hidden // heads),
         "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": value("context_length"),
+        "max_position_embeddings": context,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "rope_theta": value("rope.freq_base", 10_000.0),
-        "rope_scaling": linear if scaling == "linear" else None,
+        "rope_scaling": scaling,
         "hidden_act": "silu",
+        "pad_token_id": None,
     }
+    if is_mistral:
+        config["sliding_window"] = window
     if file.architecture == "gemma3":
         config |= {
             "hidden_activation": "gelu_pytorch_tanh",
             "rope_local_base_freq": value("rope.freq_base_swa", 10_000.0),
-            "sliding_window": value("attention.sliding_window"),
+            "sliding_window": window,
             "sliding_window_pattern": value("attention.sliding_window_pattern", 6),
             "query_pre_attn_scalar": config["head_dim"],
         }
         del config["hidden_act"]
     if file.architecture == "phi3":
-        window = value("attention.sliding_window")
+        rotated = value("rope.dimension_count", config["head_dim"]) / config["head_dim"]
+        trained = value("rope.scaling.original_context_length", context)
         config |= {
             "sliding_window": window,
-            "original_max_position_embeddings": value("context_length"),
+            "partial_rotary_factor": rotated,
+            "original_max_position_embeddings": trained,
         }
+        if "rope_factors_short.weight" in file.tensors:
+            config["rope_scaling"] = {
+                "rope_type": "longrope",
+                "attention_factor": value("rope.scaling.attn_factor"),
+                "short_factor": _values(file, "rope_factors_short.weight").tolist(),
+                "long_factor": _values(file, "rope_factors_long.weight").tolist(),
+            }
     return config
