@@ -25,6 +25,8 @@ from edgespec.export.quants import (
     row_bytes,
     unpack,
 )
+from edgespec.runtimes.devices import physical_cores
+from edgespec.runtimes.onnx import share_threads
 from tests.tiny import random_matrix
 
 Array = npt.NDArray[Any]
@@ -246,7 +248,12 @@ def multiplied(value: Array, packed: Packed, format: Format, accuracy_level: int
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    share_threads(physical_cores())  # as the process's other sessions do
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return np.asarray(session.run(None, {"value": value})[0])
 
 
