@@ -7,6 +7,7 @@ import pytest
 
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.pretokenizers import PRE_TOKENIZERS, family_of
 from edgespec.models.tokenizer import Tokenizer
 from tests.models.corpus import CORPUS, random_texts
 from tests.models.test_tokenizer import FakeFile, big, made_up, tokenizer
@@ -181,3 +182,136 @@ def test_malformed_tokenizer_json_is_a_user_error(tmp_path: Path, content: str) 
 def test_missing_tokenizer_json_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         Tokenizer.from_file(tmp_path)
+
+
+def to_gguf(tokenizer: Tokenizer, folder: Path, size: int) -> FakeFile:
+    """What a GGUF file gets of a tokenizer that was saved as a folder."""
+    metadata = saved(tokenizer, folder).to_gguf(size)
+    return FakeFile(**{key.removeprefix("tokenizer.ggml."): v for key, v in metadata.items()})
+
+
+def test_gguf_metadata_comes_back(smollm2: Path, tmp_path: Path) -> None:
+    """Through a folder, to the token: ids, types, merges and the family of the pre-tokenizer."""
+    file = GGUFFile(smollm2)
+    Tokenizer.from_gguf(file).save(tmp_path)
+    metadata = Tokenizer.from_file(tmp_path).to_gguf(49152)
+    lost = {"add_space_prefix", "unknown_token_id", "padding_token_id"}
+    for key, value in file.metadata.items():
+        if key.startswith("tokenizer.") and key.removeprefix("tokenizer.ggml.") not in lost:
+            assert metadata[key] == value, key
+
+
+@pytest.mark.slow
+def test_big_tokenizers_come_back_from_gguf(big: Path, tmp_path: Path) -> None:
+    """As llama.cpp has them: Gemma's scores are made of the merges."""
+    file = GGUFFile(big)
+    tokenizer = Tokenizer.from_gguf(file)
+    size = len(file.metadata["tokenizer.ggml.tokens"])
+    same = Tokenizer.from_gguf(to_gguf(tokenizer, tmp_path, size))  # type: ignore[arg-type]
+    names = [special.text for special in tokenizer.specials]
+    for text in [*CORPUS.values(), *random_texts(1500, names)]:
+        for special in (False, True):
+            assert same.encode(text, special=special) == tokenizer.encode(text, special=special)
+    assert same.vocab_size == tokenizer.vocab_size
+    assert same.stop_tokens == tokenizer.stop_tokens
+    assert same.special_ids == tokenizer.special_ids
+    assert all(same.token_bytes(i) == tokenizer.token_bytes(i) for i in range(size))
+
+
+@pytest.mark.parametrize("changes", [{}, {"add_space_prefix": False}, {"add_bos_token": False}])
+def test_sentencepiece_comes_back_from_gguf(changes: dict[str, object], tmp_path: Path) -> None:
+    tokenizer = made_up(**changes)
+    same = Tokenizer.from_gguf(to_gguf(tokenizer, tmp_path, tokenizer.vocab_size))  # type: ignore[arg-type]
+    assert_same(tokenizer, same, ["ab", " ab", "aba<s>ab", "ab</s> ba", *random_texts(50, ["<s>"])])
+
+
+def test_rows_without_a_token_are_unused(tmp_path: Path) -> None:
+    tokenizer = made_up()
+    size = tokenizer.vocab_size
+    metadata = to_gguf(tokenizer, tmp_path, size + 2).metadata
+    assert metadata["tokenizer.ggml.tokens"][size:] == [f"[PAD{size}]", f"[PAD{size + 1}]"]
+    assert metadata["tokenizer.ggml.token_type"][size:] == [5, 5]  # unused
+
+
+def test_stop_tokens_that_no_name_tells_are_declared(tmp_path: Path) -> None:
+    tokenizer = saved(made_up(), tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 260]}')
+    tokenizer = Tokenizer.from_file(tmp_path)
+    same = Tokenizer.from_gguf(to_gguf(tokenizer, tmp_path, tokenizer.vocab_size))  # type: ignore[arg-type]
+    assert same.stop_tokens == tokenizer.stop_tokens == {2, 260}
+
+
+# As the authors' tokenizer.json files have them.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "ignore_merges", "family"),
+    [
+        ([_LLAMA3], True, "llama-bpe"),
+        ([_LLAMA3.replace("{1,3}", "")], False, "qwen2"),
+        ([_O200K], False, "gpt-4o"),
+        ([_O200K.replace("{1,3}", "").replace(f"{_CONTRACTIONS}?", "")], True, "tekken"),
+        ([], False, "gpt-2"),
+        (["digits"], False, "smollm"),
+        (["digits"], True, None),
+        ([r"\w+"], False, None),
+    ],
+)
+def test_families_of_published_pre_tokenizers(
+    patterns: list[str], ignore_merges: bool, family: str | None
+) -> None:
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    plain = not patterns or patterns == ["digits"]
+    parts = [
+        pre_tokenizers.Digits(individual_digits=True)
+        if pattern == "digits"
+        else pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        for pattern in patterns
+    ]
+    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain))
+    assert family_of(pre_tokenizers.Sequence(parts), ignore_merges) == family
+
+
+@pytest.mark.parametrize("name", sorted(PRE_TOKENIZERS))
+def test_every_family_is_told_from_the_others(name: str) -> None:
+    family = PRE_TOKENIZERS[name]
+    found = family_of(family.build(), family.ignore_merges)
+    if "bailing" in name or name == "llada-moe":  # written otherwise, but the same
+        assert found == "qwen2"
+    else:
+        assert found is not None
+        assert PRE_TOKENIZERS[found].patterns == family.patterns
+        assert PRE_TOKENIZERS[found].ignore_merges == family.ignore_merges
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts words"),
+        ({"normalizer": {"type": "Lowercase"}}, "reads text in a way"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "Unigram"),
+    ],
+)
+def test_what_gguf_cannot_describe_is_a_user_error(
+    change: dict[str, object], expected: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    if "model" in change:
+        description["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | change), encoding="utf-8")
+    with pytest.raises(UserError, match=expected) as error:
+        Tokenizer.from_file(tmp_path).to_gguf(49152)
+    assert "--format onnx" in str(error.value)
+    assert "\n" not in str(error.value)
