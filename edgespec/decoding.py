@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 
 from edgespec.acceptance import accept
-from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting import Budget, Drafter, Outcome, draft_passes
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
 from edgespec.sampling import Sampling
@@ -33,6 +33,8 @@ class Step:
     pass_s: float
     own_s: float
     """What the engine itself took: accepting, learning, bookkeeping."""
+    draft_passes: int = 0
+    """Passes of a draft model, for this step."""
 
 
 def prefill(target: Runtime, context: list[int], progress: Progress = silent) -> None:
@@ -75,12 +77,18 @@ def decode(
     rng = rng or np.random.default_rng(sampling.seed)
     info = target.info
     most = min(MAX_DRAFT, max(info.pass_sizes, default=MAX_DRAFT + 1) - 1)
+
+    def pass_seconds(rows: int) -> float:
+        return costs.seconds(info.padded(rows))
+
     prefill(target, context)
     left = min(max_tokens, info.context - target.length)
     while left > 0:
         started = perf_counter()
         nodes = min(most, left - 1)  # the target adds a token of its own
-        draft = cut(drafter.propose(context, Budget(nodes)), nodes, info, costs)
+        passes = draft_passes(drafter)
+        draft = drafter.propose(context, Budget(nodes, left, pass_seconds, sampling))
+        draft = cut(draft, nodes, info, costs)
         drafted_at = perf_counter()
 
         parents = None if draft.parents is None else [-1, *(p + 1 for p in draft.parents)]
@@ -102,4 +110,5 @@ def decode(
 
         draft_s, pass_s = drafted_at - started, passed_at - drafted_at
         own_s = perf_counter() - started - draft_s - pass_s
-        yield Step(said, len(draft), accepted, draft_s, pass_s, own_s)
+        passes = draft_passes(drafter) - passes
+        yield Step(said, len(draft), accepted, draft_s, pass_s, own_s, passes)

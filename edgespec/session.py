@@ -44,6 +44,8 @@ class Loaded:
     costs: PassCosts = field(default_factory=PassCosts)
     held: list[int] = field(default_factory=list)
     """The context of the last answer; the target's cache holds a prefix of it."""
+    draft: Runtime | None = None
+    """The model that the drafter drafts with, if it does."""
 
 
 class Session:
@@ -196,6 +198,8 @@ class Session:
             drafter=loaded.drafter.name,
             exact=bool(info.pass_sizes),
         )
+        if loaded.draft is not None:
+            stats.draft_pass_cost = loaded.draft.info.weight_bytes / info.weight_bytes
         self.token_ids = []
         limit = info.context if max_tokens is None else max_tokens
         if limit < 0:

@@ -53,6 +53,7 @@ class Statistics:
             self.ttft_s = self.prefill_s + seconds
         self.target_passes += 1
         self.generated_tokens += len(step.tokens)
+        self.draft_passes += step.draft_passes
         self.drafted += step.drafted
         self.accepted += step.accepted
         self.decode_s += seconds

@@ -15,8 +15,11 @@ import pytest
 
 import edgespec
 from edgespec import Completion, Engine, UserError
+from edgespec.drafting.model import ModelDrafter
 from edgespec.models import store
 from edgespec.runtimes.devices import PROVIDERS, physical_cores
+from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.scheduling.costs import PassCosts
 from tests.export.gguf_files import replace_bytes
 from tests.tiny import tiny_gguf
 
@@ -159,6 +162,122 @@ def test_drafting_changes_nothing(engine: Engine, smollm2: Path) -> None:
     assert expected.statistics.drafted == 0
 
 
+class Always(PassCosts):
+    """Passes that take so long whatever they take, so that a cheaper draft always pays."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.each = seconds
+
+    def seconds(self, size: int) -> float:
+        return self.each
+
+
+def drafting(engine: Engine) -> Engine:
+    """``engine`` with a draft model that pays whatever this machine is doing meanwhile."""
+    drafter = engine.loaded.drafter
+    assert isinstance(drafter, ModelDrafter)
+    engine.loaded.costs, drafter.costs = Always(1.0), Always(0.01)
+    return engine
+
+
+def test_a_model_as_its_own_draft(engine: Engine, smollm2: Path) -> None:
+    """From the folder that was built for it; every token is accepted, and none is another."""
+    [built] = (store.cache_dir() / "onnx").glob(f"{smollm2.stem[:48]}*onnx*")
+    prompts = ["Name three colours.", "Why is the sea salty?"]
+    expected = [engine.generate(prompt, max_tokens=40) for prompt in prompts]
+    with drafting(Engine.open(smollm2, context=512, draft=str(built))) as drafted:
+        for prompt, plain in zip(prompts, expected, strict=True):
+            found = drafted.generate(prompt, max_tokens=40)
+            assert found.token_ids == plain.token_ids
+            statistics = found.statistics
+            assert statistics.exact
+            assert statistics.drafter == smollm2.stem
+            assert statistics.block_efficiency > 3
+            assert statistics.acceptance_rate > 0.8
+            assert statistics.draft_pass_cost == 1
+            assert statistics.draft_passes >= statistics.drafted > 0
+            assert statistics.mbsu < 1.01
+
+
+def test_sampling_with_a_draft_model(engine: Engine, smollm2: Path) -> None:
+    sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5}
+    with drafting(Engine.open(smollm2, context=512, draft=str(smollm2))) as drafted:
+        found = drafted.generate("Name three colours.", max_tokens=40, **sampling)
+    statistics = found.statistics
+    assert statistics.acceptance_rate > 0.9  # p is q, but for padding
+    assert statistics.block_efficiency > 3
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "llama-cpp"])
+def test_a_smaller_model_drafts(runtime: str, tmp_path: Path) -> None:
+    if runtime == "llama-cpp":
+        pytest.importorskip("llama_cpp")
+    target = tiny_gguf(tmp_path / "target.gguf", seed=1)
+    draft = tiny_gguf(tmp_path / "draft.gguf", "qwen3", layers=1, seed=2, context=128)
+    options: dict[str, Any] = {"runtime": runtime, "context": 256, "threads": 1}
+    if runtime == "onnx":
+        del options["threads"]  # of the process
+    with Engine.open(target, draft="none", **options) as engine:
+        plain = engine.generate("hello world", max_tokens=250, chat=False).token_ids
+    with drafting(Engine.open(target, draft=str(draft), **options)) as engine:
+        found = engine.generate("hello world", max_tokens=250, chat=False)
+        runtimes = engine.loaded.target, engine.loaded.draft
+    model = runtimes[1]
+    assert model is not None
+    assert (model.info.runtime, model.info.context) == (runtime, 128)
+    assert model.info.pass_sizes == ()
+    assert found.statistics.drafted > 3
+    assert 0 < found.statistics.draft_pass_cost < 1
+    if runtime == "onnx":  # llama.cpp's kernels depend on a pass's size
+        assert found.token_ids == plain
+
+
+def test_a_draft_runs_on_llama_cpp_where_onnx_does_not_have_it(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    draft = replace_bytes(tiny_gguf(tmp_path / "a.gguf", layers=1), "llama", "mamba")
+    target = tiny_gguf(tmp_path / "b.gguf", layers=1)
+    with pytest.raises(UserError, match=r"llama\.cpp cannot load .*a\.gguf"):
+        Engine.open(target, draft=str(draft))
+
+
+def test_a_draft_with_another_tokenizer_is_an_error_of_one_line(
+    tiny: Path, smollm2: Path, engine: Engine
+) -> None:
+    [built] = (store.cache_dir() / "onnx").glob(f"{smollm2.stem[:48]}*onnx*")
+    for draft in (smollm2, built):
+        with pytest.raises(UserError, match="another tokenizer than the target") as caught:
+            Engine.open(tiny, draft=str(draft))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_with_a_few_names_that_differ_is_the_same(tmp_path: Path, tiny: Path) -> None:
+    draft = replace_bytes(tiny_gguf(tmp_path / "a.gguf", layers=1), "<|im_end|>", "<|i_dont|>")
+    with Engine.open(tiny, draft=str(draft)) as engine:
+        assert engine.loaded.draft is not None
+
+
+def test_closing_closes_both(tiny: Path) -> None:
+    engine = Engine.open(tiny, draft=str(tiny))
+    closed = []
+    for runtime in (engine.loaded.target, engine.loaded.draft):
+        assert runtime is not None
+        close = runtime.close
+        runtime.close = lambda r=runtime, c=close: (closed.append(r), c())  # type: ignore[method-assign, misc]
+    engine.close()
+    assert closed == [engine.loaded.target, engine.loaded.draft]
+
+
+def test_a_target_that_does_not_load_closes_its_draft(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[object] = []
+    monkeypatch.setattr(OnnxRuntime, "close", lambda runtime: closed.append(runtime))
+    with pytest.raises(UserError, match="1 to 512"):
+        Engine.open(tiny, draft=str(tiny), context=513)
+    assert len(closed) == 1
+
+
 def test_not_exact_is_not_called_exact(tiny: Path) -> None:
     with Engine.open(tiny, exact=False) as engine:
         assert engine.info.pass_sizes == ()
@@ -171,7 +290,9 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "no such device": ({"device": "npu", "runtime": "onnx"}, "drives no npu"),
     "provider": ({"provider": "tpu"}, "no provider tpu"),
     "provider of another runtime": ({"provider": "cpu", "runtime": "llama-cpp"}, "--runtime onnx"),
-    "drafter": ({"draft": "magic"}, r"no drafter 'magic'; take one of .*ngram"),
+    "drafter": ({"draft": "magic"}, r"no drafter 'magic'; take .*ngram or a model .*named 'magic'"),
+    "draft file": ({"draft": "absent.gguf"}, "there is no file absent.gguf"),
+    "draft folder": ({"draft": "."}, r"\. is a folder"),
     "no threads": ({"threads": 0}, "0 threads"),
     "negative threads": ({"threads": -1}, "-1 threads"),
     "no context": ({"context": 0}, "1 to 512"),

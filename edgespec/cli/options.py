@@ -42,10 +42,12 @@ _OPTIONS = (
     ),
     click.option(
         "--draft",
-        type=click.Choice(["auto", "none", "ngram"]),
+        metavar="auto|none|ngram|MODEL",
         default="auto",
         show_default=True,
-        help="What guesses the next tokens: nothing, or what followed the same words before.",
+        help="What guesses the next tokens: nothing, what followed the same words before (ngram, "
+        "auto), or a smaller model with the same tokenizer: a name of `edgespec models list`, a "
+        ".gguf file or a built folder.",
     ),
     click.option(
         "--exact/--no-exact",
@@ -96,7 +98,12 @@ _OPTIONS = (
         default=1.0,
         help="More than 1 avoids tokens that are in the context.",
     ),
-    click.option("--seed", type=int, metavar="N", help="The same seed draws the same words."),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="The same seed draws the same words; with a model as drafter, as likely words.",
+    ),
 )
 
 

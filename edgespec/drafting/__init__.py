@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgespec.draft import Draft
 from edgespec.runtimes import FloatArray
+from edgespec.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a drafter may spend on one draft."""
+    """What a drafter may spend on one draft, and what it is for."""
 
     nodes: int
     """At most so many tokens."""
+    tokens: int = sys.maxsize
+    """At most so many will be said before the answer ends."""
+    pass_seconds: Callable[[int], float] = float
+    """Expected time of a target pass over so many tokens, the context's last one included."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the target's tokens are chosen."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +55,9 @@ class Drafter(Protocol):
     def observe(self, outcome: Outcome) -> None:
         """Learn from what the target said. ``context`` has not been extended yet."""
         ...
+
+
+def draft_passes(drafter: Drafter) -> int:
+    """Passes of a draft model that ``drafter`` has run; 0 for drafters that count none."""
+    passes: int = getattr(drafter, "passes", 0)
+    return passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -67,15 +68,15 @@ class PassCosts:
         return prior * factor
 
 
-def measure(target: Runtime, costs: PassCosts) -> None:
+def measure(runtime: Runtime, costs: PassCosts, sizes: Sequence[int] = (1, 2, 4, 8)) -> None:
     """Teach ``costs`` a few sizes of pass before the first answer needs them.
 
     Costs about thirty times a pass of one token on a flat curve. Nothing stays in the cache.
     """
-    info, room = target.info, target.info.context - target.length
-    for size, tokens in {info.padded(n): n for n in (1, 2, 4, 8) if n <= room}.items():
+    info, room = runtime.info, runtime.info.context - runtime.length
+    for size, tokens in {info.padded(n): n for n in sizes if n <= room}.items():
         for _ in range(3):  # the first is not counted
             started = perf_counter()
-            target.forward([0] * tokens)
+            runtime.forward([0] * tokens)
             costs.record(size, perf_counter() - started)
-    target.keep([])
+    runtime.keep([])

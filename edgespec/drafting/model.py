@@ -1,0 +1,359 @@
+"""A smaller model drafts, token by token, for as long as that is expected to pay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.decoding import PREFILL_CHUNK, prefill
+from edgespec.draft import EMPTY, Draft
+from edgespec.drafting import Budget, Outcome
+from edgespec.runtimes import FloatArray, Runtime
+from edgespec.sampling import Sampling, draw, penalise, probabilities
+from edgespec.scheduling.costs import PassCosts
+
+_BINS = 16
+_BIN_WEIGHT = 0.5
+"""How many observations the prior of a bin is worth: little, since neighbours are pooled."""
+_BIN_FORGETTING = 0.998
+"""What an observation leaves of the weight of those before it, in whichever bin."""
+_MEAN_PRIOR, _MEAN_WEIGHT = 0.8, 5.0
+_MEAN_FORGETTING = 0.96
+_MEAN_FADING = 0.02
+_RECENT = 0.98
+"""What a step leaves of the tokens and seconds before it: the last 50 or so make the going rate."""
+_PROMPT_SLOPE = 0.2
+"""Of a draft's costs beyond the sizes seen: its long passes are prompts, which it has to compute."""
+_ANSWER, _ANSWER_WEIGHT = 128.0, 0.3
+"""Tokens of an answer before one was heard, and the weight of one in their running mean."""
+_EXPLORED = 0.02
+"""The share of its time that plain decoding gives away to find out whether drafting would pay now."""
+_TRIALS = 5
+"""Steps that finding out takes."""
+
+
+@dataclass
+class Calibration:
+    """How often a token is accepted, by the draft model's top probability before it is taken.
+
+    A Beta posterior in each of a few bins, finer towards 1, made monotone by pooling neighbours that
+    are out of order (isotonic regression). Everything seen is forgotten slowly, so that a bin
+    that bad luck took out of use returns to its prior, and is tried again.
+    """
+
+    prior: FloatArray
+    """Acceptance in each bin before anything is seen."""
+    rates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._prior_hits = _BIN_WEIGHT * self.prior.astype(np.float64)
+        self._hits = self._prior_hits.copy()
+        self._trials = np.full(_BINS, _BIN_WEIGHT)
+        self.rates = self.prior.tolist()
+
+    def learn(self, bin: int, accepted: bool) -> None:
+        """Count one token of ``bin`` that the target has judged."""
+        self._hits += (1 - _BIN_FORGETTING) * (self._prior_hits - self._hits)
+        self._trials += (1 - _BIN_FORGETTING) * (_BIN_WEIGHT - self._trials)
+        self._hits[bin] += accepted
+        self._trials[bin] += 1
+        self._pool()
+
+    def halve(self) -> None:
+        """Forget half of everything."""
+        self._hits += (self._prior_hits - self._hits) / 2
+        self._trials += (_BIN_WEIGHT - self._trials) / 2
+        self._pool()
+
+    def _pool(self) -> None:
+        pools: list[tuple[float, float, int]] = []  # hits, trials, bins
+        for hits, trials in zip(self._hits.tolist(), self._trials.tolist(), strict=True):
+            bins = 1
+            while pools and pools[-1][0] * trials > hits * pools[-1][1]:
+                before = pools.pop()
+                hits, trials, bins = hits + before[0], trials + before[1], bins + before[2]
+            pools.append((hits, trials, bins))
+        self.rates = [hits / trials for hits, trials, bins in pools for _ in range(bins)]
+
+
+@dataclass
+class Mean:
+    """How often tokens of a kind were accepted of late: a Beta posterior that forgets."""
+
+    hits: float = _MEAN_PRIOR * _MEAN_WEIGHT
+    trials: float = _MEAN_WEIGHT
+
+    @property
+    def rate(self) -> float:
+        """The posterior's mean."""
+        return self.hits / self.trials
+
+    def learn(self, accepted: float) -> None:
+        """Count a token."""
+        self.hits = _MEAN_FORGETTING * self.hits + accepted
+        self.trials = _MEAN_FORGETTING * self.trials + 1
+
+    def fade(self) -> None:
+        """Draw near the prior: none was tried."""
+        self.hits += _MEAN_FADING * (_MEAN_PRIOR * _MEAN_WEIGHT - self.hits)
+        self.trials += _MEAN_FADING * (_MEAN_WEIGHT - self.trials)
+
+
+def bin_of(top: float) -> int:
+    """The bin of a top probability: two for each halving of what it leaves to other tokens."""
+    return int(-2 * math.log2(max(1 - top, 2 ** (-(_BINS - 1) / 2))))
+
+
+_TOP = 1 - 2 ** -((np.arange(_BINS) + 0.5) / 2)  # the top probability in the middle of each bin
+_GREEDY_PRIOR = _TOP.astype(np.float32)
+_SAMPLED_PRIOR = (0.5 + _TOP / 2).astype(np.float32)  # two flat distributions overlap, too
+
+
+class ModelDrafter:
+    """Drafts with ``runtime``, whose cache it keeps a prefix of the context.
+
+    The target and the draft share a tokenizer, but their vocabularies may be padded to different
+    sizes: ids from ``vocab_size`` on, the width of the target's logits, are never drafted, and ids
+    from ``readable`` on (default: the draft's own size, if it is not trimmed) never fed to the draft.
+
+    **Greedy** drafts are the draft's likeliest tokens. **Sampled** ones are drawn from its
+    distribution after the same penalty, temperature and cuts as the target's, and come with their
+    distributions. So that they stay distributed as these say, whether a token is offered is decided
+    before it is drawn, and by nothing that was drawn after it; so they have no ``confidence``,
+    by which the scheduler would cut. With a seed, what is said depends on what was drafted, and so on
+    the time that passes took.
+
+    **When to stop** (SVIP, with what it costs in place of a threshold). Before a token is taken, the
+    draft's top probability there is known; ``Calibration`` makes the chance of acceptance of it, as
+    learnt from what the target said. A token is offered, and another pass run, if what is to be
+    gained exceeds the seconds it takes — the draft's pass, the target's longer one — at the going
+    rate of tokens per second (the marginal form of goodput: what maximises a ratio maximises tokens
+    - rate · seconds). The chance of a token that no pass has looked at yet is the mean of late, of
+    first tokens or of later ones. The same rule at the start of a step decides whether to draft at
+    all. If not, the draft model does not run, but when evaluating what it missed and a few steps
+    take no more than a fiftieth of the time decoded without it; then it is given another chance. What a prompt
+    costs the draft is spread over the answer it serves.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        vocab_size: int,
+        costs: PassCosts | None = None,
+        readable: int | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.name = runtime.info.name
+        self.costs = costs or PassCosts(_PROMPT_SLOPE)
+        """Of the draft's passes."""
+        self.passes = 0
+        """Run so far, without those that only take in a prompt."""
+        info = runtime.info
+        ids = np.arange(info.vocab_size) if info.token_ids is None else np.array(info.token_ids)
+        columns = np.flatnonzero(ids < vocab_size)
+        self._columns = None if len(columns) == len(ids) else columns  # None: all of them
+        self._ids = ids[columns]
+        self._column_of = np.full(vocab_size, -1)
+        self._column_of[self._ids] = np.arange(len(self._ids))
+        self._vocab_size = vocab_size
+        self._readable = readable or (vocab_size if info.token_ids else info.vocab_size)
+        self._calibrations = {True: Calibration(_GREEDY_PRIOR), False: Calibration(_SAMPLED_PRIOR)}
+        self._means = (Mean(), Mean())  # of first tokens, and of later ones where they are reached
+        self._held: list[int] = []  # what is in the cache, of this context or of an earlier one
+        self._context: Sequence[int] = []
+        self._same = 0  # tokens known to begin both
+        self._begun = self._heard = -1  # the context's length when the prompt ended, and by now
+        self._answer = _ANSWER  # mean length of an answer
+        self._seed: int | None = None
+        self._rng = np.random.default_rng()
+        self._idle_s = 0.0
+        self._recent: npt.NDArray[np.float64] = np.zeros(3)  # steps, tokens, seconds
+        self._budget = Budget(0)
+        # Of the step: tokens and their bins, and what the draft's passes are expected to have taken.
+        self._looked: list[tuple[int, int]] = []
+        self._seconds = 0.0
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        """At most ``budget.nodes`` tokens, as many as are expected to pay; often none."""
+        sampling = budget.sampling
+        if context is not self._context or len(context) != self._heard:
+            self._begin(context, sampling)
+        self._heard = len(context)
+        self._budget, self._looked, self._seconds = budget, [], 0.0
+        room = min(budget.nodes, self.runtime.info.context - len(context) + 1)
+        missing = len(context) - self._count_same(context)
+        if room <= 0:
+            return EMPTY
+        if not self._begins_to_pay(missing, room) and not self._explores(missing):
+            return EMPTY
+        calibration = self._calibrations[sampling.greedy]
+        offered: list[int] = []
+        confidence: list[float] = []
+        drawn_from: list[FloatArray] = []
+        chance = 1.0
+        logits = self._catch_up(context)
+        while True:
+            scores, top = self._scores(logits, sampling, context, offered)
+            bin = bin_of(top)
+            rate = calibration.rates[bin]
+            pays = self._pays(chance, rate, 0.0, len(offered), room)
+            if (
+                not pays and not sampling.greedy
+            ):  # before anything is drawn, so nothing will be heard
+                self._means[bool(offered)].learn(rate)
+                break
+            column = int(scores.argmax()) if sampling.greedy else draw(scores, self._rng)
+            token = int(self._ids[column])
+            self._looked.append((token, bin))
+            if not pays:
+                break
+            offered.append(token)
+            confidence.append(rate)
+            if not sampling.greedy:
+                drawn_from.append(np.zeros(self._vocab_size, np.float32))
+                drawn_from[-1][self._ids] = scores
+            chance *= rate
+            later = self._means[1].rate
+            if not self._pays(chance, later, self._pass_s(1), len(offered), room):
+                break
+            logits = self._feed(offered[-1:])
+        if sampling.greedy:
+            return Draft(offered, confidence=confidence)
+        return Draft(offered, probabilities=np.array(drawn_from)) if offered else EMPTY
+
+    def observe(self, outcome: Outcome) -> None:
+        """Learn what was accepted; also of a greedy token that was looked at and not offered."""
+        self._heard += len(outcome.said)
+        calibration = self._calibrations[self._budget.sampling.greedy]
+        pairs = zip(self._looked, outcome.said, strict=False)
+        for position, ((token, bin), said) in enumerate(pairs):
+            calibration.learn(bin, token == said)
+            self._means[position > 0].learn(token == said)
+            if token != said:
+                break
+        if len(self._looked) == 1:
+            self._means[1].fade()  # or what it never tries again would never pay
+        self._looked = []
+        seconds = self._seconds + self._budget.pass_seconds(1 + len(outcome.draft))
+        self._recent = _RECENT * self._recent + (1, len(outcome.said), seconds)
+
+    def _begin(self, context: Sequence[int], sampling: Sampling) -> None:
+        """A prompt: learn how long the last answer was."""
+        if self._heard > self._begun >= 0:
+            self._answer += _ANSWER_WEIGHT * (self._heard - self._begun - self._answer)
+        self._begun = len(context)
+        self._context, self._same = context, 0
+        if sampling.seed != self._seed:  # a stream apart from that which the target draws from
+            self._seed = sampling.seed
+            self._rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(1,)))
+
+    def _count_same(self, context: Sequence[int]) -> int:
+        """How many tokens of the context the cache holds, but for the last: logits follow it."""
+        held, end = self._held, min(len(self._held), len(context) - 1)
+        while self._same < end and held[self._same] == context[self._same]:
+            self._same += 1
+        return self._same
+
+    def _catch_up(self, context: Sequence[int]) -> FloatArray:
+        """Evaluate what the cache lacks of the context; the logits that follow it, ``[V]``."""
+        self.runtime.truncate(self._same)
+        del self._held[self._same :]
+        if (missing := len(context) - 1 - self._same) >= PREFILL_CHUNK:
+            started = perf_counter()
+            prefill(self.runtime, self._read(context))
+            self._held += context[self._same : -1]
+            seconds = (perf_counter() - started) * PREFILL_CHUNK / missing
+            self.costs.record(PREFILL_CHUNK, seconds)
+        logits = self._feed(context[len(self._held) :])
+        self._same = len(context) - 1
+        return logits
+
+    def _feed(self, tokens: Sequence[int]) -> FloatArray:
+        """The logits after ``tokens``, ``[V]``."""
+        started = perf_counter()
+        logits: FloatArray = self.runtime.forward(self._read(tokens), logits="last")[0]
+        self.runtime.keep(range(len(tokens)))
+        self._held += (
+            tokens  # after keep: interrupted in between, the next pass truncates the cache
+        )
+        self.costs.record(len(tokens), perf_counter() - started)
+        self.passes += 1
+        self._seconds += self._pass_s(len(tokens))
+        return logits
+
+    def _read(self, tokens: Sequence[int]) -> list[int]:
+        """``tokens``, those that the draft model cannot read replaced by one that it can."""
+        return [min(token, self._readable - 1) for token in tokens]
+
+    def _scores(
+        self,
+        logits: FloatArray,
+        sampling: Sampling,
+        context: Sequence[int],
+        offered: Sequence[int],
+    ) -> tuple[FloatArray, float]:
+        """What the next token is taken from, a column for each of ``_ids``, and its top probability.
+
+        Sampled: a distribution. Greedy: logits, and the top probability of their softmax.
+        """
+        row = logits if self._columns is None else logits[self._columns]
+        seen = np.empty(0, np.intp)
+        if sampling.repetition_penalty != 1:
+            seen = self._column_of[[*context, *offered]]
+            seen = seen[seen >= 0]
+        if not sampling.greedy:
+            p: FloatArray = probabilities(row[None], sampling, seen)[0]
+            return p, float(p.max())
+        if seen.size:
+            row = penalise(row[None], sampling.repetition_penalty, seen)[0]
+        return row, 1 / float(np.exp(row - row.max()).sum())
+
+    def _begins_to_pay(self, missing: int, room: int) -> bool:
+        """Whether a first pass pays, which also evaluates what is ``missing`` of the context."""
+        seconds = self._pass_s(min(missing, 2))
+        steps, tokens, _ = self._recent
+        left = min(self._budget.tokens, self._answer) * steps / tokens if tokens else self._answer
+        seconds += (self._pass_s(missing) - seconds) / max(left, 1)
+        return self._pays(1.0, self._means[0].rate, seconds, 0, room)
+
+    def _explores(self, missing: int) -> bool:
+        """Whether enough was decoded plainly to find out how drafting would do now."""
+        target_s = self._budget.pass_seconds
+        self._idle_s += target_s(1)
+        trial_s = self._pass_s(1) + target_s(2) - target_s(1)
+        if _EXPLORED * self._idle_s < self._pass_s(missing) + _TRIALS * trial_s:
+            return False
+        self._idle_s = 0.0
+        self._means = (Mean(), Mean())
+        for calibration in self._calibrations.values():
+            calibration.halve()
+        return True
+
+    def _pays(self, chance: float, rate: float, seconds: float, offered: int, room: int) -> bool:
+        """Whether a further token, or a few more after it, gain more than they take.
+
+        ``chance``: that what is ``offered`` is accepted; ``rate``: that the token then is;
+        ``seconds``: what it takes the draft to get there.
+        """
+        target_s, draft_s = self._budget.pass_seconds, self._pass_s(1)
+        _, tokens, taken_s = self._recent
+        going_rate = max(1 / target_s(1), tokens / taken_s if taken_s else 0.0)
+        before, gain = target_s(1 + offered), 0.0
+        for rows in range(2 + offered, 2 + room):
+            chance *= rate
+            gain += chance
+            if gain > going_rate * (seconds + target_s(rows) - before):
+                return True
+            rate, seconds = self._means[1].rate, seconds + draft_s
+        return False
+
+    def _pass_s(self, tokens: int) -> float:
+        """Seconds that it is expected to take the draft to evaluate ``tokens``."""
+        if tokens <= PREFILL_CHUNK:
+            return self.costs.seconds(tokens)
+        return self.costs.seconds(PREFILL_CHUNK) * tokens / PREFILL_CHUNK

@@ -1,0 +1,396 @@
+"""A draft model: its cache follows the target's, and it drafts as long as that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgespec.decoding import PREFILL_CHUNK, Step, decode
+from edgespec.draft import Draft
+from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting.model import _BINS, _GREEDY_PRIOR, Calibration, ModelDrafter, bin_of
+from edgespec.drafting.none import NoDrafter
+from edgespec.runtimes import FloatArray, Logits
+from edgespec.sampling import Sampling, probabilities
+from edgespec.scheduling.costs import PassCosts
+from edgespec.statistics import Statistics
+from tests.memory_runtime import MemoryRuntime
+
+
+class Fixed(PassCosts):
+    """A pass takes ``start`` and ``each`` for every token, whatever it really takes."""
+
+    def __init__(self, start: float, each: float = 0.0) -> None:
+        super().__init__()
+        self.start, self.each = start, each
+
+    def seconds(self, size: int) -> float:
+        return self.start + self.each * size
+
+
+CHEAP, FLAT = Fixed(0.01), Fixed(1.0)
+
+
+class Trimmed:
+    """A runtime whose head has the columns of ``token_ids`` alone."""
+
+    def __init__(self, whole: MemoryRuntime, token_ids: Sequence[int]) -> None:
+        self.whole, self.ids = whole, list(token_ids)
+        self.info = replace(whole.info, vocab_size=len(self.ids), token_ids=tuple(self.ids))
+        self.keep, self.truncate, self.close = whole.keep, whole.truncate, whole.close
+
+    @property
+    def length(self) -> int:
+        return self.whole.length
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.whole.tokens
+
+    def forward(
+        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+    ) -> FloatArray:
+        return self.whole.forward(tokens, parents, logits=logits)[:, self.ids]
+
+
+class Watched(ModelDrafter):
+    """Checks after every draft that the cache holds the context and the draft without its end."""
+
+    outcomes: list[Outcome]
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        before, self.outcomes = self.passes, getattr(self, "outcomes", [])
+        draft = super().propose(context, budget)
+        assert len(draft) <= budget.nodes
+        held = self.runtime.tokens  # type: ignore[attr-defined]
+        if self.passes > before:
+            whole = [*context, *draft.tokens]
+            assert held == whole[: len(held)]
+            assert len(held) >= len(context)
+            assert self.passes - before == len(held) - len(context) + 1
+        else:
+            assert not draft
+        return draft
+
+    def observe(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        super().observe(outcome)
+
+
+def model(seed: int = 0, context: int = 4096, pass_sizes: tuple[int, ...] = ()) -> MemoryRuntime:
+    """A counting song with variations; another ``seed`` varies it elsewhere."""
+    return MemoryRuntime(seed=seed, period=5, scale=2.5, context=context, pass_sizes=pass_sizes)
+
+
+def say(
+    target: MemoryRuntime,
+    drafter: Drafter,
+    context: list[int],
+    max_tokens: int = 100,
+    sampling: Sampling | None = None,
+    costs: PassCosts = FLAT,
+) -> tuple[list[int], list[Step]]:
+    """What is said after ``context``, and the steps."""
+    before = len(context)
+    steps = list(
+        decode(target, drafter, context, max_tokens=max_tokens, sampling=sampling, costs=costs)
+    )
+    return context[before:], steps
+
+
+class Wrong(MemoryRuntime):
+    """Sure of what never comes."""
+
+    def logits_after(self, rows: Sequence[tuple[int, int]]) -> FloatArray:
+        return np.where(np.arange(12) == 11, 9.0, 0.0).astype(np.float32)
+
+
+PROMPT = [0, 1, 2, 3, 4, 0, 1]
+
+
+@pytest.mark.parametrize("pass_sizes", [(), (2, 4, 8, 16)])
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_cache_is_in_step_through_acceptance_and_rejection(
+    seed: int, penalty: float, pass_sizes: tuple[int, ...]
+) -> None:
+    sampling = Sampling(repetition_penalty=penalty)
+    plain, _ = say(model(pass_sizes=pass_sizes), NoDrafter(), list(PROMPT), sampling=sampling)
+    drafter = Watched(model(seed=seed), 12, CHEAP)
+    said, steps = say(model(pass_sizes=pass_sizes), drafter, list(PROMPT), sampling=sampling)
+    assert said == plain
+    found = {(s.accepted > 0, s.accepted < s.drafted) for s in steps if s.drafted}
+    # the model itself is always right; another one right and wrong, from the first token or later
+    assert found == ({(True, False)} if seed == 0 else {(True, False), (True, True), (False, True)})
+
+
+def test_only_what_is_missing_is_evaluated() -> None:
+    target, runtime = model(pass_sizes=(1, 2, 3)), model(seed=1)  # at most two are drafted
+    drafter = Watched(runtime, 12, CHEAP)
+    context = list(PROMPT)
+    missing = []
+    for _ in decode(target, drafter, context, max_tokens=100, costs=FLAT):
+        missing += runtime.passes[:1]
+        assert set(runtime.passes[1:]) <= {1}, "token by token"
+        runtime.passes.clear()
+    assert missing[0] == len(PROMPT)
+    # the last token drafted was not evaluated yet where it was as many as may be
+    full = [len(o.draft) == o.accepted == 2 for o in drafter.outcomes]
+    assert all(now == (2 if whole else 1) for whole, now in zip(full, missing[1:], strict=False))
+    assert set(full) == {True, False}
+
+
+def test_a_conversation_goes_on_and_another_one_takes_over_what_they_share() -> None:
+    target, runtime = model(), model(seed=1)
+    drafter = Watched(runtime, 12, CHEAP)
+    first = list(PROMPT)
+    say(target, drafter, first, 20)
+    evaluated = runtime.rows_evaluated
+    first += [7, 8, 9]  # the next turn
+    say(target, drafter, first, 1)
+    drafter.propose(first, Budget(1, pass_seconds=FLAT.seconds))
+    assert runtime.rows_evaluated - evaluated <= 6
+    other = [*PROMPT, *first[len(PROMPT) : len(PROMPT) + 5], 11, 10]
+    evaluated = runtime.rows_evaluated
+    drafter.propose(other, Budget(1, pass_seconds=FLAT.seconds))
+    assert runtime.rows_evaluated - evaluated == 2
+    drafter.propose(other[4:], Budget(1, pass_seconds=FLAT.seconds))  # its oldest turn was dropped
+    assert runtime.rows_evaluated - evaluated == 2 + len(other[4:])
+
+
+def test_a_draft_asked_twice_is_the_same() -> None:
+    drafter = Watched(model(), 12, CHEAP)
+    context, budget = list(PROMPT), Budget(3, pass_seconds=FLAT.seconds)
+    assert drafter.propose(context, budget) == drafter.propose(context, budget)
+
+
+def test_long_prompts_are_taken_in_by_chunks() -> None:
+    runtime = model()
+    context = np.random.default_rng(0).integers(0, 12, 3 * PREFILL_CHUNK + 5).tolist()
+    drafter = Watched(runtime, 12, CHEAP)
+    drafter.propose(context, Budget(1, pass_seconds=FLAT.seconds))
+    assert runtime.passes == [PREFILL_CHUNK] * 3 + [4, 1]
+    assert drafter.passes == 1, "a prompt's passes are not counted"
+
+
+def test_a_prompt_too_long_for_what_is_still_to_be_said_is_not_taken_in() -> None:
+    costs = Fixed(0.01, 0.3)
+    context = [0, 1, 2, 3, 4] * 100
+
+    def passes(tokens: int) -> int:
+        drafter = Watched(model(), 12, costs)
+        drafter.propose(context, Budget(8, tokens, FLAT.seconds))
+        return drafter.passes
+
+    assert passes(20) == 0
+    drafter = Watched(model(), 12, costs)
+    drafter.propose(context[:5], Budget(8, 20, FLAT.seconds))
+    assert drafter.passes > 0
+
+
+@pytest.mark.parametrize("capacity", [4, len(PROMPT), 40])
+def test_a_draft_with_a_shorter_context_stops_there(capacity: int) -> None:
+    plain, _ = say(model(), NoDrafter(), list(PROMPT))
+    drafter = Watched(model(context=capacity), 12, CHEAP)
+    said, steps = say(model(), drafter, list(PROMPT))
+    assert said == plain
+    drafted = [step.drafted for step in steps]
+    assert (max(drafted) > 0) == (capacity > 4)
+    assert max(drafted[-40:]) == 0
+    if capacity == len(PROMPT):
+        assert drafted[0] == 1, "the token after the last that fits"
+
+
+def test_the_end_of_the_targets_context() -> None:
+    drafter = Watched(model(context=30), 12, CHEAP)
+    said, _ = say(model(context=30), drafter, list(PROMPT))
+    assert len(said) == 30 - len(PROMPT) + 1
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_trimmed_head_drafts_its_own_tokens_under_their_ids(greedy: bool) -> None:
+    kept = [0, 1, 2, 4, 7, 9]
+    sampling = Sampling(0.0 if greedy else 1.0, repetition_penalty=1.1, seed=3)
+    drafter = Watched(Trimmed(model(), kept), 12, CHEAP)
+    target = model()
+    said, _ = say(target, drafter, list(PROMPT), 200, sampling)
+    if greedy:
+        assert said == say(model(), NoDrafter(), list(PROMPT), 200, sampling)[0]
+    offered = {token for o in drafter.outcomes for token in o.draft.tokens}
+    assert len(offered) > 3
+    assert offered <= set(kept)
+    assert sum(o.accepted for o in drafter.outcomes) > 40
+
+
+def test_sampled_drafts_come_with_what_they_were_drawn_from() -> None:
+    kept = [0, 1, 2, 4, 7, 9]
+    sampling = Sampling(0.7, top_k=4, top_p=0.9, repetition_penalty=1.3, seed=3)
+    drafter = ModelDrafter(Trimmed(model(), kept), 14, CHEAP)
+    draft = drafter.propose(PROMPT, Budget(4, pass_seconds=FLAT.seconds, sampling=sampling))
+    q = draft.probabilities
+    assert q is not None
+    assert (q.dtype, q.shape) == (np.float32, (len(draft), 14))
+    assert draft.confidence is None, "to cut by what was drawn would bias it"
+    whole = model()
+    context = list(PROMPT)
+    for token, row in zip(draft.tokens, q, strict=True):
+        logits = np.full(14, -np.inf, np.float32)
+        logits[kept] = whole.logits_after([(t, 0) for t in context])[kept]
+        expected = probabilities(logits[None], sampling, context)[0]
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+        assert row[token] > 0
+        context.append(token)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("draft_size", [8, 20])
+def test_vocabularies_may_differ_in_their_padding(draft_size: int, greedy: bool) -> None:
+    """Ids that the target lacks are not drafted, those that the draft lacks are not fed to it."""
+    sampling = Sampling(0.0 if greedy else 1.5, seed=0)
+    target = MemoryRuntime(vocab_size=12, scale=3.0, pass_sizes=())
+    runtime = MemoryRuntime(vocab_size=draft_size, scale=3.0, seed=4, pass_sizes=())
+    drafter = ModelDrafter(runtime, 12, CHEAP)
+    said, steps = say(target, drafter, [1, 2, 11], 150, sampling)
+    assert any(token >= 8 for token in said)
+    assert sum(step.drafted for step in steps) > 20
+    if draft_size > 12:  # it would have liked to
+        assert any(runtime.logits_after(runtime.cache[:i]).argmax() >= 12 for i in range(2, 60))
+
+
+@pytest.mark.parametrize("where", ["forward", "keep", "truncate"])
+@pytest.mark.parametrize("when", range(6))
+def test_interrupted_anywhere_it_goes_on_as_before(where: str, when: int) -> None:
+    runtime, calls = model(seed=1), 0
+    whole = getattr(runtime, where)
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == when + 1:
+            raise KeyboardInterrupt
+        done = whole(*args, **kwargs)
+        if calls == when + 2:
+            raise KeyboardInterrupt
+        return done
+
+    setattr(runtime, where, interrupted)
+    drafter, target, context = Watched(runtime, 12, CHEAP), model(), list(PROMPT)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            say(target, drafter, context, 60)
+    say(target, drafter, context, 60)
+    assert context == PROMPT + say(model(), NoDrafter(), list(PROMPT), len(context) - 7)[0]
+
+
+def test_a_draft_that_is_wrong_is_given_up_and_one_that_is_right_is_not() -> None:
+    def passes(runtime: MemoryRuntime) -> tuple[int, int]:
+        drafter = Watched(runtime, 12, Fixed(0.3))
+        target, context = model(), list(PROMPT)
+        say(target, drafter, context, 300)
+        early = drafter.passes
+        say(target, drafter, context, 300)
+        return early, drafter.passes - early
+
+    early, late = passes(model())
+    assert early > 100
+    assert late > 200
+    early, late = passes(Wrong())
+    assert 0 < early < 60
+    assert late * 0.3 < 0.04 * 300, "only to see whether it still is"
+
+
+def test_one_that_takes_as_long_as_the_target_hardly_runs() -> None:
+    drafter = Watched(model(), 12, Fixed(1.0))
+    _, steps = say(model(), drafter, list(PROMPT), 400, costs=Fixed(1.0, 0.1))
+    assert drafter.passes <= 0.02 * 400
+    assert sum(step.drafted for step in steps) <= 8
+
+
+def test_drafting_begins_again_when_it_would_pay() -> None:
+    costs = Fixed(5.0)
+    drafter = Watched(model(), 12, costs)
+    target, context = model(), list(PROMPT)
+    _, steps = say(target, drafter, context, 50)
+    assert not any(step.drafted for step in steps)
+    costs.start = 0.01
+    _, steps = say(target, drafter, context, 50)
+    assert sum(step.accepted for step in steps) > 30
+
+
+def test_what_was_given_up_is_tried_again_now_and_then() -> None:
+    """A model that is no use for one text, and right on the next one."""
+    runtime = Wrong()
+    drafter = Watched(runtime, 12, Fixed(0.3))
+    target, context = model(), list(PROMPT)
+    say(target, drafter, context, 400)
+    runtime.logits_after = model().logits_after  # type: ignore[method-assign]
+    _, steps = say(target, drafter, context, 2000)
+    assert not any(step.drafted for step in steps[:10])
+    assert sum(step.accepted for step in steps[-50:]) > 100
+
+
+def test_it_stops_where_the_draft_is_unsure() -> None:
+    """After 0 to 3 the next number is certain; after 4 any of them comes."""
+
+    class Song(MemoryRuntime):
+        def logits_after(self, rows: Sequence[tuple[int, int]]) -> FloatArray:
+            likely = np.arange(12) < 4
+            if (last := rows[-1][0]) < 4:
+                likely = np.arange(12) == last + 1
+            rng = np.random.default_rng([self.seed, *(token for token, _ in rows)])
+            return np.where(likely, 9 + rng.normal(0, 0.1, 12), 0).astype(np.float32)
+
+    target = Song(order=400, pass_sizes=(), seed=1)
+    drafter = Watched(Song(order=400, pass_sizes=(), seed=2), 12, Fixed(0.3))
+    costs = Fixed(1.0, 0.1)
+    context = list(PROMPT)
+    say(target, drafter, context, 400, costs=costs)
+    lengths = {
+        last: len(drafter.propose([*context, 0, 1, 2, 3, 4][: len(context) + last + 1], budget))
+        for budget in [Budget(8, pass_seconds=costs.seconds)]
+        for last in range(5)
+    }
+    # up to the one of which it is unsure, which is known before it costs a pass of its own
+    assert lengths == {0: 5, 1: 4, 2: 3, 3: 2, 4: 1}
+
+
+def test_every_drafted_token_counts_in_the_figures() -> None:
+    statistics = Statistics(draft_pass_cost=0.25)
+    drafter = Watched(model(), 12, CHEAP)
+    _, steps = say(model(), drafter, list(PROMPT), 64)
+    for step in steps:
+        statistics.add(step)
+    assert statistics.draft_passes == drafter.passes == sum(step.drafted for step in steps)
+    per_pass = statistics.draft_passes / statistics.target_passes
+    assert statistics.mbsu == pytest.approx(statistics.block_efficiency / (1 + 0.25 * per_pass))
+
+
+def test_bins_are_finer_towards_certainty() -> None:
+    bins = [bin_of(top) for top in (0.0, 0.2, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)]
+    assert bins == [0, 0, 2, 4, 6, 13, 15, 15]
+    assert max(bins) == _BINS - 1
+
+
+def test_the_calibration_learns_what_probabilities_are_worth_and_stays_monotone() -> None:
+    rng = np.random.default_rng(0)
+    calibration = Calibration(_GREEDY_PRIOR)
+    assert calibration.rates == pytest.approx(_GREEDY_PRIOR)
+    for _ in range(3000):  # overconfident: right half as often as it thinks
+        bin = int(rng.integers(_BINS))
+        calibration.learn(bin, rng.random() < _GREEDY_PRIOR[bin] / 2)
+        assert calibration.rates == sorted(calibration.rates)
+    assert len(calibration.rates) == _BINS
+    np.testing.assert_allclose(calibration.rates[4:], _GREEDY_PRIOR[4:] / 2, atol=0.15)
+
+
+def test_bad_luck_is_forgotten() -> None:
+    calibration = Calibration(_GREEDY_PRIOR)
+    for _ in range(30):
+        calibration.learn(5, False)
+    assert calibration.rates[5] < 0.3
+    for _ in range(3000):
+        calibration.learn(_BINS - 1, True)
+    assert calibration.rates[5] == pytest.approx(_GREEDY_PRIOR[5], abs=0.1)
