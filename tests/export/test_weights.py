@@ -1,0 +1,280 @@
+"""``--weights``: what is rounded, GPTQ's mathematics, and what its weights cost a real model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgespec.errors import UserError
+from edgespec.export import quality
+from edgespec.export.gptq import Codes, gptq, inverse_factor, nearest
+from edgespec.export.quants import dequantize, encode
+from edgespec.export.sources import Source
+from edgespec.export.to_onnx import write_onnx
+from edgespec.export.weights import (
+    MAX_BITS,
+    Replaced,
+    bits_per_weight,
+    choose_types,
+    matrices,
+    symmetric_rows,
+    with_weights,
+)
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.runtimes import FloatArray
+from edgespec.runtimes.onnx import OnnxRuntime
+from tests.tiny import TINY, tiny_gguf
+
+RANDOM = np.random.default_rng(0)
+
+
+def values(source: Source, name: str) -> FloatArray:
+    info = source.tensors[name]
+    return dequantize(source.tensor(name), info.type, info.shape[-1])
+
+
+def correlated_inputs(tokens: int, columns: int) -> FloatArray:
+    """Inputs that mostly move together, as those of real layers do."""
+    random = np.random.default_rng(1)
+    mix = random.standard_normal((columns // 8, columns))
+    inputs = random.standard_normal((tokens, columns // 8)) @ mix
+    return (inputs + 0.3 * random.standard_normal((tokens, columns))).astype(np.float32)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> GGUFFile:
+    return GGUFFile(tiny_gguf(tmp_path / "a.gguf"))
+
+
+def test_exact_is_the_source(source: GGUFFile) -> None:
+    assert with_weights(source, "exact") is source
+    with pytest.raises(UserError, match="none of exact, fp16, int8, int4"):
+        with_weights(source, "int3")
+
+
+@pytest.mark.parametrize(
+    ("weights", "type", "error"), [("fp16", "F16", 5e-4), ("int8", "Q8_0", 5e-3)]
+)
+def test_every_matrix_is_rounded_and_nothing_else(
+    source: GGUFFile, weights: str, type: str, error: float
+) -> None:
+    rounded = with_weights(source, weights)
+    for name, info in rounded.tensors.items():
+        assert rounded.tensor(name).shape == (info.rows, info.row_bytes)
+        if name in matrices(source):
+            assert info.type == type
+            before, after = values(source, name), values(rounded, name)
+            assert 0 < np.abs(after - before).max() <= error * np.abs(before).max()
+        else:
+            assert np.array_equal(rounded.tensor(name), source.tensor(name))
+    assert bits_per_weight(rounded) == pytest.approx(8 * info_bytes(rounded), rel=1e-6)
+
+
+def info_bytes(source: Source) -> float:
+    """Bytes a weight, counted from the bytes themselves."""
+    count = sum(int(np.prod(info.shape)) for info in source.tensors.values())
+    return sum(source.tensor(name).nbytes for name in source.tensors) / count
+
+
+def test_rows_that_q8_0_has_no_blocks_for_become_float16(tmp_path: Path) -> None:
+    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", feed_forward=100))
+    rounded = with_weights(source, "int8")
+    assert rounded.tensors["blk.0.ffn_down.weight"].type == "F16"
+    assert rounded.tensors["blk.0.ffn_up.weight"].type == "Q8_0"
+    assert rounded.tensor("blk.0.ffn_down.weight").shape == (256, 200)
+
+
+def test_weights_that_float16_does_not_hold_are_refused(source: GGUFFile) -> None:
+    large = Replaced(source)
+    rows = np.full((256, 256), 1e6, np.float32).view(np.uint8)
+    large.replace("blk.0.attn_q.weight", "F32", rows)
+    with pytest.raises(UserError, match=r"float16 does not hold .*blk\.0\.attn_q"):
+        with_weights(large, "fp16").tensor("blk.0.attn_q.weight")
+
+
+def test_rounding_goes_to_the_nearest_code() -> None:
+    weights = RANDOM.standard_normal((5, 100)).astype(np.float32)
+    found = nearest(weights, 4, 64)
+    assert found.codes.shape == (5, 100)
+    assert found.scales.shape == found.zero_points.shape == (5, 2)
+    steps = np.repeat(found.scales.astype(np.float32), 64, axis=1)[:, :100]
+    # Ends may lie half a step outside: the zero point is rounded too.
+    assert (np.abs(found.weights() - weights) <= 1.01 * steps).all()
+    assert np.mean(np.abs(found.weights() - weights) <= 0.5 * steps) > 0.95
+
+
+@pytest.mark.parametrize("columns", [64, 100, 600])
+def test_the_factor_is_of_the_damped_inverse(columns: int) -> None:
+    inputs = correlated_inputs(2000, columns)
+    hessian = inputs.T @ inputs
+    factor = inverse_factor(hessian)
+    assert not np.tril(factor, -1).any()
+    damped = hessian + 0.01 * np.diag(hessian).mean() * np.eye(columns)
+    assert np.allclose(factor.T @ factor @ damped, np.eye(columns), atol=0.02)
+
+
+def product_error(weights: FloatArray, found: Codes, inputs: FloatArray) -> float:
+    return float(np.mean(((found.weights() - weights) @ inputs.T) ** 2))
+
+
+@pytest.mark.parametrize("columns", [256, 200])
+def test_gptq_changes_products_less_than_rounding_does(columns: int) -> None:
+    inputs = correlated_inputs(4000, columns)
+    fresh = inputs[2000:]
+    weights = RANDOM.standard_normal((48, columns)).astype(np.float32)
+    factor = inverse_factor(inputs[:2000].T @ inputs[:2000])
+    found = gptq(weights, factor, 4, 64)
+    assert found.codes.max() <= 15
+    error, rounded = (
+        product_error(weights, codes, fresh) for codes in (found, nearest(weights, 4, 64))
+    )
+    assert error < 0.4 * rounded
+    again = gptq(weights, factor, 4, 64)
+    assert np.array_equal(again.codes, found.codes)
+
+
+def test_without_correlation_gptq_rounds_and_clips() -> None:
+    weights = RANDOM.standard_normal((48, 256)).astype(np.float32)
+    inputs = np.eye(256, dtype=np.float32)
+    found = gptq(weights, inverse_factor(inputs), 4, 64)
+    assert product_error(weights, found, inputs) < product_error(
+        weights, nearest(weights, 4, 64), inputs
+    )
+
+
+def test_codes_are_stored_as_they_are() -> None:
+    weights = RANDOM.standard_normal((7, 200)).astype(np.float32)
+    found = nearest(weights, 4, 64)
+    rows = encode(found.codes, found.scales.astype(np.float32), found.zero_points, "U4_64")
+    assert np.array_equal(dequantize(rows, "U4_64", 200), found.weights())
+    eight = dequantize(symmetric_rows(weights), "I8_64", 200)
+    assert np.abs(eight - weights).max() <= 0.501 * np.abs(weights).max() / 127
+    assert not dequantize(symmetric_rows(np.zeros((2, 64), np.float32)), "I8_64").any()
+
+
+def test_the_most_sensitive_matrices_get_8_bits_while_the_average_allows(
+    source: GGUFFile,
+) -> None:
+    errors = dict.fromkeys(matrices(source), 1e-6)
+    errors["blk.1.attn_v.weight"] = 1.0
+    errors["blk.0.ffn_down.weight"] = 0.9
+    types = choose_types(source, errors)
+    assert types["blk.1.attn_v.weight"] == types["blk.0.ffn_down.weight"] == "I8_64"
+    assert set(types.values()) == {"U4_64", "I8_64"}
+    chosen = Replaced(source)
+    for name, type in types.items():
+        rounded = nearest(values(source, name), 4, 64)
+        rows = (
+            symmetric_rows(values(source, name))
+            if type == "I8_64"
+            else encode(rounded.codes, rounded.scales.astype(np.float32), rounded.zero_points, type)
+        )
+        chosen.replace(name, type, rows)
+    assert MAX_BITS - 0.1 < bits_per_weight(chosen) <= MAX_BITS
+    errors["token_embd.weight"] = 1e9  # too large for what is left when it is taken first
+    assert choose_types(source, errors)["blk.1.attn_v.weight"] == "I8_64"
+
+
+def test_without_torch_int4_is_one_line(source: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install 'edgespec\[torch\]'") as error:
+        with_weights(source, "int4", [[1, 2, 3]])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_layers_one_at_a_time_are_the_model(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from edgespec.export.calibration import Layers, shared_inputs
+    from edgespec.runtimes.torch import TorchRuntime
+
+    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture))
+    windows = [RANDOM.integers(0, 256, 40).tolist() for _ in range(2)]
+    layers = Layers(source)
+    states = layers.embed(windows)
+    for layer in range(source.metadata[f"{architecture}.block_count"]):
+        seen: dict[str, npt.NDArray[np.float32]] = {}
+        states = layers.run(layer, states, seen.__setitem__)
+        groups = shared_inputs(source, layer)
+        assert [group[0] for group in groups] == list(seen)
+        for group in groups:
+            for name in group:
+                assert (
+                    source.tensors[name].shape[1]
+                    == seen[name if name in seen else group[0]].shape[1]
+                )
+        assert {n for group in groups for n in group} == {
+            n for n in matrices(source) if n.startswith(f"blk.{layer}.")
+        }
+    head = "output.weight" if "output.weight" in source.tensors else "token_embd.weight"
+    for window, state in zip(windows, layers.normalize(states), strict=True):
+        expected = TorchRuntime(source).forward(window)
+        assert np.allclose(state @ values(source, head).T, expected, atol=2e-3)
+
+
+def rounded_like(source: Source, other: Source) -> Source:
+    """``source`` in the formats of ``other``, every weight rounded to the nearest code."""
+    found = Replaced(source)
+    for name in matrices(source):
+        codes = nearest(values(source, name), 4, 64)
+        rows = encode(codes.codes, codes.scales.astype(np.float32), codes.zero_points, "U4_64")
+        if other.tensors[name].type == "I8_64":
+            rows = symmetric_rows(values(source, name))
+        found.replace(name, other.tensors[name].type, rows)
+    return found
+
+
+def test_int4_is_whole_repeatable_and_better_than_rounding(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf"))
+    windows = [RANDOM.integers(0, 256, 256).tolist() for _ in range(10)]
+    reported: list[tuple[str, int, int]] = []
+    found, again = (
+        with_weights(source, "int4", windows[:9], lambda *event: reported.append(event))
+        for _ in range(2)
+    )
+    assert MAX_BITS - 0.2 < bits_per_weight(found) <= MAX_BITS
+    assert {found.tensors[name].type for name in matrices(found)} == {"U4_64", "I8_64"}
+    for name in source.tensors:
+        assert found.tensor(name).tobytes() == again.tensor(name).tobytes()
+    assert reported[-1][1] == reported[-1][2]
+    runtimes = {}
+    for label, each in (
+        ("source", source),
+        ("found", found),
+        ("rounded", rounded_like(source, found)),
+    ):
+        folder = tmp_path / label
+        folder.mkdir()
+        write_onnx(each, folder)
+        runtimes[label] = OnnxRuntime(folder, context=512, exact=False)
+    calibrated, rounded = (
+        quality.measure(runtimes["source"], runtimes[label], windows[9:], 5.0)
+        for label in ("found", "rounded")
+    )
+    assert calibrated.kl_divergence < 0.8 * rounded.kl_divergence
+
+
+@pytest.mark.slow
+def test_int4_of_smollm2_from_float16(smollm2: Path, tmp_path: Path) -> None:
+    """The bar: at most 3 % of perplexity lost at no more than 5 bits a weight."""
+    pytest.importorskip("torch")
+    from edgespec.export.calibration import calibration_windows
+
+    file = GGUFFile(smollm2)
+    tokenizer = Tokenizer.from_gguf(file)
+    source = with_weights(file, "fp16")
+    found = with_weights(source, "int4", calibration_windows(tokenizer))
+    runtimes = []
+    for label, each in (("source", source), ("found", found)):
+        (tmp_path / label).mkdir()
+        write_onnx(each, tmp_path / label)
+        runtimes.append(OnnxRuntime(tmp_path / label, context=quality.WINDOW, exact=False))
+    result = quality.measure(*runtimes, quality.held_out(tokenizer, 2048), bits_per_weight(found))
+    assert result.bits_per_weight <= 5
+    quality.check(result)
