@@ -89,16 +89,25 @@ def _export(folder: Path, out: Path) -> None:
     import torch
     import transformers
     from optimum.exporters.onnx import onnx_export_from_model
+    from optimum.exporters.tasks import TasksManager
 
+    task = "text-generation-with-past"
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(folder, **local)
     if int(transformers.__version__.split(".")[0]) < 5:
         _name_rope_as_before_5(config)
     config.use_cache = True
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(
+            config.model_type, "onnx", library_name="transformers"
+        )
+    except KeyError:
+        tasks = {}
+    if task not in tasks:
+        raise ValueError(f"it does not know how to export {config.model_type} for {task}")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=torch.float32, use_safetensors=True, **local
     )
-    task = "text-generation-with-past"
     onnx_export_from_model(model.eval(), out, task=task, do_validation=False)
 
 

@@ -170,6 +170,22 @@ def test_logits_are_those_of_numpy(tmp_path: Path, position_ids: bool) -> None:
     runtime.close()
 
 
+def test_only_rows_of_the_last_pass_are_kept(folder: Path) -> None:
+    runtime = OptimumRuntime(folder)
+    runtime.forward(TOKENS[:3])
+    for rows in ([1], [0, 2], [0, 1, 2, 3]):
+        with pytest.raises(ValueError, match="not a path"):
+            runtime.keep(rows)
+    runtime.keep([0, 1])
+    runtime.forward(TOKENS[2:4])
+    runtime.truncate(1)  # forgets the pass too
+    with pytest.raises(ValueError, match="not a path"):
+        runtime.keep([0])
+    with pytest.raises(ValueError, match="cannot truncate"):
+        runtime.truncate(2)
+    assert runtime.length == 1
+
+
 def test_information(folder: Path) -> None:
     runtime = OptimumRuntime(folder, context=50)
     info = runtime.info
@@ -272,6 +288,10 @@ def unexpected_input(model: onnx.ModelProto) -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("use_cache_branch", 9, [1]))
 
 
+def narrow_tokens(model: onnx.ModelProto) -> None:
+    named(model.graph.input, "input_ids").type.tensor_type.elem_type = 6
+
+
 def double_logits(model: onnx.ModelProto) -> None:
     rename(model, "logits", "single")
     model.graph.node.append(onnx.helper.make_node("Cast", ["single"], ["logits"], to=11))
@@ -310,6 +330,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "context is huge": (edit_config(n_positions=10**40), "n_positions"),
     "another input": (edit_graph(unexpected_input), "use_cache_branch"),
     "no tokens": (edit_graph(lambda m: rename(m, "input_ids", "ids")), "ids"),
+    "tokens of 32 bits": (edit_graph(narrow_tokens), "input_ids is a tensor.int32."),
     "no logits": (edit_graph(lambda m: rename(m, "logits", "scores")), "no decoder"),
     "no present": (
         edit_graph(lambda m: rename(m, "present.1.value", "present.1.worth")),
