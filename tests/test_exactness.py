@@ -16,6 +16,7 @@ import pytest
 from edgespec.decoding import decode
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.ngram import NgramDrafter
 from edgespec.drafting.none import NoDrafter
 from edgespec.export import build_onnx
@@ -110,6 +111,39 @@ def test_greedy_conversations_are_identical(exact: OnnxRuntime, tokenizer: Token
     drafted, refused = answers(exact, tokenizer, NgramDrafter(), turns)
     assert drafted == plain
     assert refused > 0  # rows were thrown away
+
+
+class Unsteady(OnnxRuntime):
+    """A draft that is often wrong, and sure of it."""
+
+    def forward(
+        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+    ) -> FloatArray:
+        found = super().forward(tokens, parents, logits=logits)
+        noise = np.random.default_rng(self.length).standard_normal(found.shape)
+        return found + 2 * noise.astype(np.float32)
+
+
+class Cheap(PassCosts):
+    """A hundredth of ``TakesAll``."""
+
+    def seconds(self, size: int) -> float:
+        return 0.01
+
+
+@pytest.mark.parametrize("draft", [OnnxRuntime, Unsteady])
+def test_greedy_conversations_are_identical_with_a_draft_model(
+    exact: OnnxRuntime, tokenizer: Tokenizer, smollm2_onnx: Path, draft: type[OnnxRuntime]
+) -> None:
+    turns = [PROMPTS["prose"], "Now the same in one sentence."]
+    plain, _ = answers(exact, tokenizer, NoDrafter(), turns, tokens=24)
+    runtime = draft(smollm2_onnx, context=1024, exact=False)
+    drafter = ModelDrafter(runtime, exact.info.vocab_size, Cheap())
+    drafted, refused = answers(exact, tokenizer, drafter, turns, tokens=24)
+    runtime.close()
+    assert drafted == plain
+    assert drafter.passes > 30
+    assert refused > 10 or draft is OnnxRuntime
 
 
 @pytest.mark.parametrize(("prompt", "seed"), [("code", 1), ("prose", 2)])

@@ -46,6 +46,8 @@ def chat(model: str, max_tokens: int, **options: Any) -> None:
       edgespec chat
     A model that writes code, with a role to play:
       edgespec chat qwen2.5-coder-1.5b-instruct --system "Answer with code only."
+    A smaller model of its family drafts for it:
+      edgespec chat qwen2.5-coder-1.5b-instruct --draft qwen2.5-coder-0.5b-instruct
     Two turns from a pipe:
       printf 'My name is Ada.\\nWhat is my name?\\n' | edgespec chat
     """

@@ -23,8 +23,11 @@ _BIN_WEIGHT = 0.5
 _BIN_FORGETTING = 0.998
 """What an observation leaves of the weight of those before it, in whichever bin."""
 _MEAN_PRIOR, _MEAN_WEIGHT = 0.8, 5.0
+"""Acceptance before anything is seen, rather hopeful: only what is tried is found out."""
 _MEAN_FORGETTING = 0.96
+"""What an observation leaves of the weight of those before it: the last 25 or so count."""
 _MEAN_FADING = 0.02
+"""The part of the way back to the prior, in a step that tried none."""
 _RECENT = 0.98
 """What a step leaves of the tokens and seconds before it: the last 50 or so make the going rate."""
 _PROMPT_SLOPE = 0.2
@@ -135,9 +138,9 @@ class ModelDrafter:
     rate of tokens per second (the marginal form of goodput: what maximises a ratio maximises tokens
     - rate · seconds). The chance of a token that no pass has looked at yet is the mean of late, of
     first tokens or of later ones. The same rule at the start of a step decides whether to draft at
-    all. If not, the draft model does not run, but when evaluating what it missed and a few steps
-    take no more than a fiftieth of the time decoded without it; then it is given another chance. What a prompt
-    costs the draft is spread over the answer it serves.
+    all. If not, the draft model does not run, until evaluating what it missed and a few trials take
+    no more than a fiftieth of the time decoded without it: then it is given another chance. What a
+    prompt costs the draft is spread over the answer it serves.
     """
 
     def __init__(
@@ -164,7 +167,9 @@ class ModelDrafter:
         self._readable = readable or (vocab_size if info.token_ids else info.vocab_size)
         self._calibrations = {True: Calibration(_GREEDY_PRIOR), False: Calibration(_SAMPLED_PRIOR)}
         self._means = (Mean(), Mean())  # of first tokens, and of later ones where they are reached
-        self._held: list[int] = []  # what is in the cache, of this context or of an earlier one
+        # What is in the cache, of this context or of an earlier one; never more than is there,
+        # wherever an interruption comes.
+        self._held: list[int] = []
         self._context: Sequence[int] = []
         self._same = 0  # tokens known to begin both
         self._begun = self._heard = -1  # the context's length when the prompt ended, and by now
@@ -202,10 +207,8 @@ class ModelDrafter:
             bin = bin_of(top)
             rate = calibration.rates[bin]
             pays = self._pays(chance, rate, 0.0, len(offered), room)
-            if (
-                not pays and not sampling.greedy
-            ):  # before anything is drawn, so nothing will be heard
-                self._means[bool(offered)].learn(rate)
+            if not pays and not sampling.greedy:  # nothing is drawn, so nothing will be heard of it
+                self._means[len(offered) > 0].learn(rate)
                 break
             column = int(scores.argmax()) if sampling.greedy else draw(scores, self._rng)
             token = int(self._ids[column])
@@ -261,26 +264,22 @@ class ModelDrafter:
 
     def _catch_up(self, context: Sequence[int]) -> FloatArray:
         """Evaluate what the cache lacks of the context; the logits that follow it, ``[V]``."""
-        self.runtime.truncate(self._same)
         del self._held[self._same :]
+        self.runtime.truncate(self._same)
         if (missing := len(context) - 1 - self._same) >= PREFILL_CHUNK:
             started = perf_counter()
             prefill(self.runtime, self._read(context))
             self._held += context[self._same : -1]
             seconds = (perf_counter() - started) * PREFILL_CHUNK / missing
             self.costs.record(PREFILL_CHUNK, seconds)
-        logits = self._feed(context[len(self._held) :])
-        self._same = len(context) - 1
-        return logits
+        return self._feed(context[len(self._held) :])
 
     def _feed(self, tokens: Sequence[int]) -> FloatArray:
         """The logits after ``tokens``, ``[V]``."""
         started = perf_counter()
         logits: FloatArray = self.runtime.forward(self._read(tokens), logits="last")[0]
         self.runtime.keep(range(len(tokens)))
-        self._held += (
-            tokens  # after keep: interrupted in between, the next pass truncates the cache
-        )
+        self._held += tokens
         self.costs.record(len(tokens), perf_counter() - started)
         self.passes += 1
         self._seconds += self._pass_s(len(tokens))

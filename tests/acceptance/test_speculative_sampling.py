@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from edgespec.acceptance import speculative_sampling
 from edgespec.decoding import decode
 from edgespec.draft import Draft
 from edgespec.drafting import Drafter
+from edgespec.drafting import model as drafting_model
 from edgespec.runtimes import FloatArray
 from edgespec.sampling import Sampling, draw, probabilities
-from edgespec.scheduling.costs import PassCosts
+from tests.drafting.test_model import Fixed, Trimmed
 from tests.memory_runtime import CertainDrafter, MemoryRuntime, ModelDrafter
 
 Rule = Callable[[int, FloatArray, "FloatArray | None", np.random.Generator], int]
@@ -46,8 +48,8 @@ def total_variation(counts: np.ndarray, expected: np.ndarray) -> tuple[float, fl
 def emitted(make: Callable[[MemoryRuntime], Drafter], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Counts of the next three tokens over many answers of the loop, and what is expected."""
     target = MemoryRuntime(vocab_size=5, order=2, scale=1.0, seed=3, pass_sizes=())
-    drafter, rng, costs = make(target), np.random.default_rng(seed), PassCosts()
-    sampling = Sampling(temperature=1.0)
+    drafter, rng, costs = make(target), np.random.default_rng(seed), Fixed(1.0, 0.1)
+    sampling = Sampling(temperature=1.0, seed=seed)
     counts = np.zeros((5,) * STEPS)
     for _ in range(SAMPLES):
         context = list(PROMPT)
@@ -72,7 +74,18 @@ def probabilistic(target: MemoryRuntime) -> Drafter:
     return ModelDrafter(target, length=3, seed=5)
 
 
-DRAFTERS = [plain, certain, probabilistic]
+def another_model(target: MemoryRuntime) -> Drafter:
+    """It stops where it is unsure, and learns meanwhile."""
+    runtime = MemoryRuntime(vocab_size=7, order=2, scale=1.5, seed=4, pass_sizes=())
+    return drafting_model.ModelDrafter(runtime, 5, Fixed(0.2))
+
+
+def trimmed_model(target: MemoryRuntime) -> Drafter:
+    runtime = MemoryRuntime(vocab_size=5, order=2, scale=1.0, seed=3, pass_sizes=())
+    return drafting_model.ModelDrafter(Trimmed(runtime, [1, 2, 4]), 5, Fixed(0.2))
+
+
+DRAFTERS = [plain, certain, probabilistic, another_model, trimmed_model]
 
 
 def marginals(counts: np.ndarray) -> list[np.ndarray]:
@@ -89,6 +102,21 @@ def test_emitted_distribution_is_the_targets(make: Callable[[MemoryRuntime], Dra
         assert sigmas(got, wanted) < 4
         distance, chance = total_variation(got, wanted)
         assert distance < chance
+
+
+def test_a_draft_cut_by_what_was_drawn_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the drafter avoids: to offer a token only where it is a likely one."""
+
+    def propose(self: drafting_model.ModelDrafter, *arguments: Any) -> Draft:
+        draft = whole(self, *arguments)
+        q = draft.probabilities
+        unlikely = (i for i, t in enumerate(draft.tokens) if q is not None and q[i, t] < 0.4)
+        return draft.first(next(unlikely, len(draft)))
+
+    whole = drafting_model.ModelDrafter.propose
+    monkeypatch.setattr(drafting_model.ModelDrafter, "propose", propose)
+    counts, expected = emitted(trimmed_model, seed=11)
+    assert sigmas(counts.ravel(), expected.ravel()) > 8
 
 
 def always_accept(token: int, p: FloatArray, q: FloatArray | None, rng: np.random.Generator) -> int:

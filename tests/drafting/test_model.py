@@ -16,8 +16,9 @@ from edgespec.drafting.none import NoDrafter
 from edgespec.runtimes import FloatArray, Logits
 from edgespec.sampling import Sampling, probabilities
 from edgespec.scheduling.costs import PassCosts
+from edgespec.session import Loaded, Session
 from edgespec.statistics import Statistics
-from tests.memory_runtime import MemoryRuntime
+from tests.memory_runtime import LetterTemplate, LetterTokenizer, MemoryRuntime
 
 
 class Fixed(PassCosts):
@@ -161,6 +162,26 @@ def test_a_conversation_goes_on_and_another_one_takes_over_what_they_share() -> 
     assert runtime.rows_evaluated - evaluated == 2 + len(other[4:])
 
 
+def test_a_chat_that_outgrows_its_context() -> None:
+    """Its oldest turns are dropped, and it goes on with what is left."""
+    tokenizer = LetterTokenizer()
+
+    def talk(drafter: Drafter) -> tuple[list[dict[str, str]], int]:
+        target = MemoryRuntime(34, context=90, pass_sizes=(), mute=range(1, 5), seed=2, scale=3)
+        parts = (target, drafter, tokenizer, LetterTemplate(tokenizer), FLAT)
+        session = Session(Loaded(*parts))  # type: ignore[arg-type]
+        for turn in ("hello there", "what then", "and more of it", "the end is near", "a b c", "d"):
+            list(session.chat(turn, max_tokens=20))
+        return session.messages, session.forgotten
+
+    runtime = MemoryRuntime(34, context=90, pass_sizes=(), mute=range(1, 5), seed=2, scale=3)
+    drafter = Watched(runtime, 34, CHEAP)
+    messages, forgotten = talk(drafter)
+    assert (messages, forgotten) == talk(NoDrafter())
+    assert forgotten > 2
+    assert sum(outcome.accepted for outcome in drafter.outcomes) > 40
+
+
 def test_a_draft_asked_twice_is_the_same() -> None:
     drafter = Watched(model(), 12, CHEAP)
     context, budget = list(PROMPT), Budget(3, pass_seconds=FLAT.seconds)
@@ -285,6 +306,29 @@ def test_interrupted_anywhere_it_goes_on_as_before(where: str, when: int) -> Non
     assert context == PROMPT + say(model(), NoDrafter(), list(PROMPT), len(context) - 7)[0]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_interrupted_while_it_forgets(when: str) -> None:
+    """It held the whole context, and is asked again for what follows."""
+    runtime = model()
+    drafter = Watched(runtime, 12, CHEAP)
+    context, budget = list(PROMPT), Budget(1, pass_seconds=FLAT.seconds)
+    drafter.propose(context, budget)
+    truncate = runtime.truncate
+
+    def interrupted(length: int) -> None:
+        if when == "after":
+            truncate(length)
+        raise KeyboardInterrupt
+
+    runtime.truncate = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        drafter.propose(context, budget)
+    runtime.truncate = truncate  # type: ignore[method-assign]
+    context.append(3)
+    drafter.propose(context, budget)
+    assert runtime.tokens == context
+
+
 def test_a_draft_that_is_wrong_is_given_up_and_one_that_is_right_is_not() -> None:
     def passes(runtime: MemoryRuntime) -> tuple[int, int]:
         drafter = Watched(runtime, 12, Fixed(0.3))
@@ -330,6 +374,15 @@ def test_what_was_given_up_is_tried_again_now_and_then() -> None:
     _, steps = say(target, drafter, context, 2000)
     assert not any(step.drafted for step in steps[:10])
     assert sum(step.accepted for step in steps[-50:]) > 100
+
+
+def test_longer_drafts_are_tried_again_now_and_then() -> None:
+    drafter = Watched(model(), 12, Fixed(0.3))
+    drafter._means[1].hits, drafter._means[1].trials = 1.0, 25.0  # second tokens were never right
+    _, steps = say(model(), drafter, list(PROMPT), 400)
+    drafted = [step.drafted for step in steps]
+    assert max(drafted[:10]) == 1
+    assert max(drafted) > 4
 
 
 def test_it_stops_where_the_draft_is_unsure() -> None:
