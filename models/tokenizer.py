@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from edgespec.models.gguf import GGUFFile
 
 # tokenizer.ggml.token_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+_KINDS = range(1, 7)
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = _KINDS
 
 # Where a space is put before a text: nowhere, before its start, or also after each special token;
 # "bare": only where there is none yet.
@@ -117,8 +118,11 @@ class Tokenizer:
         chat_template: str | None,
     ) -> None:
         self.model = model
-        self._tokens = tokens
-        self.kinds = kinds
+        self.vocab_size = len(tokens)
+        # The library has nearly all names, so a list of them would only cost memory (Qwen: 13 MB).
+        name = model.id_to_token
+        self._other_names = {id: text for id, text in enumerate(tokens) if name(id) != text}
+        self.kinds = bytes(kind if kind in _KINDS else UNUSED for kind in kinds)
         self.byte_level = byte_level
         # Longest first, as llama.cpp looks for them (in bytes; ties by id).
         self.specials = sorted(specials, key=lambda s: (-len(_utf8(s.text)), s.id))
@@ -137,13 +141,10 @@ class Tokenizer:
         self.stop_tokens = frozenset(stop_tokens)
         self.chat_template = chat_template
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self._tokens)
-
     def token_text(self, id: int) -> str:
         """The token as the vocabulary spells it."""
-        return self._tokens[id]
+        text = self._other_names.get(id)
+        return str(self.model.id_to_token(id)) if text is None else text
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; a special token's are its name.
@@ -152,7 +153,7 @@ class Tokenizer:
         """
         if id >= self.vocab_size:
             return b""
-        text, kind = self._tokens[id], self.kinds[id]
+        text, kind = self.token_text(id), self.kinds[id]
         if kind in (UNKNOWN, CONTROL, USER_DEFINED) or id in self.special_ids:
             return _utf8(text)
         if kind == BYTE:
@@ -184,7 +185,7 @@ class Tokenizer:
             if prefix and not (self._bare_prefix and piece.startswith((" ", SPACE))):
                 piece = " " + piece
             found = self.model.encode(piece, add_special_tokens=False).ids
-            ids += [id for id in found if id < len(self._tokens)]
+            ids += [id for id in found if id < self.vocab_size]
             prefix = False
         return ids
 
