@@ -23,6 +23,7 @@ from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.safetensors import Checkpoint
 from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx import OnnxRuntime
+from tests.export.test_decoder import assert_goes_on_as_it_should
 from tests.hf_folder import safetensors_folder, write_safetensors
 from tests.onnx_support import WINDOWS
 from tests.tiny import tiny_gguf
@@ -450,3 +451,13 @@ def test_buffers_that_older_checkpoints_hold_are_passed_over(tmp_path: Path) -> 
     folder = checkpoint(tmp_path / "model")
     with_another("model.layers.0.self_attn.rotary_emb.inv_freq", "model.norm.weight")(folder)
     assert "output.weight" in SafetensorsSource(folder).tensors
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_smollm2_goes_on_as_it_should(smollm2: Path, tmp_path: Path) -> None:
+    folder = safetensors_folder(smollm2, tmp_path / "model", "F16", shards=3)
+    (tmp_path / "built").mkdir()
+    write_onnx(open_source(folder), tmp_path / "built")
+    runtime = OnnxRuntime(tmp_path / "built", context=128, exact=False)
+    assert_goes_on_as_it_should(runtime, smollm2)
+    runtime.close()

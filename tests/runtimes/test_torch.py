@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgespec.errors import UserError
+from edgespec.export.sources.trimmed import TrimmedHead
 from edgespec.runtimes import Runtime
 from tests.runtimes.contract import TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
@@ -18,7 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("architecture", TINY, scope="class")
+@pytest.mark.parametrize("architecture", [*TINY, "mistral"], scope="class")
 class TestTiny(RuntimeContract):
     tolerance = 1e-3
 
@@ -30,7 +31,11 @@ class TestTiny(RuntimeContract):
         from edgespec.runtimes.torch import TorchRuntime
 
         # Sliding layers see less than the tests' length.
-        path = tiny_gguf(tmp_path_factory.mktemp("tiny") / "a.gguf", architecture, window=8)
+        path = tmp_path_factory.mktemp("tiny") / "a.gguf"
+        if architecture == "mistral":
+            tiny_gguf(path, window_everywhere=8)
+        else:
+            tiny_gguf(path, architecture, window=8)
         runtime = TorchRuntime(path, context=64)
         yield runtime
         runtime.close()
@@ -44,6 +49,20 @@ def test_a_safetensors_folder_gives_what_the_gguf_file_gives(tmp_path: Path) -> 
     _load(GGUFFile(path)).save_pretrained(tmp_path / "folder")
     expected = TorchRuntime(path).forward(TOKENS)
     np.testing.assert_array_equal(TorchRuntime(tmp_path / "folder").forward(TOKENS), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trimmed_head_gives_its_tokens_columns(tmp_path: Path, tied: bool) -> None:
+    from edgespec.models.gguf import GGUFFile
+    from edgespec.runtimes.torch import TorchRuntime
+
+    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", tied=tied))
+    kept = range(1, 290, 3)
+    trimmed = TorchRuntime(TrimmedHead(source, kept))
+    assert trimmed.info.token_ids == tuple(kept)
+    assert trimmed.info.vocab_size == len(kept)
+    found, expected = trimmed.forward(TOKENS), TorchRuntime(source).forward(TOKENS)
+    np.testing.assert_allclose(found, expected[:, list(kept)], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
