@@ -220,7 +220,10 @@ def _quantize(path: str, output: str, kind: str) -> None:
 
     def log(level: int, text: bytes, _: Any) -> None:
         if found := re.match(rb"\[ *(\d+)/ *(\d+)\]", text):
-            print(*map(int, found.groups()), flush=True)
+            try:
+                print(*map(int, found.groups()), flush=True)
+            except OSError:  # whoever asked is gone
+                os._exit(1)
         elif level == 4:  # an error
             errors.append(text.decode("utf-8", "replace"))
 

@@ -72,7 +72,7 @@ def test_saved_sentencepiece_is_the_same(changes: dict[str, object], tmp_path: P
 def test_saved_control_tokens_stay_out_of_a_users_text(tmp_path: Path) -> None:
     tokenizer = saved(made_up(), tmp_path)
     description = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    description["model"]["merges"].append(["<", "s>"])  # as transformers' conversion writes them
+    description["model"]["merges"].append(["<s", ">"])  # as transformers' conversion writes them
     (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
     unguarded = Tokenizer.from_file(tmp_path)
     assert unguarded.encode("<s>") == tokenizer.encode("<s>")
