@@ -23,7 +23,6 @@ import numpy.typing as npt
 from edgespec.errors import UserError
 from edgespec.export.sources import Source
 from edgespec.models.gguf import BLOCK_FORMATS, TensorInfo
-from edgespec.models.store import reason
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
 
@@ -58,7 +57,8 @@ def write_gguf(
                 partial = _quantized(partial, quantize.upper(), progress)
             os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
+        why = error.strerror or error
+        raise UserError(f"cannot write {path}: {why}; check the folder and its disk") from error
 
 
 def with_tokenizer(source: Source) -> Source:
