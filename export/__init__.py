@@ -7,16 +7,17 @@ import shutil
 from pathlib import Path
 
 from edgespec.errors import UserError
+from edgespec.export.sources import name_of
 from edgespec.models.store import locked, reason
 from edgespec.progress import Progress, silent
 
-BUILDER_VERSION = 4
+BUILDER_VERSION = 5
 """Part of the key of every built model: raise it when what is built changes."""
 
 
 def onnx_folder(source: Path, sha256: str, parent: Path) -> Path:
     """Where the ONNX model built from ``source`` is kept: named by the file's hash and the builder."""
-    return parent / f"{source.stem[:48]}-{sha256[:16]}-onnx{BUILDER_VERSION}"
+    return parent / f"{name_of(source)[:48]}-{sha256[:16]}-onnx{BUILDER_VERSION}"
 
 
 def build_onnx(source: Path, folder: Path, progress: Progress = silent) -> Path:

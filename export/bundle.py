@@ -36,7 +36,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {reason(error)}") from error
+        raise UserError(f"cannot write {error.filename or out}: {reason(error)}") from error
 
 
 def _umask() -> int:

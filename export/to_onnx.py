@@ -10,7 +10,7 @@ from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.decoder import Decoder
 from edgespec.export.graph import MODEL_FILE, WEIGHTS_FILE, Graph
-from edgespec.export.sources import TOKEN_IDS, Source
+from edgespec.export.sources import TOKEN_IDS, Source, name_of
 from edgespec.progress import Progress, silent
 
 _DISK_MARGIN = 64 << 20
@@ -34,7 +34,7 @@ def write_onnx(source: Source, folder: Path, progress: Progress = silent) -> Non
         decoder.build()
         graph.save(config.architecture)
     manifest = {
-        "name": source.path.stem,
+        "name": name_of(source.path),
         "architecture": config.architecture,
         "vocab_size": decoder.vocab_size,
         "token_ids": source.metadata.get(TOKEN_IDS),

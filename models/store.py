@@ -75,13 +75,17 @@ def resolve(model: str, progress: Progress = silent) -> Path:
     raise unknown_model(model)
 
 
-def unknown_model(name: str) -> UserError:
+class UnknownModel(UserError):
+    """A name that is neither in the catalogue nor a file's."""
+
+
+def unknown_model(name: str) -> UnknownModel:
     """The error for a name that is not in the catalogue, with the names nearest to it."""
     names, asked = list(load_catalogue()), name.lower()
     alike = difflib.get_close_matches(asked, names, 3, 0.6)
     near = [known for known in names if asked and asked in known][:3] or alike
     hint = f"did you mean {' or '.join(near)}?" if near else "`edgespec models list` shows all"
-    return UserError(f"no model is named {name!r}; {hint}")
+    return UnknownModel(f"no model is named {name!r}; {hint}")
 
 
 def pull(entry: CatalogueEntry, progress: Progress = silent, directory: Path | None = None) -> Path:

@@ -16,11 +16,13 @@ import pytest
 import edgespec
 from edgespec import Completion, Engine, UserError
 from edgespec.drafting.model import ModelDrafter
+from edgespec.export.pipeline import Recipe, export
 from edgespec.models import store
 from edgespec.runtimes.devices import PROVIDERS, physical_cores
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.scheduling.costs import PassCosts
 from tests.export.gguf_files import replace_bytes
+from tests.hf_folder import safetensors_folder
 from tests.tiny import tiny_gguf
 
 
@@ -182,11 +184,10 @@ def drafting(engine: Engine) -> Engine:
 
 
 def test_a_model_as_its_own_draft(engine: Engine, smollm2: Path) -> None:
-    """From the folder that was built for it; every token is accepted, and none is another."""
-    [built] = (store.cache_dir() / "onnx").glob(f"{smollm2.stem[:48]}*onnx*")
+    """Every token is accepted, and none is another."""
     prompts = ["Name three colours.", "Why is the sea salty?"]
     expected = [engine.generate(prompt, max_tokens=40) for prompt in prompts]
-    with drafting(Engine.open(smollm2, context=512, draft=str(built))) as drafted:
+    with drafting(Engine.open(smollm2, context=512, draft=str(smollm2))) as drafted:
         for prompt, plain in zip(prompts, expected, strict=True):
             found = drafted.generate(prompt, max_tokens=40)
             assert found.token_ids == plain.token_ids
@@ -241,14 +242,10 @@ def test_a_draft_runs_on_llama_cpp_where_onnx_does_not_have_it(tmp_path: Path) -
         Engine.open(target, draft=str(draft))
 
 
-def test_a_draft_with_another_tokenizer_is_an_error_of_one_line(
-    tiny: Path, smollm2: Path, engine: Engine
-) -> None:
-    [built] = (store.cache_dir() / "onnx").glob(f"{smollm2.stem[:48]}*onnx*")
-    for draft in (smollm2, built):
-        with pytest.raises(UserError, match="another tokenizer than the target") as caught:
-            Engine.open(tiny, draft=str(draft))
-        assert "\n" not in str(caught.value)
+def test_a_draft_with_another_tokenizer_is_an_error_of_one_line(tiny: Path, smollm2: Path) -> None:
+    with pytest.raises(UserError, match="another tokenizer than the target") as caught:
+        Engine.open(tiny, draft=str(smollm2))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_vocabulary_with_a_few_names_that_differ_is_the_same(tmp_path: Path, tiny: Path) -> None:
@@ -434,3 +431,43 @@ def test_importing_is_quick_and_loads_nothing_heavy() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# -- folders -----------------------------------------------------------------------------------
+
+
+def test_a_bundle_answers_as_its_source_does(tmp_path: Path, tiny: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the sea is salty and the rivers are not\n" * 50, encoding="utf-8")
+    export(tiny, tmp_path / "draft", Recipe(trim_vocab=280, corpus=[corpus]))
+    export(tiny, tmp_path / "both", Recipe(drafts=[tmp_path / "draft"]))
+    with Engine.open(tiny, draft="none") as engine:
+        expected = engine.generate("the sea", max_tokens=30).token_ids
+    with drafting(Engine.open(tmp_path / "both")) as engine:
+        found = engine.generate("the sea", max_tokens=30)
+        assert found.token_ids == expected
+        assert found.statistics.drafter == "tiny"
+        assert found.statistics.drafted > 0
+    with Engine.open(tiny, draft=str(tmp_path / "draft")) as engine:
+        assert engine.loaded.draft is not None
+        assert engine.loaded.draft.info.vocab_size == 280
+    with pytest.raises(UserError, match="holds only a draft"):
+        Engine.open(tmp_path / "draft")
+    with open(tmp_path / "both" / "model" / "model.onnx.data", "r+b") as file:
+        file.write(b"changed")
+    with pytest.raises(UserError, match=r"model/model\.onnx\.data in the bundle"):
+        Engine.open(tmp_path / "both")
+
+
+def test_a_safetensors_folder_answers(tmp_path: Path, tiny: Path) -> None:
+    folder = safetensors_folder(tiny, tmp_path / "folder")
+    with Engine.open(folder, draft="none") as engine:
+        assert engine.info.architecture == "llama"
+        assert engine.generate("the sea", max_tokens=10).token_ids
+    with pytest.raises(UserError, match="--format gguf"):
+        Engine.open(folder, runtime="llama-cpp")
+
+
+def test_a_folder_of_something_else_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"without bundle\.json or config\.json"):
+        Engine.open(tmp_path)

@@ -15,6 +15,7 @@ _COMMANDS = {
     "chat": "edgespec.cli.chat",
     "generate": "edgespec.cli.generate",
     "models": "edgespec.cli.models",
+    "export": "edgespec.cli.export",
     "doctor": "edgespec.cli.doctor",
 }
 """Imported when they are needed: a command does not wait for the others to load."""

@@ -49,3 +49,8 @@ def open_source(path: Path) -> Source:
     from edgespec.export.sources.safetensors import SafetensorsSource
 
     return SafetensorsSource(path)
+
+
+def name_of(path: Path) -> str:
+    """What to call a model: its file's name without .gguf, or its folder's."""
+    return path.stem if path.suffix == ".gguf" else path.resolve().name

@@ -1,0 +1,213 @@
+"""``edgespec export``: a model as a bundle that fits the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgespec.cli.progress import ProgressBar
+from edgespec.errors import UserError
+
+if TYPE_CHECKING:
+    from edgespec.engine import Engine
+    from edgespec.export.pipeline import Exported
+    from edgespec.export.vocabulary import Answer
+
+_PATH = click.Path(path_type=Path)
+_ANSWER_TOKENS = 256
+"""Tokens of each answer that --sampled-from takes."""
+
+
+@click.command()
+@click.argument("source")
+@click.argument("out", type=_PATH)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["onnx", "gguf"]),
+    default="onnx",
+    show_default=True,
+    help="What will run it: ONNX Runtime or llama.cpp.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["exact", "fp16", "int8", "int4"]),
+    default="exact",
+    show_default=True,
+    help="The weights as they are, or smaller ones; int4 is calibrated (extra export) in ONNX, and "
+    "Q4_K_M (extra llama) in GGUF.",
+)
+@click.option(
+    "--via",
+    type=click.Choice(["optimum"]),
+    help="Let Optimum (extra export) make a plain graph of an architecture that edgespec lacks.",
+)
+@click.option(
+    "--trim-vocab",
+    metavar="N|auto",
+    help="Make a draft that can only say the N most frequent tokens, or as many as promise the most "
+    "tokens per second on this device.",
+)
+@click.option(
+    "--corpus",
+    type=_PATH,
+    metavar="FILE",
+    multiple=True,
+    help="Text, or JSON lines with a text, whose tokens are counted; may be repeated.",
+)
+@click.option(
+    "--sampled-from",
+    metavar="TARGET",
+    help="Count the tokens that this model says when it answers --prompts.",
+)
+@click.option(
+    "--prompts", type=_PATH, metavar="FILE", help="One prompt a line, or JSON lines with a prompt."
+)
+@click.option(
+    "--keep-layers",
+    metavar="LIST|K",
+    help="Make a draft of these layers (0,1,5), or of the K that matter most (extra export).",
+)
+@click.option(
+    "--draft",
+    "drafts",
+    type=_PATH,
+    metavar="BUNDLE",
+    multiple=True,
+    help="Pack the draft of another bundle along; may be repeated.",
+)
+@click.option("--allow-loss", is_flag=True, help="Keep weights that lose more than 3 % perplexity.")
+def export(
+    source: str,
+    out: Path,
+    format_: str,
+    weights: str,
+    via: str | None,
+    trim_vocab: str | None,
+    corpus: tuple[Path, ...],
+    sampled_from: str | None,
+    prompts: Path | None,
+    keep_layers: str | None,
+    drafts: tuple[Path, ...],
+    allow_loss: bool,
+) -> None:
+    """Make OUT, a bundle, of SOURCE.
+
+    SOURCE is a name of `edgespec models list`, a .gguf file or a folder with safetensors. OUT is a
+    new folder; `edgespec chat OUT` runs it. It holds a report of what the export changed.
+
+    \b
+    A target as it is:
+      edgespec export qwen2.5-coder-1.5b-instruct coder
+    A small draft for it, and both in one bundle:
+      edgespec export qwen2.5-coder-0.5b-instruct draft --trim-vocab 16384 --corpus src.txt
+      edgespec export qwen2.5-coder-1.5b-instruct coder --draft draft
+    Smaller weights, from a checkpoint in full precision:
+      edgespec export ./SmolLM2-135M-Instruct small --weights int4
+    For llama.cpp:
+      edgespec export ./SmolLM2-135M-Instruct small --format gguf --weights int4
+    """
+    from edgespec.export.pipeline import Recipe
+    from edgespec.export.pipeline import export as run
+    from edgespec.export.sources.pruned import parse_layers
+    from edgespec.models import store
+
+    if (sampled_from is None) != (prompts is None):
+        raise click.UsageError("--sampled-from and --prompts go together")
+    recipe = Recipe(
+        format_,
+        weights,
+        None if keep_layers is None else parse_layers(keep_layers),
+        _tokens(trim_vocab),
+        corpus,
+        drafts,
+        allow_loss,
+    )
+    progress = ProgressBar()
+    try:
+        path = Path(source) if Path(source).is_dir() else store.resolve(source, progress)
+        if via is not None:
+            _only_alone(recipe == Recipe(), "--via optimum writes the model as it is")
+            from edgespec.export.via_optimum import export_with_optimum
+
+            export_with_optimum(path, out, progress)
+            progress.stop()
+            click.echo(f"{out}: made by Optimum; `edgespec chat {out}` runs it")
+            return
+        if sampled_from is None:
+            exported = run(path, out, recipe, progress=progress)
+        else:
+            assert prompts is not None
+            from edgespec.engine import Engine
+
+            with Engine.open(sampled_from, draft="ngram", progress=progress) as engine:
+                answers = _answers(engine, _prompts(prompts), progress)
+                target = engine.loaded.target
+                exported = run(path, out, recipe, answers=answers, target=target, progress=progress)
+    finally:
+        progress.stop()
+    _print(exported)
+
+
+def _tokens(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise click.UsageError(f"--trim-vocab is {text!r}; give a number of tokens, or auto")
+    return int(text)
+
+
+def _only_alone(alone: bool, why: str) -> None:
+    if not alone:
+        raise click.UsageError(f"{why}; it does not go with other options")
+
+
+def _prompts(file: Path) -> list[str]:
+    """The prompts of a file: JSON lines with a prompt, or a line each."""
+    from edgespec.export.vocabulary import texts_of
+
+    found = [text for text in texts_of(file) if text.strip()]
+    if not found:
+        raise UserError(f"{file} holds no prompts; write one a line")
+    return found
+
+
+def _answers(engine: Engine, prompts: list[str], progress: ProgressBar) -> list[Answer]:
+    """What the target says: the ids of every prompt and of its answer."""
+    found: list[Answer] = []
+    for i, prompt in enumerate(prompts):
+        progress("sampling answers", i, len(prompts))
+        session = engine.session()
+        for _ in (session.chat if engine.can_chat else session.complete)(
+            prompt, max_tokens=_ANSWER_TOKENS
+        ):
+            pass
+        held = engine.loaded.held
+        split = len(held) - len(session.token_ids)
+        found.append((held[:split], session.token_ids))
+    return found
+
+
+def _print(exported: Exported) -> None:
+    click.echo(f"{exported.folder}: {exported.size / 1e6:.0f} MB; `edgespec chat` runs it")
+    quality, draft, whole = exported.quality, exported.draft, exported.whole
+    if quality is not None:
+        click.echo(
+            f"perplexity {quality.perplexity:.3f} on {quality.tokens} tokens held out, "
+            f"{quality.reference_perplexity:.3f} before ({quality.loss:+.1%}); "
+            f"KL divergence {quality.kl_divergence:.4f}; {quality.bits_per_weight:.2f} bits a weight, "
+            f"{quality.bytes_per_token / 1e6:.0f} MB read a token"
+        )
+    if draft is not None and whole is not None:
+        click.echo(f"{'a draft pass':<24}{'whole':>12}{'this draft':>12}{'ratio':>8}")
+        rows = [
+            ("MB read", whole.weight_bytes / 1e6, draft.weight_bytes / 1e6, "{:.0f}"),
+            ("milliseconds", whole.pass_seconds * 1e3, draft.pass_seconds * 1e3, "{:.2f}"),
+            ("coverage", whole.coverage, draft.coverage, "{:.1%}"),
+            ("acceptance α", whole.acceptance, draft.acceptance, "{:.1%}"),
+        ]
+        for name, before, after, form in rows:
+            ratio = f"{after / before:.2f}" if before else "–"
+            click.echo(f"{name:<24}{form.format(before):>12}{form.format(after):>12}{ratio:>8}")

@@ -1,0 +1,213 @@
+"""Finds the model that a user names, and what can run it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from edgespec.errors import UserError
+from edgespec.export import build_onnx, onnx_folder
+from edgespec.export.architectures import ARCHITECTURES
+from edgespec.models import store
+from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.progress import Progress
+from edgespec.runtimes import DEFAULT_CONTEXT, Runtime
+
+_ALIKE = 0.99
+"""The share of tokens that two vocabularies must spell alike: names of unused ones do differ."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this machine, not loaded yet.
+
+    ``path`` is a ``.gguf`` file, a ``checkpoint`` (a safetensors folder), a folder that was ``built``
+    for the onnx runtime, or a ``plain`` graph that Optimum wrote.
+    """
+
+    path: Path
+    form: Literal["gguf", "checkpoint", "built", "plain"]
+    architecture: str
+    context: int
+    """The most tokens that it takes."""
+    tokenizer: Tokenizer
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Fields of ``Sampling`` that its makers recommend."""
+    drafts: tuple[Model, ...] = ()
+    """What its bundle has to draft for it, the preferred one first."""
+
+
+def find(name: str, progress: Progress) -> Model:
+    """A name in the catalogue (pulled if absent), a GGUF file, a safetensors folder or a bundle.
+
+    Raises ``UserError`` where there is no such model, or only a draft.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not name or not folder.is_dir():
+        return _gguf(store.resolve(name, progress))
+    if not is_bundle(folder):
+        return _folder(folder)
+    bundle = read_bundle(folder, progress)
+    if bundle.target is None:
+        raise UserError(f"{name} holds only a draft; chat with its target and --draft {name}")
+    tokenizer = Tokenizer.from_file(bundle.tokenizer)
+    drafts = tuple(_bundled(draft, tokenizer) for draft in bundle.drafts)
+    model = _bundled(bundle.target, tokenizer)
+    return replace(model, sampling=bundle.sampling, drafts=drafts)
+
+
+def find_draft(name: str, target: Model, progress: Progress) -> Model:
+    """A model to draft for ``target``: as ``find``, or a bundle that holds only a draft.
+
+    Raises ``UserError`` where there is none, or its tokens are not the target's.
+    """
+    folder = Path(os.path.expanduser(name))
+    if is_bundle(folder):
+        bundle = read_bundle(folder, progress)
+        tokenizer = Tokenizer.from_file(bundle.tokenizer)
+        draft = _bundled((*bundle.drafts, *filter(None, [bundle.target]))[0], tokenizer)
+    else:
+        draft = find(name, progress)
+    ours, theirs = target.tokenizer, draft.tokenizer
+    shared = range(min(ours.vocab_size, theirs.vocab_size))
+    alike = sum(ours.token_text(id) == theirs.token_text(id) for id in shared)
+    if alike < _ALIKE * max(ours.vocab_size, theirs.vocab_size):
+        raise UserError(
+            f"{name} has another tokenizer than the target; draft with a smaller model of its family"
+        )
+    return draft
+
+
+def choose_runtime(runtime: str, model: Model) -> str:
+    """``auto`` is onnx wherever it has the architecture, else llama-cpp.
+
+    Raises ``UserError`` where ``runtime`` cannot run what the model is.
+    """
+    if runtime not in ("auto", "onnx", "llama-cpp"):
+        raise UserError(f"there is no runtime {runtime!r}; take auto, onnx or llama-cpp")
+    if model.form != "gguf":
+        if runtime == "llama-cpp":
+            raise UserError(
+                f"llama.cpp runs GGUF files; make one with `edgespec export {model.path} OUT --format gguf`"
+                if model.form == "checkpoint"
+                else f"{model.path} was made for ONNX Runtime; export the model with --format gguf"
+            )
+        return "onnx"
+    if runtime == "auto":
+        known = model.architecture in ARCHITECTURES and not _is_trimmed(model)
+        return "onnx" if known or find_spec("llama_cpp") is None else "llama-cpp"
+    return runtime
+
+
+def load(
+    model: Model,
+    runtime: str,
+    *,
+    context: int | None,
+    threads: int | None,
+    device: str,
+    provider: str | None,
+    exact: bool,
+    progress: Progress,
+) -> Runtime:
+    """Load ``model`` on a runtime of ``choose_runtime``; built for it first where that is needed."""
+    if runtime == "llama-cpp":
+        from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+
+        return LlamaCppRuntime(model.path, context=context, threads=threads, device=device)
+    if model.form == "plain":
+        from edgespec.runtimes.onnx_optimum import OptimumRuntime
+
+        return OptimumRuntime(
+            model.path, context=context, threads=threads, device=device, provider=provider
+        )
+    from edgespec.runtimes.onnx import OnnxRuntime
+
+    folder = model.path
+    if model.form != "built":
+        folder = build_onnx(folder, _built_folder(folder, progress), progress)
+    return OnnxRuntime(
+        folder,
+        context=context,
+        threads=threads,
+        device=device,
+        provider=provider,
+        exact=exact,
+        progress=progress,
+    )
+
+
+def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> Model:
+    file = GGUFFile(path)
+    context = file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT)
+    if not isinstance(context, int):
+        context = DEFAULT_CONTEXT  # the runtime will say what is wrong
+    tokenizer = tokenizer or Tokenizer.from_gguf(file)
+    model = Model(path, "gguf", file.architecture, context, tokenizer)
+    del file
+    _give_back_memory()
+    return model
+
+
+def _give_back_memory() -> None:
+    """Of lists of a vocabulary's tokens that are gone: glibc keeps tens of MB of them otherwise."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # musl has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _folder(path: Path) -> Model:
+    """A safetensors folder, or one that Optimum wrote."""
+    from edgespec.runtimes.onnx_optimum import is_optimum_folder
+
+    if is_optimum_folder(path):
+        return Model(path, "plain", "", DEFAULT_CONTEXT, Tokenizer.from_file(path))
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is a folder without bundle.json or config.json; "
+            "give a catalogue name, a .gguf file, a bundle or a safetensors folder"
+        )
+    from edgespec.export.sources import open_source
+
+    metadata = open_source(path).metadata
+    architecture = str(metadata["general.architecture"])
+    context = int(metadata[f"{architecture}.context_length"])
+    return Model(path, "checkpoint", architecture, context, Tokenizer.from_file(path))
+
+
+def _bundled(model: BundledModel, tokenizer: Tokenizer) -> Model:
+    if model.format == "gguf":
+        return _gguf(model.path, tokenizer)
+    from edgespec.runtimes.onnx import read_manifest
+
+    manifest = read_manifest(model.path)
+    return Model(
+        model.path, "built", str(manifest["architecture"]), int(manifest["context"]), tokenizer
+    )
+
+
+def _is_trimmed(model: Model) -> bool:
+    from edgespec.export.sources import TOKEN_IDS
+
+    return TOKEN_IDS in GGUFFile(model.path).metadata
+
+
+def _built_folder(path: Path, progress: Progress) -> Path:
+    """Beside what the store downloaded; for the user's own files, in the cache."""
+    own = path.resolve().is_relative_to(store.models_dir().resolve())
+    parent = path.parent if own else store.cache_dir() / "onnx"
+    if path.is_dir():
+        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+        hashes = [store.sha256_of(file, progress) for file in files]
+        return onnx_folder(path, sha256("".join(hashes).encode()).hexdigest(), parent)
+    return onnx_folder(path, store.sha256_of(path, progress), parent)

@@ -1,0 +1,350 @@
+"""What ``edgespec export`` does: a model, through what is asked of it, into a bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgespec.errors import UserError
+from edgespec.export.bundle import add_model, new_folder, sampling_defaults, write_manifest
+from edgespec.export.calibration import calibration_windows
+from edgespec.export.quality import Quality, check, held_out, measure
+from edgespec.export.sources import TOKEN_IDS, Source, open_source
+from edgespec.export.vocabulary import (
+    Answer,
+    DraftReport,
+    best_size,
+    choose_tokens,
+    count_tokens,
+    draft_report,
+    linear_cost,
+    pass_seconds,
+    sampled_tokens,
+)
+from edgespec.export.weights import bits_per_weight, with_weights
+from edgespec.models.bundle import is_bundle, read_bundle
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.store import sha256_of
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import Runtime
+
+_QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
+"""What llama.cpp's quantizer makes of ``--weights`` in a GGUF file."""
+_MEASURED_CONTEXT = 1024
+_SMALL_HEAD = 1024
+"""Rows of the smaller of the two heads that are timed to know what a row costs."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make of a model; the options of ``edgespec export``."""
+
+    format: str = "onnx"
+    weights: str = "exact"
+    keep_layers: int | Sequence[int] | None = None
+    """How many layers to keep, or which."""
+    trim_vocab: int | str | None = None
+    """How many tokens to keep in the head, or "auto"."""
+    corpus: Sequence[Path] = ()
+    """Files whose most frequent tokens are kept."""
+    drafts: Sequence[Path] = ()
+    """Bundles whose drafts (or whose target, as one) are packed along."""
+    allow_loss: bool = False
+
+    @property
+    def makes_a_draft(self) -> bool:
+        """Whether what comes out is no longer fit to be a target."""
+        return self.keep_layers is not None or self.trim_vocab is not None
+
+    def check(self, answers: Sequence[Answer]) -> None:
+        """Raise ``UserError`` for what does not go together."""
+        texts = bool(self.corpus) + bool(answers)
+        if self.trim_vocab is not None and texts != 1:
+            raise UserError(
+                "--trim-vocab needs to know which tokens are frequent: give --corpus FILE, "
+                "or --sampled-from TARGET with --prompts FILE"
+            )
+        if self.trim_vocab is None and texts:
+            raise UserError("--corpus and --sampled-from go with --trim-vocab")
+        if self.trim_vocab == "auto" and not answers:
+            raise UserError(
+                "--trim-vocab auto weighs the draft's time against the target's; "
+                "give --sampled-from TARGET with --prompts FILE"
+            )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came out of an export, for people; the bundle holds what does not depend on the time."""
+
+    folder: Path
+    size: int
+    quality: Quality | None
+    draft: DraftReport | None
+    whole: DraftReport | None
+    """Of the model that the draft was made of."""
+
+
+def export(
+    path: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    answers: Sequence[Answer] = (),
+    target: Runtime | None = None,
+    progress: Progress = silent,
+) -> Exported:
+    """Make a bundle of ``path``, a GGUF file or a safetensors folder.
+
+    ``answers`` are what the target said (``--sampled-from``), ``target`` its runtime, which only
+    ``trim_vocab="auto"`` needs. The folder ``out`` must not exist; it appears when it is whole, and
+    the same input gives the same bytes. Raises ``UserError`` for what the caller can put right.
+    """
+    recipe.check(answers)
+    source = open_source(path)
+    tokenizer = _tokenizer(source)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory(
+        prefix=f".{out.name}.", dir=out.parent
+    ) as scratch, ExitStack() as opened:  # fmt: skip
+        work = _Work(source, tokenizer, recipe, Path(scratch), opened, progress)
+        (folder / "tokenizer").mkdir()
+        tokenizer.save(folder / "tokenizer")
+        packed = [_packed_draft(folder, draft, progress) for draft in recipe.drafts]
+        made = work.changed()
+        counts = held = None
+        if recipe.trim_vocab is not None:
+            counts, held = work.counts(answers)
+            made = work.trimmed(made, counts, held, answers, target)
+        name = "model.gguf" if recipe.format == "gguf" else "model"
+        work.write(made, folder / name)
+        runtime = work.open(folder / name)
+        quality = draft = whole = None
+        if recipe.makes_a_draft:
+            texts = answers or [([], window) for window in held_out(tokenizer)]
+            if held is None or not held.any():  # no corpus, or one too short to hold any out
+                held = _counted(texts, tokenizer.vocab_size)
+            whole = draft_report(work.whole(), held, texts)
+            draft = draft_report(runtime, held, texts)
+        if TOKEN_IDS not in made.metadata:
+            reference = (
+                runtime if recipe == Recipe(recipe.format, drafts=recipe.drafts) else work.whole()
+            )
+            bits = bits_per_weight(made)
+            quality = measure(reference, runtime, held_out(tokenizer), bits, progress)
+            check(quality, recipe.allow_loss or recipe.makes_a_draft)
+        entry: Mapping[str, Any] = {
+            "name": out.name,
+            "architecture": runtime.info.architecture,
+            "format": recipe.format,
+            "path": name,
+            "weight_bytes": runtime.info.weight_bytes,
+            "token_ids": made.metadata.get(TOKEN_IDS),
+            "quality": _report(quality, draft, whole),
+            "provenance": _provenance(path, recipe, progress),
+        }
+        opened.close()  # before files are moved: Windows moves no open ones
+        write_manifest(
+            folder,
+            name=out.name,
+            target=None if recipe.makes_a_draft else entry,
+            drafts=[entry] * recipe.makes_a_draft + packed,
+            sampling=sampling_defaults(path),
+            progress=progress,
+        )
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Exported(out, size, quality, draft, whole)
+
+
+@dataclass
+class _Work:
+    """One export: what it works on, and what it opened on the way."""
+
+    source: Source
+    tokenizer: Tokenizer
+    recipe: Recipe
+    scratch: Path
+    opened: ExitStack
+    progress: Progress
+    _whole: Runtime | None = None
+
+    def changed(self) -> Source:
+        """The source with the layers and the weights that are asked for."""
+        made, recipe, windows = self.source, self.recipe, []
+        if recipe.keep_layers is not None:
+            from edgespec.export.sources.pruned import KeptLayers, choose_layers
+
+            layers = recipe.keep_layers
+            if isinstance(layers, int):
+                text = held_out(self.tokenizer)
+                layers = choose_layers(made, layers, text, self.progress)
+            made = KeptLayers(made, layers)
+        if recipe.format == "gguf" and recipe.weights in _QUANTIZATIONS:
+            from edgespec.export.to_gguf import write_gguf
+
+            path = self.scratch / "quantized.gguf"
+            kind = _QUANTIZATIONS[recipe.weights]
+            write_gguf(made, path, self.progress, quantize=kind)
+            return GGUFFile(path)
+        if recipe.weights == "int4":
+            windows = calibration_windows(self.tokenizer)
+        return with_weights(made, recipe.weights, windows, self.progress)
+
+    def counts(self, answers: Sequence[Answer]) -> tuple[Any, Any]:
+        """How often each token occurs in the corpus or the answers, and in what is held out."""
+        if self.recipe.corpus:
+            return count_tokens(self.tokenizer, self.recipe.corpus, self.progress)
+        return sampled_tokens((said for _, said in answers), self.tokenizer.vocab_size)
+
+    def trimmed(
+        self,
+        made: Source,
+        counts: Any,
+        held: Any,
+        answers: Sequence[Answer],
+        target: Runtime | None,
+    ) -> Source:
+        """``made`` with the head that is asked for."""
+        from edgespec.export.sources.trimmed import TrimmedHead
+
+        size = self.recipe.trim_vocab
+        if size == "auto":
+            assert target is not None
+            size = self._best_size(made, counts, held, answers, target)
+        assert isinstance(size, int)
+        return TrimmedHead(made, choose_tokens(counts, size, self.tokenizer))
+
+    def _best_size(
+        self, made: Source, counts: Any, held: Any, answers: Sequence[Answer], target: Runtime
+    ) -> int:
+        from edgespec.export.sources.trimmed import TrimmedHead
+
+        whole = self.whole()
+        path = self.scratch / ("small.gguf" if self.recipe.format == "gguf" else "small")
+        few = max(_SMALL_HEAD, len(self.tokenizer.special_ids) + 512)
+        self.write(TrimmedHead(made, choose_tokens(counts, few, self.tokenizer)), path)
+        small = self.open(path)
+        alpha = draft_report(whole, held, answers).acceptance
+        seconds = {n: pass_seconds(target, n) for n in (1, 2, 4, 8, 16)}
+        return best_size(
+            counts,
+            held,
+            self.tokenizer,
+            alpha,
+            linear_cost((few, pass_seconds(small)), (whole.info.vocab_size, pass_seconds(whole))),
+            lambda n: float(np.interp(n, list(seconds), list(seconds.values()))),
+        ).tokens
+
+    def write(self, made: Source, path: Path) -> None:
+        """Write a source in the recipe's format."""
+        if self.recipe.format == "onnx":
+            from edgespec.export.to_onnx import write_onnx
+
+            path.mkdir()
+            write_onnx(made, path, self.progress)
+        elif TOKEN_IDS in made.metadata:
+            from edgespec.export.sources.trimmed import write_trimmed_gguf
+
+            write_trimmed_gguf(made, path, self.progress)
+        else:
+            from edgespec.export.to_gguf import write_gguf
+
+            write_gguf(made, path, self.progress)
+
+    def open(self, path: Path) -> Runtime:
+        """What was written, loaded to measure it."""
+        runtime: Runtime
+        if path.is_dir():
+            from edgespec.runtimes.onnx import OnnxRuntime
+
+            limit = min(_MEASURED_CONTEXT, _context(self.source))
+            runtime = OnnxRuntime(path, context=limit, exact=False, progress=self.progress)
+        else:
+            from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+
+            limit = min(_MEASURED_CONTEXT, _context(self.source))
+            runtime = LlamaCppRuntime(path, context=limit)
+        self.opened.callback(runtime.close)
+        return runtime
+
+    def whole(self) -> Runtime:
+        """The source itself, unchanged, in the recipe's format."""
+        if self._whole is None:
+            path = self.source.path
+            if self.recipe.format == "onnx":
+                path = self.scratch / "whole"
+                self.write(self.source, path)
+            elif path.is_dir():
+                path = self.scratch / "whole.gguf"
+                self.write(self.source, path)
+            self._whole = self.open(path)
+        return self._whole
+
+
+def _context(source: Source) -> int:
+    return int(source.metadata[f"{source.metadata['general.architecture']}.context_length"])
+
+
+def _tokenizer(source: Source) -> Tokenizer:
+    if isinstance(source, GGUFFile):
+        return Tokenizer.from_gguf(source)
+    return Tokenizer.from_file(source.path)
+
+
+def _counted(texts: Sequence[Answer], vocab_size: int) -> Any:
+    return np.bincount([id for _, said in texts for id in said], minlength=vocab_size)
+
+
+def _report(
+    quality: Quality | None, draft: DraftReport | None, whole: DraftReport | None
+) -> dict[str, Any]:
+    """What the bundle keeps: nothing that depends on the machine's speed."""
+    found: dict[str, Any] = {} if quality is None else quality.to_json()
+    if draft is not None and whole is not None:
+        found |= {
+            "bytes_per_token": draft.weight_bytes,
+            "bytes_per_token_before": whole.weight_bytes,
+            "coverage": draft.coverage,
+            "acceptance": draft.acceptance,
+            "acceptance_before": whole.acceptance,
+        }
+    return found
+
+
+def _provenance(path: Path, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    files = (
+        [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    )
+    layers = recipe.keep_layers
+    return {
+        "source": {file.name: sha256_of(file, progress) for file in files},
+        "edgespec": version("edgespec"),
+        "options": {
+            "format": recipe.format,
+            "weights": recipe.weights,
+            "keep_layers": layers if layers is None or isinstance(layers, int) else list(layers),
+            "trim_vocab": recipe.trim_vocab,
+            "corpus": {file.name: sha256_of(file) for file in recipe.corpus},
+        },
+    }
+
+
+def _packed_draft(folder: Path, path: Path, progress: Progress) -> Mapping[str, Any]:
+    """Copy the draft of another bundle, if it speaks with the same tokens."""
+    if not is_bundle(path):
+        raise UserError(f"{path} is no bundle; make one of the draft with `edgespec export` first")
+    bundle = read_bundle(path, progress)
+    model = bundle.drafts[0] if bundle.drafts else bundle.target
+    if model is None:
+        raise UserError(f"the bundle {path} holds no model")
+    same = (folder / "tokenizer" / "tokenizer.json").read_bytes()
+    if (bundle.tokenizer / "tokenizer.json").read_bytes() != same:
+        raise UserError(f"{path} has another tokenizer than the target; take a draft of its family")
+    return add_model(folder, bundle, model, progress)

@@ -1,0 +1,160 @@
+"""``edgespec export`` from the command line: bundles that are whole, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edgespec.models.bundle import read_bundle
+from tests.cli.conftest import Run, error_of, spawn
+from tests.models.test_bundle import SCHEMA
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_target_becomes_a_bundle(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    result = run("export", tiny_model, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "perplexity" in result.stdout
+    manifest = manifest_of(tmp_path / "out")
+    jsonschema.validate(manifest, SCHEMA)
+    assert manifest["drafts"] == []
+    quality = manifest["target"]["quality"]
+    assert quality["perplexity"] > 1
+    assert quality["bytes_per_token"] == manifest["target"]["weight_bytes"]
+    bundle = read_bundle(tmp_path / "out")
+    assert bundle.target is not None
+    assert set(bundle.files) == set(files_of(tmp_path / "out")) - {"bundle.json"}
+
+
+def test_the_same_export_gives_the_same_bytes(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    found = []
+    for parent in ("first", "second"):
+        out = tmp_path / parent / "out"
+        assert run("export", tiny_model, out, "--weights", "int8", "--allow-loss").exit_code == 0
+        found.append(files_of(out))
+    assert found[0] == found[1]
+    assert manifest_of(out)["target"]["quality"]["kl_divergence"] > 0
+
+
+def test_a_draft_is_packed_with_its_target(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the sea is salty and the rivers are not\n" * 50, encoding="utf-8")
+    trim = ("--trim-vocab", 290, "--corpus", corpus)
+    result = run("export", tiny_model, tmp_path / "draft", *trim)
+    assert result.exit_code == 0, result.output
+    assert "coverage" in result.stdout
+    draft = manifest_of(tmp_path / "draft")
+    jsonschema.validate(draft, SCHEMA)
+    assert draft["target"] is None
+    [model] = draft["drafts"]
+    assert len(model["token_ids"]) == 290
+    assert model["quality"]["bytes_per_token"] < model["quality"]["bytes_per_token_before"]
+    result = run("export", tiny_model, tmp_path / "both", "--draft", tmp_path / "draft")
+    assert result.exit_code == 0, result.output
+    both = read_bundle(tmp_path / "both")
+    assert both.target is not None
+    assert [d.name for d in both.drafts] == ["draft"]
+    assert files_of(both.drafts[0].path) == files_of(tmp_path / "draft" / "model")
+
+
+def test_layers_are_kept(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    assert run("export", tiny_model, tmp_path / "out", "--keep-layers", "1,").exit_code == 2
+    result = run("export", tiny_model, tmp_path / "out", "--keep-layers", "0,1")
+    assert result.exit_code == 0, result.output
+    [model] = manifest_of(tmp_path / "out")["drafts"]
+    assert model["provenance"]["options"]["keep_layers"] == [0, 1]
+
+
+BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
+    "no source": (lambda tmp: ["nothing.gguf"], "there is no file"),
+    "an empty folder": (lambda tmp: [made(tmp / "empty")], "no config.json"),
+    "trimming by nothing": (lambda tmp: ["MODEL", "--trim-vocab", 300], "--corpus FILE"),
+    "auto by a corpus": (
+        lambda tmp: ["MODEL", "--trim-vocab", "auto", "--corpus", text(tmp)],
+        "--sampled-from TARGET",
+    ),
+    "a corpus for nothing": (lambda tmp: ["MODEL", "--corpus", text(tmp)], "go with --trim-vocab"),
+    "prompts for nothing": (lambda tmp: ["MODEL", "--prompts", text(tmp)], "go together"),
+    "no number": (lambda tmp: ["MODEL", "--trim-vocab", "many"], "number of tokens"),
+    "too many tokens": (
+        lambda tmp: ["MODEL", "--trim-vocab", 10**6, "--corpus", text(tmp)],
+        "cannot keep 1000000",
+    ),
+    "too few tokens": (
+        lambda tmp: ["MODEL", "--trim-vocab", 3, "--corpus", text(tmp)],
+        "cannot keep 3 tokens",
+    ),
+    "no such corpus": (
+        lambda tmp: ["MODEL", "--trim-vocab", 300, "--corpus", tmp / "none"],
+        "cannot read",
+    ),
+    "no such layer": (lambda tmp: ["MODEL", "--keep-layers", "0,7"], "cannot keep the layers"),
+    "no layers": (lambda tmp: ["MODEL", "--keep-layers", "first"], "neither a number"),
+    "no bundle": (lambda tmp: ["MODEL", "--draft", made(tmp / "d")], "is no bundle"),
+}
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def text(folder: Path) -> Path:
+    (folder / "text.txt").write_text("some text " * 100, encoding="utf-8")
+    return folder / "text.txt"
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_is_one_line(run: Run, tiny_model: Path, tmp_path: Path, what: str) -> None:
+    arguments, reason = BAD[what]
+    source, *options = (tiny_model if a == "MODEL" else a for a in arguments(tmp_path))
+    before = {path.name for path in tmp_path.iterdir()} | {"home"}  # which keeps hashes
+    assert reason in error_of(run("export", source, tmp_path / "out", *options))
+    assert {path.name for path in tmp_path.iterdir()} <= before  # nothing half-written
+
+
+def test_an_output_that_exists_is_left_alone(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert "exists" in error_of(run("export", tiny_model, tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_ctrl_c_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
+    process = spawn("export", smollm2, tmp_path / "out")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*")):  # it has begun
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
