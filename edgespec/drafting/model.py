@@ -29,7 +29,7 @@ _MEAN_FORGETTING = 0.96
 _MEAN_FADING = 0.02
 """The part of the way back to the prior, in a step that tried none."""
 _RECENT = 0.98
-"""What a step leaves of the tokens and seconds before it: the last 50 or so make the going rate."""
+"""What a step leaves of the tokens and times before it: the last 50 or so make the going rate."""
 _PROMPT_SLOPE = 0.2
 """Of a draft's costs beyond the sizes seen: its long passes are prompts, which it has to compute."""
 _ANSWER, _ANSWER_WEIGHT = 128.0, 0.3
@@ -177,7 +177,9 @@ class ModelDrafter:
         self._seed: int | None = None
         self._rng = np.random.default_rng()
         self._idle_s = 0.0
-        self._recent: npt.NDArray[np.float64] = np.zeros(3)  # steps, tokens, seconds
+        self._plain_s = 0.0  # a target pass over one token, when the draft last ran
+        # Steps, tokens, and times in passes over one token, which a machine's pace does not change.
+        self._recent: npt.NDArray[np.float64] = np.zeros(3)
         self._budget = Budget(0)
         # Of the step: tokens and their bins, and what the draft's passes are expected to have taken.
         self._looked: list[tuple[int, int]] = []
@@ -242,8 +244,9 @@ class ModelDrafter:
         if len(self._looked) == 1:
             self._means[1].fade()  # or what it never tries again would never pay
         self._looked = []
-        seconds = self._seconds + self._budget.pass_seconds(1 + len(outcome.draft))
-        self._recent = _RECENT * self._recent + (1, len(outcome.said), seconds)
+        target_s = self._budget.pass_seconds
+        passes = (self._seconds + target_s(1 + len(outcome.draft))) / target_s(1)
+        self._recent = _RECENT * self._recent + (1, len(outcome.said), passes)
 
     def _begin(self, context: Sequence[int], sampling: Sampling) -> None:
         """A prompt: learn how long the last answer was."""
@@ -281,6 +284,7 @@ class ModelDrafter:
         self.runtime.keep(range(len(tokens)))
         self._held += tokens
         self.costs.record(len(tokens), perf_counter() - started)
+        self._plain_s = self._budget.pass_seconds(1)
         self.passes += 1
         self._seconds += self._pass_s(len(tokens))
         return logits
@@ -340,8 +344,8 @@ class ModelDrafter:
         ``seconds``: what it takes the draft to get there.
         """
         target_s, draft_s = self._budget.pass_seconds, self._pass_s(1)
-        _, tokens, taken_s = self._recent
-        going_rate = max(1 / target_s(1), tokens / taken_s if taken_s else 0.0)
+        _, tokens, passes = self._recent
+        going_rate = max(1.0, tokens / passes if passes else 0.0) / target_s(1)
         before, gain = target_s(1 + offered), 0.0
         for rows in range(2 + offered, 2 + room):
             chance *= rate
@@ -352,7 +356,11 @@ class ModelDrafter:
         return False
 
     def _pass_s(self, tokens: int) -> float:
-        """Seconds that it is expected to take the draft to evaluate ``tokens``."""
-        if tokens <= PREFILL_CHUNK:
-            return self.costs.seconds(tokens)
-        return self.costs.seconds(PREFILL_CHUNK) * tokens / PREFILL_CHUNK
+        """Seconds that it is expected to take the draft to evaluate ``tokens``.
+
+        While it does not run, its times are taken to follow the target's: a busy machine that was
+        measured then would have it look dear for good.
+        """
+        chunks = max(1.0, tokens / PREFILL_CHUNK)
+        pace = self._budget.pass_seconds(1) / self._plain_s if self._plain_s else 1.0
+        return self.costs.seconds(min(tokens, PREFILL_CHUNK)) * chunks * pace

@@ -364,6 +364,21 @@ def test_drafting_begins_again_when_it_would_pay() -> None:
     assert sum(step.accepted for step in steps) > 30
 
 
+def test_a_machine_that_was_busy_does_not_make_the_draft_look_dear_for_good() -> None:
+    pace = 10.0
+
+    class Paced(Fixed):
+        def seconds(self, size: int) -> float:
+            return pace * super().seconds(size)
+
+    drafter = Watched(model(), 12, Fixed(0.3 * pace))  # its passes were measured while it was busy
+    target, context, costs = model(), list(PROMPT), Paced(1.0, 0.1)
+    say(target, drafter, context, 50, costs=costs)
+    pace = 1.0
+    _, steps = say(target, drafter, context, 50, costs=costs)
+    assert steps[0].drafted > 0
+
+
 def test_what_was_given_up_is_tried_again_now_and_then() -> None:
     """A model that is no use for one text, and right on the next one."""
     runtime = Wrong()
