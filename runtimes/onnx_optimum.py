@@ -142,7 +142,8 @@ class OptimumRuntime:
             _bind(binding.bind_input, _PAST + cache.name, past)
             _bind(binding.bind_output, _PRESENT + cache.name, present)
         found = np.empty((1, rows, self.info.vocab_size), self._logits_type)
-        _bind(binding.bind_output, "logits", found)  # the graph computes every row's, asked for or not
+        # The graph computes the logits of every row, asked for or not.
+        _bind(binding.bind_output, "logits", found)
         self._session.run_with_iobinding(binding)
         self._appended = rows
         first = {"all": 0, "last": rows - 1, "none": rows}[logits]
@@ -201,7 +202,9 @@ def _model_context(folder: Path, config: dict[str, Any]) -> int:
         if key in config:
             context = config[key]
             if not isinstance(context, int) or not 0 < context <= _MAX_CONTEXT:
-                raise UserError(f"{folder / 'config.json'} says {key} = {str(context)[:64]!r}; {_REMEDY}")
+                raise UserError(
+                    f"{folder / 'config.json'} says {key} = {str(context)[:64]!r}; {_REMEDY}"
+                )
             return context
     return DEFAULT_CONTEXT
 
