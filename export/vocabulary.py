@@ -33,7 +33,7 @@ _PIECE_CHARACTERS = 4096
 _LINE_CHARACTERS, _JSON_CHARACTERS = 1 << 16, 1 << 24
 _HELD_OUT = 10
 """One in so many pieces of text is held out."""
-_PASS_ROWS = 64
+_PASS_ROWS = 32
 _MAX_DRAFT = 16
 """Tokens of the longest draft that ``best_size`` considers."""
 _TIMED_PASSES = 15
@@ -198,6 +198,7 @@ def best_size(
 
 def _sizes(smallest: int, largest: int) -> list[int]:
     """From ``smallest`` to ``largest`` by factors of √2, rounded to multiples of 256 (kernels' tiles)."""
+    smallest = max(1, smallest)
     steps = int(2 * np.log2(largest / smallest)) + 1
     sizes = {round(smallest * 2 ** (step / 2) / 256) * 256 for step in range(1, steps)}
     return sorted({size for size in sizes if smallest < size < largest} | {smallest, largest})
