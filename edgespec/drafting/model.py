@@ -177,7 +177,7 @@ class ModelDrafter:
         self._seed: int | None = None
         self._rng = np.random.default_rng()
         self._idle_s = 0.0
-        self._plain_s = 0.0  # a target pass over one token, when the draft last ran
+        self._plain_s = 0.0  # a target pass over one token, when the draft's were last timed
         # Steps, tokens, and times in passes over one token, which a machine's pace does not change.
         self._recent: npt.NDArray[np.float64] = np.zeros(3)
         self._budget = Budget(0)
@@ -192,6 +192,7 @@ class ModelDrafter:
             self._begin(context, sampling)
         self._heard = len(context)
         self._budget, self._looked, self._seconds = budget, [], 0.0
+        self._plain_s = self._plain_s or budget.pass_seconds(1)
         room = min(budget.nodes, self.runtime.info.context - len(context) + 1)
         missing = len(context) - self._count_same(context)
         if room <= 0:
@@ -362,5 +363,5 @@ class ModelDrafter:
         measured then would have it look dear for good.
         """
         chunks = max(1.0, tokens / PREFILL_CHUNK)
-        pace = self._budget.pass_seconds(1) / self._plain_s if self._plain_s else 1.0
+        pace = self._budget.pass_seconds(1) / self._plain_s
         return self.costs.seconds(min(tokens, PREFILL_CHUNK)) * chunks * pace
