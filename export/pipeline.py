@@ -214,6 +214,10 @@ class _Work:
         """``made`` with the head that is asked for."""
         from edgespec.export.sources.trimmed import TrimmedHead
 
+        if self.recipe.format == "gguf":
+            from edgespec.export.to_gguf import with_tokenizer
+
+            made = with_tokenizer(made)  # whose size it must have had when it is written
         size = self.recipe.trim_vocab
         if size == "auto":
             assert target is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ VERSION = 1
 _MAX_MANIFEST = 16 << 20
 _MAX_FILES = 10_000
 _PATH = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[^/\\:\x00-\x1f]+(?:/[^/\\:\x00-\x1f]+)*")
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SAMPLING: dict[str, Callable[[Any], float]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def read_bundle(folder: Path, progress: Progress = silent) -> Bundle:
             None if entry is None else _model(folder, entry),
             tuple(_model(folder, draft) for draft in manifest["drafts"]),
             folder / _path(manifest["tokenizer"]),
-            {key: float(sampling[key]) for key in SAMPLING if key in sampling},
+            {key: kind(sampling[key]) for key, kind in SAMPLING.items() if key in sampling},
             files,
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 def chat(model: str, max_tokens: int, **options: Any) -> None:
     """Talk to a model.
 
-    MODEL is a name of `edgespec models list` or a .gguf file; smollm2-135m-instruct by default.
+    MODEL is a name of `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
+    smollm2-135m-instruct by default.
     A line is a turn. With input piped in, it answers line by line and exits. After each answer,
     stderr says what it cost.
 
@@ -53,7 +54,7 @@ def chat(model: str, max_tokens: int, **options: Any) -> None:
     """
     interactive = sys.stdin is not None and sys.stdin.isatty()
     progress = ProgressBar()
-    with opened(model, progress, **options) as (engine, session):
+    with opened(model, progress, recommended=True, **options) as (engine, session):
         if not engine.can_chat:
             raise UserError(f"{model} is no chat model; use `edgespec generate {model} --raw`")
         if interactive:

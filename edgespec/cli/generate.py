@@ -44,9 +44,9 @@ def generate(
 ) -> None:
     """Complete one prompt, from TEXT, a FILE or standard input (-).
 
-    MODEL is a name of `edgespec models list` or a .gguf file; smollm2-135m-instruct by default. The
-    answer goes to stdout while it is made, what it cost to stderr. One line end at the end of a
-    file or of standard input is not part of the prompt.
+    MODEL is a name of `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
+    smollm2-135m-instruct by default. The answer goes to stdout while it is made, what it cost to
+    stderr. One line end at the end of a file or of standard input is not part of the prompt.
 
     \b
     Ask a question:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,32 +71,26 @@ _OPTIONS = (
         "--temperature",
         type=float,
         metavar="T",
-        default=0.0,
-        show_default=True,
-        help="0 always takes the likeliest token; higher is more varied.",
+        help="0 always takes the likeliest token; higher is more varied. Default: 0; in chat, what a "
+        "bundle recommends. So for the next four.",
     ),
-    click.option(
-        "--top-k", type=int, metavar="K", default=0, help="Only the K likeliest tokens; 0: all."
-    ),
+    click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens; 0: all."),
     click.option(
         "--top-p",
         type=float,
         metavar="P",
-        default=1.0,
         help="Only the likeliest tokens that together have probability P.",
     ),
     click.option(
         "--min-p",
         type=float,
         metavar="P",
-        default=0.0,
         help="Only tokens at least P times as probable as the likeliest.",
     ),
     click.option(
         "--repetition-penalty",
         type=float,
         metavar="X",
-        default=1.0,
         help="More than 1 avoids tokens that are in the context.",
     ),
     click.option(
@@ -131,22 +126,23 @@ def opened(
     progress: ProgressBar,
     *,
     system: str | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int | None,
-    **engine_options: Any,
+    recommended: bool = False,
+    **options: Any,
 ) -> Iterator[tuple[Engine, Session]]:
-    """The engine and a session as the options of ``session_options`` describe them."""
+    """The engine and a session as the options of ``session_options`` describe them.
+
+    ``recommended``: what the options leave open is as the model's makers would have it.
+    """
     from edgespec.engine import Engine
     from edgespec.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    taken = {field.name: options.pop(field.name) for field in fields(Sampling)}
+    given = {name: value for name, value in taken.items() if value is not None}
+    Sampling(**given)  # what is wrong is said before anything is loaded
     try:
-        with Engine.open(model, progress=progress, **engine_options) as engine:
+        with Engine.open(model, progress=progress, **options) as engine:
             progress.stop()
+            sampling = Sampling(**{**(engine.recommended if recommended else {}), **given})
             yield (
                 engine,
                 engine.session(system=system, sampling=sampling, notice=notice, progress=progress),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.export.pipeline import Recipe, export
+from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from tests.cli.conftest import COMMAND, Run, error_of
 from tests.cli.terminal import Terminal
@@ -174,3 +176,22 @@ print_answer((piece for piece in ["a\x1b]52;c;eA==\x07b", "\x9b2J|\n", "end"]), 
     with Terminal([sys.executable, "-c", code]) as terminal:
         shown = terminal.until("end")
     assert shown == "a\ufffd]52;c;eA==\ufffdb\ufffd2J|\r\nend"
+
+
+def test_a_bundle_recommends_how_to_sample(run: Run, with_model: Path, tmp_path: Path) -> None:
+    """What the command line leaves open; the options that are given win."""
+    folder = tmp_path / "bundle"
+    [model] = store.installed()
+    export(model.path, folder, Recipe())
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    manifest["sampling"] = {"temperature": 1.5, "top_k": 50}
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    def answer(*options: object) -> str:
+        result = run("chat", folder, "--max-tokens", 12, *options, input="Tell me a story.\n")
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    greedy = answer("--temperature", 0)
+    assert answer("--temperature", 0) == greedy
+    assert answer("--seed", 3) == answer("--seed", 3) != greedy

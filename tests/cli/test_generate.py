@@ -170,7 +170,7 @@ def test_an_argument_that_is_not_utf8(tiny_model: Path, home: Path) -> None:
         (["smollm2-135m", "-p", "x"], "did you mean smollm2-135m-instruct?"),
         (["no-such-model", "-p", "x"], "no model is named 'no-such-model'"),
         (["absent.gguf", "-p", "x"], "there is no file absent.gguf"),
-        ([".", "-p", "x"], ". is a folder; give a catalogue name or a .gguf file"),
+        ([".", "-p", "x"], ". is a folder without bundle.json or config.json"),
         (["magic.gguf", "-p", "x"], "magic.gguf is not a usable GGUF file"),
         (["cut.gguf", "-p", "x"], "cut.gguf is not a usable GGUF file"),
         (["empty.gguf", "-p", "x"], "cannot read empty.gguf"),
