@@ -58,12 +58,13 @@ class Layers:
         self,
         layer: int,
         states: States,
-        observe: Callable[[str, FloatArray], None] | None = None,
+        observe: Callable[[str, FloatArray, FloatArray], None] | None = None,
     ) -> States:
         """What the layer makes of ``states``.
 
-        ``observe`` gets the name of every matrix of the layer and its inputs, ``[tokens, K]``, window
-        by window; matrices with the same inputs are asked for once, by the first one's name.
+        ``observe`` gets the name of every matrix of the layer, its inputs ``[tokens, K]`` and what the
+        layer made of these tokens, window by window; matrices with the same inputs are named once, by
+        the first of them.
         """
         import torch
 
@@ -71,6 +72,7 @@ class Layers:
 
         model = _load(_OneLayer(self._source, layer))
         model.model.norm = torch.nn.Identity()
+        seen: dict[str, FloatArray] = {}
         if observe is not None:
             names = LAYER_NAMES | (FUSED_LAYER_NAMES if self._config.fused_gate else {})
             modules = dict(model.model.layers[0].named_modules())
@@ -78,16 +80,18 @@ class Layers:
                 short = names_sharing[0].split(".")[2]
 
                 def hook(_: Any, inputs: Any, name: str = names_sharing[0]) -> None:
-                    observe(name, inputs[0][0].numpy())
+                    seen[name] = inputs[0][0].numpy()
 
                 modules[names[short]].register_forward_pre_hook(hook)
-        with torch.inference_mode():
-            return [
-                model.model(
-                    inputs_embeds=torch.from_numpy(state)[None], use_cache=False
-                ).last_hidden_state[0].numpy()
-                for state in states
-            ]  # fmt: skip
+        made: States = []
+        for state in states:
+            with torch.inference_mode():
+                output = model.model(inputs_embeds=torch.from_numpy(state)[None], use_cache=False)
+            made.append(output.last_hidden_state[0].numpy())
+            if observe is not None:
+                for name, inputs in seen.items():
+                    observe(name, inputs, made[-1])
+        return made
 
     def normalize(self, states: States) -> States:
         """What enters the head."""

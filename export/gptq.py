@@ -57,7 +57,8 @@ def gptq(weights: FloatArray, factor: FloatArray, bits: int, group: int) -> Code
     ``factor`` is ``inverse_factor`` of the inputs' Hessian. Rows do not depend on each other.
     """
     columns = weights.shape[1]
-    importance = compensated_importance(factor)
+    # What an error in each input costs, once the inputs after it have made up for it.
+    importance = np.asarray(1 / np.diag(factor) ** 2, np.float32)
     left = np.array(weights.T, np.float32, order="C")
     codes = np.empty(left.shape, np.uint8)
     scales: list[npt.NDArray[np.float16]] = []
@@ -92,11 +93,6 @@ def inverse_factor(hessian: FloatArray) -> FloatArray:
     lower = np.asarray(np.linalg.cholesky(damped[::-1, ::-1]), np.float64)
     inverse = np.tril(_inverse_of_lower(lower))[::-1, ::-1]
     return np.ascontiguousarray(inverse, np.float32)
-
-
-def compensated_importance(factor: FloatArray) -> FloatArray:
-    """What a unit of squared error in each input costs, once the inputs after it have compensated."""
-    return np.asarray(1 / np.diag(factor) ** 2, np.float32)
 
 
 def _inverse_of_lower(lower: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
-from edgespec.export.gptq import compensated_importance, gptq, inverse_factor, nearest
+from edgespec.export.gptq import gptq, inverse_factor
 from edgespec.export.quants import dequantize, encode, row_bytes
 from edgespec.export.sources import Source
 from edgespec.models.gguf import TensorInfo
@@ -137,8 +137,8 @@ def quantize_int4(
 ) -> Source:
     """GPTQ of every matrix, calibrated on ``windows`` of token ids, at ``MAX_BITS`` a weight.
 
-    Twice through the layers. First as they are: how much each matrix's rounding would change its
-    products decides which take 8 bits. Then layer by layer, each calibrated on what the quantized
+    Twice through the layers. First as they are: how much each matrix in 4 bits, alone, changes what
+    its layer hands on decides which take 8 bits. Then layer by layer, each calibrated on what the quantized
     layers before it make of the text.
     """
     from edgespec.export.calibration import EMBEDDING, HEAD, Layers, shared_inputs
@@ -151,25 +151,36 @@ def quantize_int4(
     states = whole.embed(windows)
     for layer in range(count):
         progress("calibrating", layer, total)
-        states, hessians = observed(whole, layer, states)
+        before = states
+        states, hessians = observed(whole, layer, before)
         for names in shared_inputs(source, layer):
-            importance = compensated_importance(inverse_factor(hessians[names[0]]))
+            factor = inverse_factor(hessians[names[0]])
             for name in names:
-                errors[name] = rounding_error(source, name, importance)
-    head = HEAD if HEAD in source.tensors else EMBEDDING
-    factor = inverse_factor(sum(inputs.T @ inputs for inputs in whole.normalize(states)))
-    for name in {EMBEDDING: 0, head: 0}:
-        importance = np.ones(len(factor), np.float32)
-        if name == head:
-            importance = compensated_importance(factor)
-        errors[name] = rounding_error(source, name, importance)
+                trial = Replaced(source)
+                trial.replace(name, _FOUR, quantized_rows(source, name, _FOUR, factor))
+                [changed] = Layers(trial).run(layer, before[:1])
+                errors[name] = relative_error(states[0], changed)
+    final = whole.normalize(states)
+    factor = inverse_factor(sum(inputs.T @ inputs for inputs in final))
+    lookup = np.eye(len(factor), dtype=np.float32)  # the products of a table's rows with nothing
+    ends = {HEAD: factor, EMBEDDING: lookup} if HEAD in source.tensors else {EMBEDDING: factor}
+    for name, own in ends.items():
+        info = source.tensors[name]
+        rows = quantized_rows(source, name, _FOUR, own)
+        used = slice(None) if name == HEAD else windows[0]
+        old, new = (
+            dequantize(raw[used], type, info.shape[-1])
+            for raw, type in ((source.tensor(name), info.type), (rows, _FOUR))
+        )
+        if name == HEAD:
+            old, new = final[0] @ old.T, final[0] @ new.T
+        errors[name] = relative_error(old, new)
     types = choose_types(source, errors)
     progress("calibrating", count + 1, total)
 
     result = Replaced(source)
     quantized = Layers(result)
-    for name in {EMBEDDING: 0, head: 0}:
-        own = factor if name == head else np.eye(len(factor), dtype=np.float32)
+    for name, own in ends.items():
         result.replace(name, types[name], quantized_rows(source, name, types[name], own))
     states = quantized.embed(windows)
     for layer in range(count):
@@ -185,28 +196,30 @@ def quantize_int4(
 
 
 def observed(layers: Layers, layer: int, states: States) -> tuple[States, dict[str, FloatArray]]:
-    """What a layer makes of ``states``, and XᵀX of its products' inputs, by their matrices' names."""
+    """What a layer makes of ``states``, and XᵀX of its products' inputs, by their matrices' names.
+
+    Products that are added to the residual stream count each token relative to its length there: some
+    tokens, a text's first above all, have inputs a thousand times as large as the others.
+    """
     found: dict[str, FloatArray] = {}
 
-    def observe(name: str, inputs: FloatArray) -> None:
-        found[name] = inputs.T @ inputs + found.get(name, np.float32(0))
+    def observe(name: str, inputs: FloatArray, output: FloatArray) -> None:
+        weighted = inputs
+        if name.endswith(("attn_output.weight", "ffn_down.weight")):
+            weighted = inputs / _squared_length(output)[:, None]
+        found[name] = inputs.T @ weighted + found.get(name, np.float32(0))
 
     return layers.run(layer, states, observe), found
 
 
-def rounding_error(source: Source, name: str, importance: FloatArray) -> float:
-    """How much plain rounding to 4 bits changes a matrix's products, relative to their size.
+def relative_error(old: FloatArray, new: FloatArray) -> float:
+    """The mean over rows of what changed, relative to the row: squared lengths."""
+    return float(np.mean(_squared_length(new - old) / _squared_length(old)))
 
-    ``importance`` is what an error in each input costs once the others have made good what they can.
-    """
-    info, raw = source.tensors[name], source.tensor(name)
-    error = size = 0.0
-    for part in row_parts(info.shape):
-        values = dequantize(raw[part], info.type, info.shape[-1])
-        difference = nearest(values, 4, _GROUP).weights() - values
-        error += float((difference**2 @ importance).sum(dtype=np.float64))
-        size += float((values**2 @ importance).sum(dtype=np.float64))
-    return error / size if size else 0.0
+
+def _squared_length(rows: FloatArray) -> FloatArray:
+    """Of every row, never 0."""
+    return np.maximum((rows * rows).sum(axis=-1), np.finfo(np.float32).tiny)
 
 
 def choose_types(source: Source, errors: Mapping[str, float]) -> dict[str, str]:
