@@ -219,7 +219,8 @@ def relative_error(old: FloatArray, new: FloatArray) -> float:
 
 def _squared_length(rows: FloatArray) -> FloatArray:
     """Of every row, never 0."""
-    return np.maximum((rows * rows).sum(axis=-1), np.finfo(np.float32).tiny)
+    lengths: FloatArray = np.maximum((rows * rows).sum(axis=-1), np.finfo(np.float32).tiny)
+    return lengths
 
 
 def choose_types(source: Source, errors: Mapping[str, float]) -> dict[str, str]:
