@@ -104,7 +104,7 @@ def choose_runtime(runtime: str, model: Model) -> str:
             )
         return "onnx"
     if runtime == "auto":
-        known = model.architecture in ARCHITECTURES and not _is_trimmed(model)
+        known = model.architecture in ARCHITECTURES
         return "onnx" if known or find_spec("llama_cpp") is None else "llama-cpp"
     return runtime
 
@@ -129,7 +129,12 @@ def load(
         from edgespec.runtimes.onnx_optimum import OptimumRuntime
 
         return OptimumRuntime(
-            model.path, context=context, threads=threads, device=device, provider=provider
+            model.path,
+            context=context,
+            threads=threads,
+            device=device,
+            provider=provider,
+            progress=progress,
         )
     from edgespec.runtimes.onnx import OnnxRuntime
 
@@ -168,10 +173,10 @@ def _give_back_memory() -> None:
 
 def _folder(path: Path) -> Model:
     """A safetensors folder, or one that Optimum wrote."""
-    from edgespec.runtimes.onnx_optimum import is_optimum_folder
+    from edgespec.runtimes.onnx_optimum import is_optimum_folder, model_context
 
     if is_optimum_folder(path):
-        return Model(path, "plain", "", DEFAULT_CONTEXT, Tokenizer.from_file(path))
+        return Model(path, "plain", "", model_context(path), Tokenizer.from_file(path))
     if not (path / "config.json").is_file():
         raise UserError(
             f"{path} is a folder without bundle.json or config.json; "
@@ -194,12 +199,6 @@ def _bundled(model: BundledModel, tokenizer: Tokenizer) -> Model:
     return Model(
         model.path, "built", str(manifest["architecture"]), int(manifest["context"]), tokenizer
     )
-
-
-def _is_trimmed(model: Model) -> bool:
-    from edgespec.export.sources import TOKEN_IDS
-
-    return TOKEN_IDS in GGUFFile(model.path).metadata
 
 
 def _built_folder(path: Path, progress: Progress) -> Path:

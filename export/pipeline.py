@@ -297,9 +297,9 @@ def _context(source: Source) -> int:
 
 
 def _tokenizer(source: Source) -> Tokenizer:
-    if isinstance(source, GGUFFile):
-        return Tokenizer.from_gguf(source)
-    return Tokenizer.from_file(source.path)
+    if source.path.is_dir():
+        return Tokenizer.from_file(source.path)
+    return Tokenizer.from_gguf(GGUFFile(source.path))
 
 
 def _counted(texts: Sequence[Answer], vocab_size: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -150,6 +151,12 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
     import huggingface_hub as hub
     from huggingface_hub import errors
 
+    bar: dict[str, Any] = {"tqdm_class": _bar(report)}
+    if "tqdm_class" not in inspect.signature(hub.hf_hub_download).parameters:  # before 1.0
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        bar = {}
+        disable_progress_bars()
     try:
         stated = hub.get_hf_file_metadata(
             hub.hf_hub_url(source.repository, source.file, revision=source.revision)
@@ -161,7 +168,7 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
             source.file,
             revision=stated.commit_hash or source.revision,
             local_dir=folder,
-            tqdm_class=_bar(report),
+            **bar,
         )
     except errors.GatedRepoError:
         page = f"https://huggingface.co/{source.repository}"
@@ -169,7 +176,7 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
     except (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
-        errors.RemoteEntryNotFoundError,
+        getattr(errors, "RemoteEntryNotFoundError", errors.EntryNotFoundError),  # since 1.0
     ) as error:
         raise UserError("the hub has no such file") from error
     except Exception as error:

@@ -34,6 +34,7 @@ SpacePrefix = Literal["never", "always", "bare first", "bare always"]
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = "\u2581"  # SentencePiece's visible space
+_ASIDE = "edgespec.tokenizer."
 _PREFIX_LENGTH = 4  # special tokens are looked up by this many first characters
 
 
@@ -232,7 +233,9 @@ class Tokenizer:
         from edgespec.models.tokenizer_gguf import from_metadata
 
         try:
-            return from_metadata(cls, file.metadata)
+            # a trimmed draft for llama.cpp keeps its tokenizer aside
+            moved = {k[9:]: v for k, v in file.metadata.items() if k.startswith(_ASIDE)}
+            return from_metadata(cls, {**file.metadata, **moved})
         except TokenizerError as error:
             raise UserError(f"the tokenizer in {file.path} is not usable: {error}") from error
 

@@ -85,7 +85,7 @@ class OptimumRuntime:
         progress: Progress = silent,
     ) -> None:
         config = _read_config(folder)
-        context = capacity(context, _model_context(folder, config))
+        context = capacity(context, model_context(folder))
         chosen = choose_provider(device, provider, ort.get_available_providers())
         share_threads(threads or physical_cores())
         self.length = 0
@@ -196,8 +196,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _model_context(folder: Path, config: dict[str, Any]) -> int:
+def model_context(folder: Path) -> int:
     """The positions that the model was made for; those without embeddings of them may not say."""
+    config = _read_config(folder)
     for key in _CONTEXT_KEYS:
         if key in config:
             context = config[key]

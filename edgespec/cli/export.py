@@ -36,7 +36,7 @@ _ANSWER_TOKENS = 256
     type=click.Choice(["exact", "fp16", "int8", "int4"]),
     default="exact",
     show_default=True,
-    help="The weights as they are, or smaller ones; int4 is calibrated (extra export) in ONNX, and "
+    help="The weights as they are, or smaller ones; int4 is calibrated (extra torch) in ONNX, and "
     "Q4_K_M (extra llama) in GGUF.",
 )
 @click.option(
@@ -68,7 +68,7 @@ _ANSWER_TOKENS = 256
 @click.option(
     "--keep-layers",
     metavar="LIST|K",
-    help="Make a draft of these layers (0,1,5), or of the K that matter most (extra export).",
+    help="Make a draft of these layers (0,1,5), or of the K that matter most (extra torch).",
 )
 @click.option(
     "--draft",
@@ -134,7 +134,7 @@ def export(
 
             export_with_optimum(path, out, progress)
             progress.stop()
-            click.echo(f"{out}: made by Optimum; `edgespec chat {out}` runs it")
+            click.echo(f"{out}: made by Optimum; use it with `edgespec chat {out}`")
             return
         if sampled_from is None:
             exported = run(path, out, recipe, progress=progress)
@@ -191,8 +191,11 @@ def _answers(engine: Engine, prompts: list[str], progress: ProgressBar) -> list[
 
 
 def _print(exported: Exported) -> None:
-    click.echo(f"{exported.folder}: {exported.size / 1e6:.0f} MB; `edgespec chat` runs it")
     quality, draft, whole = exported.quality, exported.draft, exported.whole
+    use = "edgespec chat" if draft is None else "edgespec chat TARGET --draft"
+    click.echo(
+        f"{exported.folder}: {exported.size / 1e6:.0f} MB; use it with `{use} {exported.folder}`"
+    )
     if quality is not None:
         click.echo(
             f"perplexity {quality.perplexity:.3f} on {quality.tokens} tokens held out, "

@@ -43,7 +43,10 @@ class Source(Protocol):
 def open_source(path: Path) -> Source:
     """A GGUF file or a safetensors folder. Raises ``UserError`` where it cannot be read."""
     if not path.is_dir():
-        return GGUFFile(path)
+        from edgespec.export.sources.trimmed import TrimmedGGUF
+
+        file = GGUFFile(path)
+        return TrimmedGGUF(file) if TOKEN_IDS in file.metadata else file
     if not (path / "config.json").exists():
         raise UserError(f"{path} has no config.json; name a .gguf file or a safetensors folder")
     from edgespec.export.sources.safetensors import SafetensorsSource
