@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class Exported:
     folder: Path
     size: int
     quality: Quality | None
+    referee: str | None
+    """The runtime of the source that the quality was measured against; None: it was not."""
     draft: DraftReport | None
     whole: DraftReport | None
     """Of the model that the draft was made of."""
@@ -134,12 +137,11 @@ def export(
             whole = draft_report(work.whole(), held, texts)
             draft = draft_report(runtime, held, texts)
         if TOKEN_IDS not in made.metadata:
-            reference = (
-                runtime if recipe == Recipe(recipe.format, drafts=recipe.drafts) else work.whole()
-            )
+            reference = work.reference(runtime)
             bits = bits_per_weight(made)
             quality = measure(reference, runtime, held_out(tokenizer), bits, progress)
-            check(quality, recipe.allow_loss or recipe.makes_a_draft)
+            if recipe.weights != "exact" and not recipe.makes_a_draft:
+                check(quality, recipe.allow_loss)
         entry: Mapping[str, Any] = {
             "name": out.name,
             "architecture": runtime.info.architecture,
@@ -147,7 +149,7 @@ def export(
             "path": name,
             "weight_bytes": runtime.info.weight_bytes,
             "token_ids": made.metadata.get(TOKEN_IDS),
-            "quality": _report(quality, draft, whole),
+            "quality": _report(quality, draft, whole, work.referee),
             "provenance": _provenance(path, recipe, progress),
         }
         opened.close()  # before files are moved: Windows moves no open ones
@@ -160,7 +162,7 @@ def export(
             progress=progress,
         )
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Exported(out, size, quality, draft, whole)
+    return Exported(out, size, quality, work.referee, draft, whole)
 
 
 @dataclass
@@ -173,6 +175,8 @@ class _Work:
     scratch: Path
     opened: ExitStack
     progress: Progress
+    referee: str | None = None
+    """The runtime that the quality is measured against."""
     _whole: Runtime | None = None
 
     def changed(self) -> Source:
@@ -278,6 +282,24 @@ class _Work:
         self.opened.callback(runtime.close)
         return runtime
 
+    def reference(self, runtime: Runtime) -> Runtime:
+        """What ``runtime`` is measured against: the source as it was, where weights did not change on
+        llama.cpp, if it is there; else ``runtime`` itself, and then only its perplexity is known.
+        """
+        recipe, path = self.recipe, self.source.path
+        if recipe.weights != "exact" or recipe.makes_a_draft:
+            found = self.whole()
+        elif recipe.format == "onnx" and path.is_file() and find_spec("llama_cpp") is not None:
+            from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+
+            limit = min(_MEASURED_CONTEXT, _context(self.source))
+            found = LlamaCppRuntime(path, context=limit, threads=1)  # two pools would fight
+            self.opened.callback(found.close)
+        else:
+            return runtime
+        self.referee = found.info.runtime
+        return found
+
     def whole(self) -> Runtime:
         """The source itself, unchanged, in the recipe's format."""
         if self._whole is None:
@@ -307,10 +329,17 @@ def _counted(texts: Sequence[Answer], vocab_size: int) -> Any:
 
 
 def _report(
-    quality: Quality | None, draft: DraftReport | None, whole: DraftReport | None
+    quality: Quality | None,
+    draft: DraftReport | None,
+    whole: DraftReport | None,
+    referee: str | None,
 ) -> dict[str, Any]:
     """What the bundle keeps: nothing that depends on the machine's speed."""
-    found: dict[str, Any] = {} if quality is None else quality.to_json()
+    found: dict[str, Any] = {}
+    if quality is not None:
+        found = {**quality.to_json(), "reference": referee}
+        if referee is None:  # it would be compared with itself
+            found |= dict.fromkeys(("reference_perplexity", "kl_divergence", "perplexity_lost"))
     if draft is not None and whole is not None:
         found |= {
             "bytes_per_token": draft.weight_bytes,

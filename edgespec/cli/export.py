@@ -198,11 +198,14 @@ def _print(exported: Exported) -> None:
     )
     if quality is not None:
         click.echo(
-            f"perplexity {quality.perplexity:.3f} on {quality.tokens} tokens held out, "
-            f"{quality.reference_perplexity:.3f} before ({quality.loss:+.1%}); "
-            f"KL divergence {quality.kl_divergence:.4f}; {quality.bits_per_weight:.2f} bits a weight, "
-            f"{quality.bytes_per_token / 1e6:.0f} MB read a token"
+            f"perplexity {quality.perplexity:.3f} on {quality.tokens} tokens held out; "
+            f"{quality.bits_per_weight:.2f} bits a weight, {quality.bytes_per_token / 1e6:.0f} MB read a token"
         )
+        if exported.referee is not None:
+            click.echo(
+                f"the source on {exported.referee}: {quality.reference_perplexity:.3f} "
+                f"({quality.loss:+.1%}), KL divergence {quality.kl_divergence:.4f}"
+            )
     if draft is not None and whole is not None:
         click.echo(f"{'a draft pass':<24}{'whole':>12}{'this draft':>12}{'ratio':>8}")
         rows = [
