@@ -1,7 +1,8 @@
 """GPTQ (Frantar et al. 2023): weights rounded one input after the other, each rounding's error made
 good by the inputs still to come, as far as the layer's inputs go together.
 
-``w = scale · (code − zero_point)`` in groups of consecutive inputs. Everything is NumPy on the CPU.
+``w = scale · (code − zero_point)`` in groups of consecutive inputs; zero points are whole, or as GGUF's Q4_1
+has them: ``minimum / scale``, whatever that is. Everything is NumPy on the CPU.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _SHRINKS = np.linspace(1.0, 0.6, 17, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Codes:
-    """``codes`` uint8 ``[rows, K]``; ``scales`` float16, ``zero_points`` uint8 ``[rows, ⌈K / group⌉]``."""
+    """``codes`` uint8 ``[rows, K]``; ``scales`` float16, ``zero_points`` float32 ``[rows, ⌈K / group⌉]``."""
 
     codes: Bytes
     scales: npt.NDArray[np.float16]
-    zero_points: Bytes
+    zero_points: FloatArray
     group: int
 
     def weights(self) -> FloatArray:
@@ -40,21 +41,22 @@ class Codes:
         return scales * (self.codes - zero_points)
 
 
-def nearest(weights: FloatArray, bits: int, group: int) -> Codes:
-    """Every weight rounded to the nearest step of its group's range."""
+def nearest(weights: FloatArray, bits: int, group: int, whole: bool = True) -> Codes:
+    """Every weight rounded to the nearest step of its group's range; ``whole`` zero points or not."""
     short = -weights.shape[1] % group
     parts = np.pad(weights, [(0, 0), (0, short)]).reshape(len(weights), -1, group)
-    scales, zero_points = _range(parts.min(axis=-1), parts.max(axis=-1), bits)
-    steps, offsets = (each.astype(np.float32)[..., None] for each in (scales, zero_points))
-    codes = _codes(parts, steps, offsets, bits)
+    scales, zero_points = _range(parts.min(axis=-1), parts.max(axis=-1), bits, whole)
+    codes = _codes(parts, scales.astype(np.float32)[..., None], zero_points[..., None], bits)
     codes = codes.reshape(len(weights), -1)[:, : weights.shape[1]]
     return Codes(codes.astype(np.uint8), scales, zero_points, group)
 
 
-def gptq(weights: FloatArray, factor: FloatArray, bits: int, group: int) -> Codes:
+def gptq(
+    weights: FloatArray, factor: FloatArray, bits: int, group: int, whole: bool = True
+) -> Codes:
     """Codes for ``weights`` ``[rows, K]`` whose products with the inputs differ least.
 
-    ``factor`` is ``inverse_factor`` of the inputs' Hessian. Rows do not depend on each other.
+    ``factor`` is ``inverse_factor`` of the inputs' Hessian; zero points are ``whole`` or not. Rows do not depend on each other.
     """
     columns = weights.shape[1]
     # What an error in each input costs, once the inputs after it have made up for it.
@@ -62,14 +64,14 @@ def gptq(weights: FloatArray, factor: FloatArray, bits: int, group: int) -> Code
     left = np.array(weights.T, np.float32, order="C")
     codes = np.empty(left.shape, np.uint8)
     scales: list[npt.NDArray[np.float16]] = []
-    zero_points: list[Bytes] = []
+    zero_points: list[FloatArray] = []
     for start in range(0, columns, group):
         end = min(start + group, columns)
         block = left[start:end]
-        scale, zero_point = _search(block, importance[start:end], bits)
+        scale, offset = _search(block, importance[start:end], bits, whole)
         scales.append(scale)
-        zero_points.append(zero_point)
-        step, offset = scale.astype(np.float32), zero_point.astype(np.float32)
+        zero_points.append(offset)
+        step = scale.astype(np.float32)
         errors = np.empty_like(block)
         for i, column in enumerate(range(start, end)):
             code = _codes(block[i], step, offset, bits)
@@ -107,36 +109,44 @@ def _inverse_of_lower(lower: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     return inverse
 
 
-def _range(low: FloatArray, high: FloatArray, bits: int) -> tuple[npt.NDArray[np.float16], Bytes]:
-    """The scale and zero point whose codes reach from ``low`` (or 0) to ``high`` (or 0)."""
+def _range(
+    low: FloatArray, high: FloatArray, bits: int, whole: bool
+) -> tuple[npt.NDArray[np.float16], FloatArray]:
+    """The scale and zero point whose codes reach from ``low`` to ``high``.
+
+    ``whole`` zero points are codes themselves, so the range includes 0; the others are what a float16
+    minimum makes them.
+    """
     top = (1 << bits) - 1
-    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    if whole:
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
     smallest = np.finfo(np.float16).smallest_subnormal
     scales = np.maximum(((high - low) / top).astype(np.float16), smallest)
-    zero_points = np.clip(np.rint(-low / scales.astype(np.float32)), 0, top)
-    return scales, zero_points.astype(np.uint8)
+    if whole:
+        return scales, np.clip(np.rint(-low / scales.astype(np.float32)), 0, top)
+    return scales, -low.astype(np.float16).astype(np.float32) / scales.astype(np.float32)
 
 
 def _codes(
     values: FloatArray, scales: FloatArray, zero_points: FloatArray, bits: int
 ) -> FloatArray:
-    codes: FloatArray = np.clip(np.rint(values / scales) + zero_points, 0, (1 << bits) - 1)
+    codes: FloatArray = np.clip(np.rint(values / scales + zero_points), 0, (1 << bits) - 1)
     return codes
 
 
 def _search(
-    block: FloatArray, importance: FloatArray, bits: int
-) -> tuple[npt.NDArray[np.float16], Bytes]:
+    block: FloatArray, importance: FloatArray, bits: int, whole: bool
+) -> tuple[npt.NDArray[np.float16], FloatArray]:
     """The range of each row of ``block`` ``[group, rows]`` with the smallest weighted error."""
     low, high = block.min(axis=0), block.max(axis=0)
     best = np.full(block.shape[1], np.inf, np.float32)
-    scales, zero_points = _range(low, high, bits)
+    scales, zero_points = _range(low, high, bits, whole)
     for shrink in _SHRINKS:
-        scale, zero_point = _range(low * shrink, high * shrink, bits)
-        step, offset = scale.astype(np.float32), zero_point.astype(np.float32)
+        scale, offset = _range(low * shrink, high * shrink, bits, whole)
+        step = scale.astype(np.float32)
         error = block - step * (_codes(block, step, offset, bits) - offset)
         error = importance @ (error * error)
         better = error < best
         best[better] = error[better]
-        scales[better], zero_points[better] = scale[better], zero_point[better]
+        scales[better], zero_points[better] = scale[better], offset[better]
     return scales, zero_points

@@ -1,7 +1,7 @@
 """``--weights``: a source's matrices in other formats, as another source.
 
-``fp16`` and ``int8`` (Q8_0) are rounded when they are asked for; ``int4`` is GPTQ in groups of 64, with
-the most sensitive matrices in 8 bits, and is calibrated when the source is made.
+``fp16`` and ``int8`` (Q8_0) are rounded when they are asked for; ``int4`` is calibrated when the source is
+made: GPTQ, in the format for each matrix that its sensitivity calls for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
-from edgespec.export.gptq import gptq, inverse_factor
+from edgespec.export.gptq import Codes, gptq, inverse_factor
 from edgespec.export.quants import dequantize, encode, row_bytes
 from edgespec.export.sources import Source
 from edgespec.models.gguf import TensorInfo
@@ -31,10 +31,11 @@ Bytes = npt.NDArray[np.uint8]
 
 WEIGHTS = ("exact", "fp16", "int8", "int4")
 MAX_BITS = 5.0
-"""Bits a weight of an int4 model, over everything stored: what is left after 4-bit groups is spent on
-8 bits for the matrices that need them most."""
-_GROUP = 64
-_FOUR, _EIGHT = f"U4_{_GROUP}", f"I8_{_GROUP}"
+"""Bits a weight of an int4 model, over everything stored: what 4-bit groups leave of it goes to the
+matrices that need it most."""
+_FOUR: dict[str, tuple[int, bool]] = {"U4_64": (64, True), "U4_32": (32, True), "Q4_1": (32, False)}
+"""4-bit formats: weights in a group, and whether zero points are whole. 4.4, 4.75 and 5 bits a weight."""
+_EIGHT, _EIGHT_GROUP = "I8_64", 64
 _PART_WEIGHTS = 1 << 24
 """Weights in float32 at a time."""
 
@@ -137,9 +138,9 @@ def quantize_int4(
 ) -> Source:
     """GPTQ of every matrix, calibrated on ``windows`` of token ids, at ``MAX_BITS`` a weight.
 
-    Twice through the layers. First as they are: how much each matrix in 4 bits, alone, changes what
-    its layer hands on decides which take 8 bits. Then layer by layer, each calibrated on what the quantized
-    layers before it make of the text.
+    Twice through the layers. First as they are: how much each format changes each matrix's products
+    decides which takes which. Then layer by layer, each calibrated on what the quantized layers before
+    it make of the text.
     """
     from edgespec.export.calibration import EMBEDDING, HEAD, Layers, shared_inputs
 
@@ -147,50 +148,36 @@ def quantize_int4(
         raise ValueError("int4 needs a text to be calibrated on")
     count = read_config(source.metadata).layers
     whole, total = Layers(source), 2 * count + 1
-    errors: dict[str, float] = {}
+    errors: dict[str, dict[str, float]] = {}
     states = whole.embed(windows)
     for layer in range(count):
         progress("calibrating", layer, total)
-        before = states
-        states, hessians = observed(whole, layer, before)
+        states, hessians = observed(whole, layer, states)
         for names in shared_inputs(source, layer):
-            factor = inverse_factor(hessians[names[0]])
             for name in names:
-                trial = Replaced(source)
-                trial.replace(name, _FOUR, quantized_rows(source, name, _FOUR, factor))
-                [changed] = Layers(trial).run(layer, before[:1])
-                errors[name] = relative_error(states[0], changed)
-    final = whole.normalize(states)
-    factor = inverse_factor(sum(inputs.T @ inputs for inputs in final))
-    lookup = np.eye(len(factor), dtype=np.float32)  # the products of a table's rows with nothing
-    ends = {HEAD: factor, EMBEDDING: lookup} if HEAD in source.tensors else {EMBEDDING: factor}
-    for name, own in ends.items():
-        info = source.tensors[name]
-        rows = quantized_rows(source, name, _FOUR, own)
-        used = slice(None) if name == HEAD else windows[0]
-        old, new = (
-            dequantize(raw[used], type, info.shape[-1])
-            for raw, type in ((source.tensor(name), info.type), (rows, _FOUR))
-        )
-        if name == HEAD:
-            old, new = final[0] @ old.T, final[0] @ new.T
-        errors[name] = relative_error(old, new)
+                errors[name] = product_errors(source, name, hessians[names[0]])
+    progress("calibrating", count, total)
+    final = sum(inputs.T @ inputs for inputs in whole.normalize(states))
+    lookup = np.eye(len(final), dtype=np.float32)  # the products of a table's rows with nothing
+    ends = {HEAD: final, EMBEDDING: lookup} if HEAD in source.tensors else {EMBEDDING: final}
+    for name, hessian in ends.items():
+        errors[name] = product_errors(source, name, hessian)
     types = choose_types(source, errors)
-    progress("calibrating", count + 1, total)
 
     result = Replaced(source)
-    quantized = Layers(result)
-    for name, own in ends.items():
-        result.replace(name, types[name], quantized_rows(source, name, types[name], own))
-    states = quantized.embed(windows)
+    changed = Layers(result)
+    for name, hessian in ends.items():
+        rows = quantized(source, name, types[name], inverse_factor(hessian))
+        result.replace(name, types[name], rows)
+    states = changed.embed(windows)
     for layer in range(count):
         progress("quantizing", count + 1 + layer, total)
-        _, hessians = observed(quantized, layer, states)
+        _, hessians = observed(changed, layer, states)
         for names in shared_inputs(source, layer):
             factor = inverse_factor(hessians[names[0]])
             for name in names:
-                result.replace(name, types[name], quantized_rows(source, name, types[name], factor))
-        states = quantized.run(layer, states)
+                result.replace(name, types[name], quantized(source, name, types[name], factor))
+        states = changed.run(layer, states)
     progress("quantizing", total, total)
     return result
 
@@ -212,9 +199,28 @@ def observed(layers: Layers, layer: int, states: States) -> tuple[States, dict[s
     return layers.run(layer, states, observe), found
 
 
-def relative_error(old: FloatArray, new: FloatArray) -> float:
-    """The mean over rows of what changed, relative to the row: squared lengths."""
-    return float(np.mean(_squared_length(new - old) / _squared_length(old)))
+def product_errors(source: Source, name: str, hessian: FloatArray) -> dict[str, float]:
+    """For each format, what part of a matrix's products it changes: squares, by XᵀX of the inputs."""
+    info, factor = source.tensors[name], inverse_factor(hessian)
+    columns, size = info.shape[-1], float(np.finfo(np.float32).tiny)
+    changed = dict.fromkeys(formats_for(info), 0.0)
+    for part in row_parts(info.shape):
+        values = dequantize(source.tensor(name)[part], info.type, columns)
+        size += _product(values, hessian)
+        for type in changed:
+            rows = quantized_rows(values, type, factor)
+            changed[type] += _product(values - dequantize(rows, type, columns), hessian)
+    return {type: error / size for type, error in changed.items()}
+
+
+def formats_for(info: TensorInfo) -> list[str]:
+    """The formats that a matrix may take, the smallest first. GGUF's blocks must fill its rows."""
+    return [type for type in (*_FOUR, _EIGHT) if type != "Q4_1" or info.shape[-1] % 32 == 0]
+
+
+def _product(weights: FloatArray, hessian: FloatArray) -> float:
+    """The squared length of the products of ``weights`` with the inputs."""
+    return float(((weights @ hessian) * weights).sum())
 
 
 def _squared_length(rows: FloatArray) -> FloatArray:
@@ -223,45 +229,65 @@ def _squared_length(rows: FloatArray) -> FloatArray:
     return lengths
 
 
-def choose_types(source: Source, errors: Mapping[str, float]) -> dict[str, str]:
-    """8 bits where they save most error a bit, as long as the average stays within ``MAX_BITS``."""
+def choose_types(source: Source, errors: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """The smallest formats, then larger ones where a byte saves most error, up to ``MAX_BITS``."""
     infos = {name: source.tensors[name] for name in errors}
-    stored = {
-        name: (info.rows * row_bytes(_FOUR, info.shape[-1]), info.rows * row_bytes(_EIGHT, info.shape[-1]))
-        for name, info in infos.items()
-    }  # fmt: skip
+    types = {name: formats_for(info)[0] for name, info in infos.items()}
+
+    def size(name: str, type: str) -> int:
+        return infos[name].rows * row_bytes(type, infos[name].shape[-1])
+
     rest = sum(info.nbytes for name, info in source.tensors.items() if name not in infos)
     weights = sum(math.prod(info.shape) for info in source.tensors.values())
-    left = MAX_BITS * weights / 8 - rest - sum(four for four, _ in stored.values())
-    types = dict.fromkeys(errors, _FOUR)
-    for name in sorted(errors, key=lambda name: -errors[name] / math.prod(infos[name].shape)):
-        four, eight = stored[name]
-        if eight - four <= left:
-            left -= eight - four
-            types[name] = _EIGHT
-    return types
+    left = MAX_BITS * weights / 8 - rest - sum(size(*pair) for pair in types.items())
+    while True:
+        upgrades = [
+            ((errors[name][now] - errors[name][type]) / more, name, type)
+            for name, now in types.items()
+            for type in formats_for(infos[name])
+            if 0 < (more := size(name, type) - size(name, now)) <= left
+            and errors[name][type] < errors[name][now]
+        ]
+        if not upgrades:
+            return types
+        _, name, type = max(upgrades)
+        left -= size(name, type) - size(name, types[name])
+        types[name] = type
 
 
-def quantized_rows(source: Source, name: str, type: str, factor: FloatArray) -> Bytes:
-    """A matrix's rows in 4 bits, by GPTQ, or in 8."""
+def quantized(source: Source, name: str, type: str, factor: FloatArray) -> Bytes:
+    """The rows of a matrix in another format."""
     info, raw = source.tensors[name], source.tensor(name)
     rows = np.empty((info.rows, row_bytes(type, info.shape[-1])), np.uint8)
     for part in row_parts(info.shape):
         values = dequantize(raw[part], info.type, info.shape[-1])
-        if type == _FOUR:
-            found = gptq(values, factor, 4, _GROUP)
-            rows[part] = encode(
-                found.codes, found.scales.astype(np.float32), found.zero_points, type
-            )
-        else:
-            rows[part] = symmetric_rows(values)
+        rows[part] = quantized_rows(values, type, factor)
     return rows
+
+
+def quantized_rows(values: FloatArray, type: str, factor: FloatArray) -> Bytes:
+    """Rows in 4 bits, by GPTQ, or in 8."""
+    if type in _FOUR:
+        return stored_rows(gptq(values, factor, 4, *_FOUR[type]), type)
+    return symmetric_rows(values)
+
+
+def stored_rows(found: Codes, type: str) -> Bytes:
+    """Codes as a 4-bit format stores them."""
+    scales = found.scales.astype(np.float32)
+    if type != "Q4_1":
+        return encode(found.codes, scales, found.zero_points.astype(np.uint8), type)
+    minimums = (-found.zero_points * scales).astype(np.float16)
+    blocks = found.codes.reshape(*found.scales.shape, 2, 16)
+    halves = [each[..., None].view(np.uint8) for each in (found.scales, minimums)]
+    packed = blocks[..., 0, :] | np.left_shift(blocks[..., 1, :], 4, dtype=np.uint8)
+    return np.concatenate([*halves, packed], axis=-1).reshape(len(found.codes), -1)
 
 
 def symmetric_rows(values: FloatArray) -> Bytes:
     """Rounded to ``I8_64``."""
-    short = -values.shape[1] % _GROUP
-    blocks = np.pad(values, [(0, 0), (0, short)]).reshape(len(values), -1, _GROUP)
+    short = -values.shape[1] % _EIGHT_GROUP
+    blocks = np.pad(values, [(0, 0), (0, short)]).reshape(len(values), -1, _EIGHT_GROUP)
     scales = np.abs(blocks).max(axis=-1) / 127
     scales = np.maximum(scales.astype(np.float16), np.finfo(np.float16).smallest_subnormal)
     steps = scales.astype(np.float32)

