@@ -14,7 +14,7 @@ from typing import Any
 from edgespec.errors import UserError
 from edgespec.models.bundle import MANIFEST, SAMPLING, VERSION, Bundle, BundledModel
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.store import reason, sha256_of
+from edgespec.models.store import sha256_of
 from edgespec.progress import Progress, silent
 
 
@@ -36,7 +36,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {reason(error)}") from error
+        why = f"{error.strerror or error}; free some space there, or name another folder"
+        raise UserError(f"cannot write {error.filename or out}: {why}") from error
 
 
 def _umask() -> int:
