@@ -17,7 +17,7 @@ from edgespec.errors import UserError
 from edgespec.export.bundle import add_model, new_folder, sampling_defaults, write_manifest
 from edgespec.export.calibration import calibration_windows
 from edgespec.export.quality import Quality, check, held_out, measure
-from edgespec.export.sources import TOKEN_IDS, Source, open_source
+from edgespec.export.sources import KEPT_LAYERS, TOKEN_IDS, Source, open_source
 from edgespec.export.vocabulary import (
     Answer,
     DraftReport,
@@ -40,6 +40,8 @@ from edgespec.runtimes import Runtime
 _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
 """What llama.cpp's quantizer makes of ``--weights`` in a GGUF file."""
 _MEASURED_CONTEXT = 1024
+_LAYER_WINDOWS = 4
+"""Windows of the calibration text that layers are chosen by."""
 _SMALL_HEAD = 1024
 """Rows of the smaller of the two heads that are timed to know what a row costs."""
 
@@ -150,7 +152,7 @@ def export(
             "weight_bytes": runtime.info.weight_bytes,
             "token_ids": made.metadata.get(TOKEN_IDS),
             "quality": _report(quality, draft, whole, work.referee),
-            "provenance": _provenance(path, recipe, progress),
+            "provenance": _provenance(path, recipe, made, progress),
         }
         opened.close()  # before files are moved: Windows moves no open ones
         write_manifest(
@@ -187,7 +189,7 @@ class _Work:
 
             layers = recipe.keep_layers
             if isinstance(layers, int):
-                text = held_out(self.tokenizer)
+                text = calibration_windows(self.tokenizer)[:_LAYER_WINDOWS]
                 layers = choose_layers(made, layers, text, self.progress)
             made = KeptLayers(made, layers)
         if recipe.format == "gguf" and recipe.weights in _QUANTIZATIONS:
@@ -351,18 +353,17 @@ def _report(
     return found
 
 
-def _provenance(path: Path, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+def _provenance(path: Path, recipe: Recipe, made: Source, progress: Progress) -> dict[str, Any]:
     files = (
         [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
     )
-    layers = recipe.keep_layers
     return {
         "source": {file.name: sha256_of(file, progress) for file in files},
         "edgespec": version("edgespec"),
         "options": {
             "format": recipe.format,
             "weights": recipe.weights,
-            "keep_layers": layers if layers is None or isinstance(layers, int) else list(layers),
+            "keep_layers": made.metadata.get(KEPT_LAYERS),
             "trim_vocab": recipe.trim_vocab,
             "corpus": {file.name: sha256_of(file) for file in recipe.corpus},
         },
