@@ -21,10 +21,12 @@ from edgespec.export.sources import KEPT_LAYERS, TOKEN_IDS, Source, open_source
 from edgespec.export.vocabulary import (
     Answer,
     DraftReport,
+    acceptance,
     best_size,
     choose_tokens,
     count_tokens,
     draft_report,
+    held_out_answers,
     linear_cost,
     pass_seconds,
     sampled_tokens,
@@ -42,8 +44,8 @@ _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
 _MEASURED_CONTEXT = 1024
 _LAYER_WINDOWS = 4
 """Windows of the calibration text that layers are chosen by."""
-_SMALL_HEAD = 1024
-"""Rows of the smaller of the two heads that are timed to know what a row costs."""
+_SMALL_HEAD = 4
+"""The part of the vocabulary in the smaller of the two heads that are timed to know what a row costs."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def export(
         runtime = work.open(folder / name)
         quality = draft = whole = None
         if recipe.makes_a_draft:
-            texts = answers or [([], window) for window in held_out(tokenizer)]
+            windows: list[Answer] = [([], window) for window in held_out(tokenizer)]
+            texts = held_out_answers(answers) or windows
             if held is None or not held.any():  # no corpus, or one too short to hold any out
                 held = _counted(texts, tokenizer.vocab_size)
             whole = draft_report(work.whole(), held, texts)
@@ -238,10 +241,10 @@ class _Work:
 
         whole = self.whole()
         path = self.scratch / ("small.gguf" if self.recipe.format == "gguf" else "small")
-        few = max(_SMALL_HEAD, len(self.tokenizer.special_ids) + 512)
+        few = whole.info.vocab_size // _SMALL_HEAD
         self.write(TrimmedHead(made, choose_tokens(counts, few, self.tokenizer)), path)
         small = self.open(path)
-        alpha = draft_report(whole, held, answers).acceptance
+        alpha = acceptance(held_out_answers(answers), whole)
         seconds = {n: pass_seconds(target, n) for n in (1, 2, 4, 8, 16)}
         return best_size(
             counts,

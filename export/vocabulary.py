@@ -60,6 +60,11 @@ def sampled_tokens(answers: Iterable[Sequence[int]], vocab_size: int) -> tuple[C
     return counts[0], counts[1]
 
 
+def held_out_answers(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """Those that ``sampled_tokens`` holds out; all, where they are too few for that."""
+    return answers[_HELD_OUT // 2 :: _HELD_OUT] or answers
+
+
 def choose_tokens(counts: Counts, size: int, tokenizer: Tokenizer) -> TokenIds:
     """The ``size`` tokens to keep, ascending: the special and stop tokens and those of single bytes,
     then the most frequent.

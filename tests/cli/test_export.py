@@ -80,6 +80,20 @@ def test_a_draft_is_packed_with_its_target(run: Run, tiny_model: Path, tmp_path:
     assert files_of(both.drafts[0].path) == files_of(tmp_path / "draft" / "model")
 
 
+def test_a_draft_keeps_what_the_target_says(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the sea\n\nand the rivers\n" * 5, encoding="utf-8")
+    sampled = ("--sampled-from", tiny_model, "--prompts", prompts)
+    result = run("export", tiny_model, tmp_path / "draft", "--trim-vocab", 290, *sampled)
+    assert result.exit_code == 0, result.output
+    [model] = manifest_of(tmp_path / "draft")["drafts"]
+    assert model["quality"]["acceptance_before"] == 1  # it drafts for itself
+    assert model["quality"]["coverage"] == 1
+    prompts.write_text("\n\n", encoding="utf-8")
+    with_none = run("export", tiny_model, tmp_path / "none", "--trim-vocab", 290, *sampled)
+    assert "no prompts" in error_of(with_none)
+
+
 def test_layers_are_kept(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     assert run("export", tiny_model, tmp_path / "out", "--keep-layers", "1,").exit_code == 2
     result = run("export", tiny_model, tmp_path / "out", "--keep-layers", "0,1")
