@@ -324,9 +324,14 @@ def _context(source: Source) -> int:
 
 
 def _tokenizer(source: Source) -> Tokenizer:
-    if source.path.is_dir():
-        return Tokenizer.from_file(source.path)
-    return Tokenizer.from_gguf(GGUFFile(source.path))
+    path, embedding = source.path, source.tensors.get("token_embd.weight")
+    found = Tokenizer.from_file(path) if path.is_dir() else Tokenizer.from_gguf(GGUFFile(path))
+    if embedding is not None and found.vocab_size > embedding.rows:
+        raise UserError(
+            f"{path} has {found.vocab_size} tokens in its tokenizer and {embedding.rows} in its "
+            "embedding; they do not belong together"
+        )
+    return found
 
 
 def _counted(texts: Sequence[Answer], vocab_size: int) -> Any:

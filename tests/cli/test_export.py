@@ -15,7 +15,10 @@ import jsonschema
 import pytest
 
 from edgespec.models.bundle import read_bundle
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
 from tests.cli.conftest import Run, error_of, spawn
+from tests.hf_folder import safetensors_folder
 from tests.models.test_bundle import SCHEMA
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -148,6 +151,17 @@ def test_what_cannot_be_is_one_line(run: Run, tiny_model: Path, tmp_path: Path, 
     before = {path.name for path in tmp_path.iterdir()} | {"home"}  # which keeps hashes
     assert reason in error_of(run("export", source, tmp_path / "out", *options))
     assert {path.name for path in tmp_path.iterdir()} <= before  # nothing half-written
+
+
+def test_another_models_tokenizer_is_refused(
+    run: Run, tiny_model: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    folder = safetensors_folder(tiny_model, tmp_path / "folder")
+    Tokenizer.from_gguf(GGUFFile(smollm2)).save(folder)
+    for format in ("onnx", "gguf"):
+        reason = error_of(run("export", folder, tmp_path / "out", "--format", format))
+        assert "do not belong together" in reason
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_exists_is_left_alone(run: Run, tiny_model: Path, tmp_path: Path) -> None:
