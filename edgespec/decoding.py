@@ -17,7 +17,7 @@ from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import MAX_DRAFT, cut
 
-PREFILL_CHUNK = 32
+PREFILL_CHUNK = 24
 """Prompt tokens in one pass: more are hardly faster, and hold more memory, and Ctrl-C up for longer."""
 
 
