@@ -18,6 +18,7 @@ from edgespec import Completion, Engine, UserError
 from edgespec.drafting.model import ModelDrafter
 from edgespec.export.pipeline import Recipe, export
 from edgespec.models import store
+from edgespec.opening import load
 from edgespec.runtimes.devices import PROVIDERS, physical_cores
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.scheduling.costs import PassCosts
@@ -183,9 +184,15 @@ def drafting(engine: Engine) -> Engine:
     return engine
 
 
+@pytest.fixture
+def exact_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts whose passes give a row the bits that the target's do, though they are of other sizes."""
+    monkeypatch.setattr("edgespec.engine.load", lambda *a, **o: load(*a, **{**o, "exact": True}))
+
+
+@pytest.mark.usefixtures("exact_drafts")
 def test_a_model_as_its_own_draft(engine: Engine, smollm2: Path) -> None:
-    """Most tokens are accepted, and none is another: the draft's passes are of other sizes, whose last
-    bits differ, and few tokens are said here."""
+    """Every token is accepted, and none is another."""
     prompts = ["Name three colours.", "Why is the sea salty?"]
     expected = [engine.generate(prompt, max_tokens=40) for prompt in prompts]
     with drafting(Engine.open(smollm2, context=512, draft=str(smollm2))) as drafted:
@@ -196,18 +203,19 @@ def test_a_model_as_its_own_draft(engine: Engine, smollm2: Path) -> None:
             assert statistics.exact
             assert statistics.drafter == smollm2.stem
             assert statistics.block_efficiency > 3
-            assert statistics.acceptance_rate > 0.6
+            assert statistics.acceptance_rate > 0.8
             assert statistics.draft_pass_cost == 1
             assert statistics.draft_passes >= statistics.drafted > 0
             assert statistics.mbsu < 1.01
 
 
+@pytest.mark.usefixtures("exact_drafts")
 def test_sampling_with_a_draft_model(engine: Engine, smollm2: Path) -> None:
     sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 5}
     with drafting(Engine.open(smollm2, context=512, draft=str(smollm2))) as drafted:
         found = drafted.generate("Name three colours.", max_tokens=40, **sampling)
     statistics = found.statistics
-    assert statistics.acceptance_rate > 0.7  # p is q, but for last bits
+    assert statistics.acceptance_rate > 0.9  # p is q, but for padding
     assert statistics.block_efficiency > 3
 
 
