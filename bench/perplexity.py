@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edgespec.bench.common import machine, note, own_text, program, report, table
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
+from edgespec.export.quality import log_softmax
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
@@ -60,15 +61,6 @@ class Comparison:
             "top1_agreement": self.agreed / self.tokens,
             "mean_kl": self.divergence / self.tokens,
         }
-
-
-def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Of every row, in double precision."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    normalized: npt.NDArray[np.float64] = shifted - np.log(
-        np.exp(shifted).sum(axis=1, keepdims=True)
-    )
-    return normalized
 
 
 def windows(tokenizer: Tokenizer, text: str, count: int) -> Iterator[list[int]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.errors import UserError
+from edgespec.export.bundle import new_folder
 from edgespec.progress import Progress, silent
 
 _TOKENIZER_FILES = (
@@ -34,26 +35,15 @@ def export_with_optimum(folder: Path, out: Path, progress: Progress = silent) ->
     """
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} is no model folder with config.json and .safetensors files")
-    if out.exists():
-        raise UserError(f"{out} exists; delete it or name another folder")
-    if not _installed():
-        raise UserError("Optimum's exporter is not installed: pip install 'edgespec[export]'")
-    partial = out.with_name(f".{out.name}.partial")
-    progress("exporting with Optimum", 0, 1)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
+        if not _installed():
+            raise UserError("Optimum's exporter is not installed: pip install 'edgespec[export]'")
+        progress("exporting with Optimum", 0, 1)
         _run(folder, partial)
-        for (
-            name
-        ) in _TOKENIZER_FILES:  # as they were, not as another version of transformers has them
+        # As they were, not as another version of transformers has them.
+        for name in _TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     progress("exporting with Optimum", 1, 1)
     return out
 

@@ -54,7 +54,37 @@ class _Pass(NamedTuple):
     logits: FloatArray
 
 
-class OnnxRuntime:
+class Chains:
+    """What runtimes whose passes are chains have to know of their cache: see ``Runtime``."""
+
+    info: ModelInfo
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._appended = 0
+
+    def keep(self, rows: Sequence[int]) -> None:
+        if list(rows) != list(range(len(rows))) or len(rows) > self._appended:
+            raise ValueError(f"rows {list(rows)} are not a path of the last pass")
+        self.length += len(rows)
+        self._appended = 0
+
+    def truncate(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate {self.length} tokens to {length}")
+        self.length, self._appended = length, 0
+
+    def _check(self, rows: int, parents: Sequence[int] | None) -> None:
+        """Raise what a pass over ``rows`` tokens calls for."""
+        if parents is not None and list(parents) != list(range(-1, rows - 1)):
+            raise NotImplementedError("the onnx runtime verifies chains, not trees")
+        if self.length + rows > self.info.context:
+            raise ContextOverflow(
+                f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
+            )
+
+
+class OnnxRuntime(Chains):
     """A built model on ONNX Runtime; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
@@ -84,9 +114,8 @@ class OnnxRuntime:
                 "needs; upgrade it to 1.24 or later (Python 3.11 or later), or use --runtime llama-cpp"
             )
         context = capacity(context, int(manifest["context"]))
-        self.length = 0
+        super().__init__()
         self._vocab_size = int(manifest["vocab_size"])
-        self._appended = 0
         self._passes: dict[tuple[int, int, int], _Pass] = {}
         chosen = choose_provider(device, provider, ort.get_available_providers())
         self._threads = share_threads(threads or physical_cores())
@@ -119,12 +148,7 @@ class OnnxRuntime:
         self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
     ) -> FloatArray:
         rows = len(tokens)
-        if parents is not None and list(parents) != list(range(-1, rows - 1)):
-            raise NotImplementedError("the onnx runtime verifies chains, not trees")
-        if self.length + rows > self.info.context:
-            raise ContextOverflow(
-                f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
-            )
+        self._check(rows, parents)
         size = self.info.padded(rows) if logits == "all" else rows
         attended = size
         if self.info.pass_sizes:
@@ -139,17 +163,6 @@ class OnnxRuntime:
         if size > PROBED_SIZES:  # a prompt's rows of the embedding, and their surroundings
             _release_pages(self._mapping)
         return step.logits[:rows]
-
-    def keep(self, rows: Sequence[int]) -> None:
-        if list(rows) != list(range(len(rows))) or len(rows) > self._appended:
-            raise ValueError(f"rows {list(rows)} are not a path of the last pass")
-        self.length += len(rows)
-        self._appended = 0
-
-    def truncate(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate {self.length} tokens to {length}")
-        self.length, self._appended = length, 0
 
     def close(self) -> None:
         self._passes.clear()

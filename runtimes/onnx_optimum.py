@@ -21,14 +21,13 @@ from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import (
     DEFAULT_CONTEXT,
-    ContextOverflow,
     FloatArray,
     Logits,
     ModelInfo,
     capacity,
 )
 from edgespec.runtimes.devices import choose_provider, physical_cores
-from edgespec.runtimes.onnx import loading, session_options, share_threads, start_session
+from edgespec.runtimes.onnx import Chains, loading, session_options, share_threads, start_session
 
 _REMEDY = "export it again"
 _CONFIG_BYTES = 1 << 20
@@ -64,7 +63,7 @@ class _Cache:
         return used.reshape(1, self.heads, rows, self.head_dim)
 
 
-class OptimumRuntime:
+class OptimumRuntime(Chains):
     """A model that Optimum exported; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``model.onnx``, the weights beside it where they are, and ``config.json``.
@@ -88,8 +87,7 @@ class OptimumRuntime:
         context = capacity(context, model_context(folder))
         chosen = choose_provider(device, provider, ort.get_available_providers())
         share_threads(threads or physical_cores())
-        self.length = 0
-        self._appended = 0
+        super().__init__()
         self._side = 0  # of the caches' buffers: the one that holds the past
         self._stored = 0  # rows there, of which the first ``length`` count
         progress("loading the model", 0, 1)
@@ -120,13 +118,8 @@ class OptimumRuntime:
         self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
     ) -> FloatArray:
         rows = len(tokens)
-        if parents is not None and list(parents) != list(range(-1, rows - 1)):
-            raise NotImplementedError("graphs that Optimum wrote verify chains, not trees")
+        self._check(rows, parents)
         total = self.length + rows
-        if total > self.info.context:
-            raise ContextOverflow(
-                f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
-            )
         if self._stored != self.length:
             self._drop_rows()
         binding = self._session.io_binding()
@@ -150,17 +143,10 @@ class OptimumRuntime:
         return found[0, first:].astype(np.float32, copy=False)
 
     def keep(self, rows: Sequence[int]) -> None:
-        if list(rows) != list(range(len(rows))) or len(rows) > self._appended:
-            raise ValueError(f"rows {list(rows)} are not a path of the last pass")
+        stored = self.length + self._appended
+        super().keep(rows)
         if len(rows):  # else the past is still where it was
-            self._side, self._stored = 1 - self._side, self.length + self._appended
-            self.length += len(rows)
-        self._appended = 0
-
-    def truncate(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate {self.length} tokens to {length}")
-        self.length, self._appended = length, 0
+            self._side, self._stored = 1 - self._side, stored
 
     def close(self) -> None:
         self._caches.clear()
