@@ -154,20 +154,23 @@ def quantize_int4(
         progress("calibrating", layer, total)
         states, hessians = observed(whole, layer, states)
         for names in shared_inputs(source, layer):
+            hessian = hessians[names[0]]
+            factor = inverse_factor(hessian)
             for name in names:
-                errors[name] = product_errors(source, name, hessians[names[0]])
+                errors[name] = product_errors(source, name, hessian, factor)
     progress("calibrating", count, total)
     final = sum(inputs.T @ inputs for inputs in whole.normalize(states))
     lookup = np.eye(len(final), dtype=np.float32)  # the products of a table's rows with nothing
     ends = {HEAD: final, EMBEDDING: lookup} if HEAD in source.tensors else {EMBEDDING: final}
+    factors = {name: inverse_factor(hessian) for name, hessian in ends.items()}
     for name, hessian in ends.items():
-        errors[name] = product_errors(source, name, hessian)
+        errors[name] = product_errors(source, name, hessian, factors[name])
     types = choose_types(source, errors)
 
     result = Replaced(source)
     changed = Layers(result)
-    for name, hessian in ends.items():
-        rows = quantized(source, name, types[name], inverse_factor(hessian))
+    for name, factor in factors.items():
+        rows = quantized(source, name, types[name], factor)
         result.replace(name, types[name], rows)
     states = changed.embed(windows)
     for layer in range(count):
@@ -199,10 +202,15 @@ def observed(layers: Layers, layer: int, states: States) -> tuple[States, dict[s
     return layers.run(layer, states, observe), found
 
 
-def product_errors(source: Source, name: str, hessian: FloatArray) -> dict[str, float]:
-    """For each format, what part of a matrix's products it changes: squares, by XᵀX of the inputs."""
-    info, factor = source.tensors[name], inverse_factor(hessian)
-    columns, size = info.shape[-1], float(np.finfo(np.float32).tiny)
+def product_errors(
+    source: Source, name: str, hessian: FloatArray, factor: FloatArray
+) -> dict[str, float]:
+    """For each format, what part of a matrix's products it changes: squares, by XᵀX of the inputs.
+
+    ``factor`` is ``inverse_factor(hessian)``; matrices that share their inputs share it.
+    """
+    info, size = source.tensors[name], float(np.finfo(np.float32).tiny)
+    columns = info.shape[-1]
     changed = dict.fromkeys(formats_for(info), 0.0)
     for part in row_parts(info.shape):
         values = dequantize(source.tensor(name)[part], info.type, columns)
