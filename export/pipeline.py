@@ -34,6 +34,7 @@ from edgespec.export.vocabulary import (
 from edgespec.export.weights import bits_per_weight, with_weights
 from edgespec.models.bundle import is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.store import sha256_of
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
@@ -134,9 +135,9 @@ def export(
         work.write(made, folder / name)
         runtime = work.open(folder / name)
         quality = draft = whole = None
+        windows = held_out(tokenizer)
         if recipe.makes_a_draft:
-            windows: list[Answer] = [([], window) for window in held_out(tokenizer)]
-            texts = held_out_answers(answers) or windows
+            texts = held_out_answers(answers) or [([], window) for window in windows]
             if held is None or not held.any():  # no corpus, or one too short to hold any out
                 held = _counted(texts, tokenizer.vocab_size)
             whole = draft_report(work.whole(), held, texts)
@@ -144,7 +145,7 @@ def export(
         if TOKEN_IDS not in made.metadata:
             reference = work.reference(runtime)
             bits = bits_per_weight(made)
-            quality = measure(reference, runtime, held_out(tokenizer), bits, progress)
+            quality = measure(reference, runtime, windows, bits, progress)
             if recipe.weights != "exact" and not recipe.makes_a_draft:
                 check(quality, recipe.allow_loss)
         entry: Mapping[str, Any] = {
@@ -183,6 +184,13 @@ class _Work:
     referee: str | None = None
     """The runtime that the quality is measured against."""
     _whole: Runtime | None = None
+
+    @property
+    def context(self) -> int:
+        """Tokens that what is measured has room for."""
+        metadata = self.source.metadata
+        longest = int(metadata[f"{metadata['general.architecture']}.context_length"])
+        return min(_MEASURED_CONTEXT, longest)
 
     def changed(self) -> Source:
         """The source with the layers and the weights that are asked for."""
@@ -277,13 +285,11 @@ class _Work:
         if path.is_dir():
             from edgespec.runtimes.onnx import OnnxRuntime
 
-            limit = min(_MEASURED_CONTEXT, _context(self.source))
-            runtime = OnnxRuntime(path, context=limit, exact=False, progress=self.progress)
+            runtime = OnnxRuntime(path, context=self.context, exact=False, progress=self.progress)
         else:
             from edgespec.runtimes.llama_cpp import LlamaCppRuntime
 
-            limit = min(_MEASURED_CONTEXT, _context(self.source))
-            runtime = LlamaCppRuntime(path, context=limit)
+            runtime = LlamaCppRuntime(path, context=self.context)
         self.opened.callback(runtime.close)
         return runtime
 
@@ -297,8 +303,8 @@ class _Work:
         elif recipe.format == "onnx" and path.is_file() and find_spec("llama_cpp") is not None:
             from edgespec.runtimes.llama_cpp import LlamaCppRuntime
 
-            limit = min(_MEASURED_CONTEXT, _context(self.source))
-            found = LlamaCppRuntime(path, context=limit, threads=1)  # two pools would fight
+            # two pools of threads would fight
+            found = LlamaCppRuntime(path, context=self.context, threads=1)
             self.opened.callback(found.close)
         else:
             return runtime
@@ -317,10 +323,6 @@ class _Work:
                 self.write(self.source, path)
             self._whole = self.open(path)
         return self._whole
-
-
-def _context(source: Source) -> int:
-    return int(source.metadata[f"{source.metadata['general.architecture']}.context_length"])
 
 
 def _tokenizer(source: Source) -> Tokenizer:
@@ -362,9 +364,7 @@ def _report(
 
 
 def _provenance(path: Path, recipe: Recipe, made: Source, progress: Progress) -> dict[str, Any]:
-    files = (
-        [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    )
+    files = [path] if path.is_file() else checkpoint_files(path)
     return {
         "source": {file.name: sha256_of(file, progress) for file in files},
         "edgespec": version("edgespec"),

@@ -110,6 +110,11 @@ class Checkpoint:
             self.tensors[last] = tensor
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """What makes a checkpoint the one that it is: its configuration and all of its weights."""
+    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file that holds an object. Raises ``UserError`` where it does not."""
     try:
