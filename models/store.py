@@ -45,6 +45,11 @@ def models_dir() -> Path:
     return _home("models") or platformdirs.user_data_path("edgespec", False) / "models"
 
 
+def profiles_dir() -> Path:
+    """The folder of what passes cost here: `$EDGESPEC_HOME/profiles`, else in the user's data folder."""
+    return _home("profiles") or platformdirs.user_data_path("edgespec", False) / "profiles"
+
+
 def cache_dir() -> Path:
     """The folder of what can be made again: `$EDGESPEC_HOME/cache`, else the user's cache."""
     return _home("cache") or platformdirs.user_cache_path("edgespec", False)

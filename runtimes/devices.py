@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,3 +78,48 @@ def physical_cores() -> int:
         return len({Path(folder.format(cpu)).read_text() for cpu in allowed})
     except OSError:  # not every kernel or container shows its topology
         return len(allowed)
+
+
+def power_source(supplies: Path = Path("/sys/class/power_supply")) -> str:
+    """``mains``, ``battery``, or ``unknown`` where nothing tells: processors are slower on a battery.
+
+    ``supplies`` is Linux's folder of them.
+    """
+    if sys.platform == "win32":
+        import ctypes
+
+        status = (ctypes.c_ubyte * 12)()  # SYSTEM_POWER_STATUS; ACLineStatus comes first
+        if not ctypes.windll.kernel32.GetSystemPowerStatus(status):
+            return "unknown"
+        return {0: "battery", 1: "mains"}.get(status[0], "unknown")
+    if sys.platform == "darwin":
+        try:
+            told = subprocess.run(
+                ["pmset", "-g", "batt"], capture_output=True, text=True, timeout=5
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        found = re.search("'(AC|Battery|UPS) Power'", told.stdout)
+        return "unknown" if not found else "mains" if found[1] == "AC" else "battery"
+    return _linux_power_source(supplies)
+
+
+def _linux_power_source(supplies: Path) -> str:
+    """From ``sysfs-class-power``. Batteries of mice and the like have the scope ``Device``."""
+
+    def read(supply: Path, name: str) -> str:
+        try:
+            return (supply / name).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:  # not every driver has every file, and supplies come and go
+            return ""
+
+    try:
+        own = [s for s in supplies.iterdir() if read(s, "scope") != "Device"]
+    except OSError:
+        return "unknown"
+    if any(read(s, "online") == "1" for s in own if read(s, "type") in ("Mains", "USB")):
+        return "mains"
+    states = {read(s, "status") for s in own if read(s, "type") == "Battery"}
+    if "Discharging" in states:
+        return "battery"
+    return "mains" if states & {"Charging", "Full", "Not charging"} else "unknown"
