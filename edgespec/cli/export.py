@@ -129,7 +129,10 @@ def export(
     try:
         path = Path(source) if Path(source).is_dir() else store.resolve(source, progress)
         if via is not None:
-            _only_alone(recipe == Recipe(), "--via optimum writes the model as it is")
+            if recipe != Recipe() or sampled_from is not None:
+                raise click.UsageError(
+                    "--via optimum writes the model as it is; it does not go with other options"
+                )
             from edgespec.export.via_optimum import export_with_optimum
 
             export_with_optimum(path, out, progress)
@@ -157,11 +160,6 @@ def _tokens(text: str | None) -> int | str | None:
     if not text.isdecimal() or not 0 < int(text) < 1 << 31:
         raise click.UsageError(f"--trim-vocab is {text!r}; give a number of tokens, or auto")
     return int(text)
-
-
-def _only_alone(alone: bool, why: str) -> None:
-    if not alone:
-        raise click.UsageError(f"{why}; it does not go with other options")
 
 
 def _prompts(file: Path) -> list[str]:

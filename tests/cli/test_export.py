@@ -124,6 +124,14 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         lambda tmp: ["MODEL", "--trim-vocab", 3, "--corpus", text(tmp)],
         "cannot keep 3 tokens",
     ),
+    "weights by Optimum": (
+        lambda tmp: ["MODEL", "--via", "optimum", "--weights", "int8"],
+        "does not go with other options",
+    ),
+    "answers for Optimum": (
+        lambda tmp: ["MODEL", "--via", "optimum", "--sampled-from", "X", "--prompts", text(tmp)],
+        "does not go with other options",
+    ),
     "no such corpus": (
         lambda tmp: ["MODEL", "--trim-vocab", 300, "--corpus", tmp / "none"],
         "cannot read",
