@@ -34,7 +34,6 @@ SpacePrefix = Literal["never", "always", "bare first", "bare always"]
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = "\u2581"  # SentencePiece's visible space
-_ASIDE = "edgespec.tokenizer."
 _PREFIX_LENGTH = 4  # special tokens are looked up by this many first characters
 
 
@@ -233,9 +232,7 @@ class Tokenizer:
         from edgespec.models.tokenizer_gguf import from_metadata
 
         try:
-            # a trimmed draft for llama.cpp keeps its tokenizer aside
-            moved = {k[9:]: v for k, v in file.metadata.items() if k.startswith(_ASIDE)}
-            return from_metadata(cls, {**file.metadata, **moved})
+            return from_metadata(cls, whole_metadata(file.metadata))
         except TokenizerError as error:
             raise UserError(f"the tokenizer in {file.path} is not usable: {error}") from error
 
@@ -275,6 +272,17 @@ class Tokenizer:
         from edgespec.models.tokenizer_json import to_folder
 
         to_folder(self, Path(folder))
+
+
+def whole_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A GGUF file's metadata with its ``tokenizer.…``, where a trimmed draft keeps that under
+    ``edgespec.tokenizer.…``."""
+    aside = any(key.startswith("edgespec.tokenizer.") for key in metadata)
+    return {
+        key.removeprefix("edgespec.") if key.startswith("edgespec.tokenizer.") else key: value
+        for key, value in metadata.items()
+        if not (aside and key.startswith("tokenizer."))
+    }
 
 
 def _cut(text: str, special: SpecialToken) -> list[str | int]:

@@ -16,12 +16,12 @@ from edgespec.errors import UserError
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
+from edgespec.models.tokenizer import whole_metadata
 from edgespec.progress import Progress, silent
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 VOCAB_SIZE = "edgespec.vocab_size"
 """Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
-_MOVED = "edgespec.tokenizer."
 _PART_ROWS = 8192
 
 
@@ -123,7 +123,9 @@ class TrimmedGGUF:
     def __init__(self, file: GGUFFile) -> None:
         self._file, self.path = file, file.path
         self._row_of, self._rows = whole_embedding(file)
-        self.metadata: Mapping[str, Any] = whole_metadata(file.metadata)
+        metadata = whole_metadata(file.metadata)
+        metadata[f"{metadata['general.architecture']}.vocab_size"] = metadata.pop(VOCAB_SIZE)
+        self.metadata: Mapping[str, Any] = metadata
         embedding = file.tensors[EMBEDDING]
         self._head = HEAD if HEAD in file.tensors else EMBEDDING
         self.tensors: Mapping[str, TensorInfo] = {
@@ -136,13 +138,6 @@ class TrimmedGGUF:
         if name == EMBEDDING:
             return self._rows[self._row_of]
         return self._file.tensor(self._head if name == HEAD else name)
-
-
-def whole_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a trimmed GGUF file, with the vocabulary that the model had."""
-    whole = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")}
-    whole[f"{metadata['general.architecture']}.vocab_size"] = whole.pop(VOCAB_SIZE)
-    return {k.removeprefix("edgespec.") if k.startswith(_MOVED) else k: v for k, v in whole.items()}
 
 
 class _Shrunken:
