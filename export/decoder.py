@@ -208,10 +208,8 @@ class Decoder:
         present = [f"present_{kind}_{layer}" for kind in ("key", "value")]
         for output in present:
             graph.output(output, np.float32, shape)
-        prefix, rotated = (
-            "local_" * bool(local and config.rope_local_base),
-            config.is_rotated(layer),
-        )
+        prefix = "local_" if local and config.rope_local_base else ""
+        rotated = config.is_rotated(layer)
         tables = [prefix + "cos", prefix + "sin"] if rotated else ["", ""]
         attended = graph.node(
             "GroupQueryAttention",
@@ -236,13 +234,13 @@ class Decoder:
 
     def feed_forward(self, value: str, layer: int) -> str:
         graph, name, hidden = self.graph, f"blk.{layer}.", self.config.hidden
-        names = [name + "ffn_gate", name + "ffn_up"]
+        names, width = [name + "ffn_gate", name + "ffn_up"], self.weight(name + "ffn_up").rows
+        sizes = [width] * 2
         if self.config.fused_gate:  # the gate's rows are the first half of "up"
-            names = names[1:]
-        width = self.weight(names[-1]).rows * len(names) // 2
+            names, width = names[1:], width // 2
+            sizes = [2 * width]
         if len({self.weight(n).type for n in names}) == 1:
-            both = self.linear(value, names, [2 * width // len(names)] * len(names), hidden)
-            gate, up = self.split(both, [width] * 2)
+            gate, up = self.split(self.linear(value, names, sizes, hidden), [width] * 2)
         else:
             gate, up = (self.linear(value, [n], [width], hidden) for n in names)
         if self.config.activation == "silu":
