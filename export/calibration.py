@@ -68,9 +68,9 @@ class Layers:
         """
         import torch
 
-        from edgespec.runtimes.torch import FUSED_LAYER_NAMES, LAYER_NAMES, _load
+        from edgespec.runtimes.torch import FUSED_LAYER_NAMES, LAYER_NAMES, load_model
 
-        model = _load(_OneLayer(self._source, layer))
+        model = load_model(_OneLayer(self._source, layer))
         model.model.norm = torch.nn.Identity()
         seen: dict[str, FloatArray] = {}
         if observe is not None:

@@ -90,7 +90,7 @@ class TorchRuntime:
             loaded = _load_folder(path)
         else:
             source = GGUFFile(model) if isinstance(model, (str, Path)) else model
-            loaded, kept = _load(source), source.metadata.get(TOKEN_IDS)
+            loaded, kept = load_model(source), source.metadata.get(TOKEN_IDS)
         self._model = loaded.to(device).eval()
         # Without the configuration every layer keeps everything, sliding ones too: `keep` needs it.
         self._cache: Any = transformers.DynamicCache()
@@ -179,7 +179,11 @@ def _load_folder(path: Path) -> Any:
     )
 
 
-def _load(source: Source) -> Any:
+def load_model(source: Source) -> Any:
+    """The transformers model, in float32, of what ``source`` holds.
+
+    Raises ``UserError`` where it does not hold a whole one.
+    """
     config = read_config(source.metadata)
     is_mistral = config.architecture == "llama" and config.window
     config_class, model_class = CLASSES["mistral" if is_mistral else config.architecture]

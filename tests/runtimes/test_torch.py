@@ -43,10 +43,10 @@ class TestTiny(RuntimeContract):
 
 def test_a_safetensors_folder_gives_what_the_gguf_file_gives(tmp_path: Path) -> None:
     from edgespec.models.gguf import GGUFFile
-    from edgespec.runtimes.torch import TorchRuntime, _load
+    from edgespec.runtimes.torch import TorchRuntime, load_model
 
     path = tiny_gguf(tmp_path / "a.gguf", "qwen3")
-    _load(GGUFFile(path)).save_pretrained(tmp_path / "folder")
+    load_model(GGUFFile(path)).save_pretrained(tmp_path / "folder")
     expected = TorchRuntime(path).forward(TOKENS)
     np.testing.assert_array_equal(TorchRuntime(tmp_path / "folder").forward(TOKENS), expected)
 
