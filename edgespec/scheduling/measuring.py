@@ -1,0 +1,249 @@
+"""Measures what passes cost here, in the time that it is given."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from time import perf_counter
+
+import numpy as np
+
+from edgespec.decoding import PREFILL_CHUNK
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import Runtime
+from edgespec.scheduling.profile import Curve, Profile, Setup
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 20, 24, 32)
+"""Sizes of pass worth measuring: those that are drafted most, and both sides of the kernels' steps."""
+LENGTHS = (64, 512, 1536)
+"""Tokens in the cache: a question, a conversation, a document."""
+FULL_S, QUICK_S = 18.0, 1.8
+"""Seconds for all of it."""
+_QUICK_ROWS = (1, 2, 4, 8)
+_EVERYWHERE = (1, 2, 4, 8, 16, 32)
+"""Sizes measured at every length. What the others cost more there lies between these."""
+_FILLING = 0.4
+"""The share of the time that may go into filling the cache."""
+_ROUNDS = 8
+"""Passes of a size at a visit of a length: more tell little."""
+_OUTLIER = 5.0
+"""Samples so many times the usual deviation away from the median are another program's doing."""
+_LEAST_DEVIATION = 0.01
+"""Of the median: clocks and caches make as much."""
+_SWEPT_BYTES = 1 << 28
+"""More than caches hold."""
+
+
+def measure_curve(
+    runtime: Runtime,
+    rows: Sequence[int] = ROWS,
+    lengths: Sequence[int] = LENGTHS,
+    budget_s: float = FULL_S,
+    progress: Progress = silent,
+) -> Curve:
+    """Time passes over ``rows`` tokens at cache ``lengths`` for about ``budget_s`` seconds.
+
+    Sizes that are padded to the same one are measured once, under that. Lengths that the context,
+    or the time for filling the cache, does not reach are moved closer together. Nothing stays in
+    the cache.
+    """
+    return _Measuring(runtime, rows, budget_s, progress).curve(lengths)
+
+
+def measure_profile(
+    runtime: Runtime,
+    setup: Setup,
+    *,
+    quick: bool = False,
+    budget_s: float | None = None,
+    rows: Sequence[int] | None = None,
+    progress: Progress = silent,
+) -> Profile:
+    """The profile of a model that is loaded as ``setup`` says; a ``quick`` one at the present length,
+    in at most 2 s (where a few passes do not take longer)."""
+    budget_s = budget_s or (QUICK_S if quick else FULL_S)
+    rows = rows or (_QUICK_ROWS if quick else ROWS)
+    measuring = _Measuring(runtime, rows, budget_s, progress)
+    curve = measuring.curve((runtime.length,) if quick else LENGTHS)
+    info = runtime.info
+    name = "".join(c if c.isprintable() else " " for c in info.name)[:100]
+    return Profile(
+        machine=setup.machine,
+        model={
+            "name": name.strip() or "unnamed",
+            "fingerprint": setup.fingerprint,
+            "weight_bytes": info.weight_bytes,
+        },
+        runtime=setup.runtime,
+        runtime_version=setup.runtime_version,
+        device=setup.device,
+        exact=setup.exact,
+        threads=setup.threads,
+        curve=curve,
+        prefill_tokens_per_s=measuring.prefill_tokens_per_s(),
+        thread_counts={setup.threads: curve.seconds[0][0]},
+        quick=quick,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def memory_bandwidth(threads: int) -> float:
+    """Bytes a second that ``threads`` threads read of memory: of the best of a few sweeps."""
+    array = np.ones(_SWEPT_BYTES // 4, np.float32)
+    parts = np.array_split(array, threads)
+    times = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            started = perf_counter()
+            list(
+                pool.map(np.dot, parts, parts)
+            )  # reads each number once; numpy's sum adds too slowly
+            times.append(perf_counter() - started)
+    return array.nbytes / min(times)
+
+
+class _Measuring:
+    """One measuring of a runtime: its clock, and the samples taken so far."""
+
+    def __init__(
+        self, runtime: Runtime, rows: Sequence[int], budget_s: float, progress: Progress
+    ) -> None:
+        self.runtime, self.budget_s = runtime, budget_s
+        self._progress, self._name = progress, f"timing passes on {runtime.info.runtime}"
+        self._started, self._start = perf_counter(), runtime.length
+        info, room = runtime.info, runtime.info.context - runtime.length
+        self._tokens_of = {info.padded(n): n for n in sorted(rows) if n <= room}
+        self._rng = np.random.default_rng(0)
+        count = min(room, max((PREFILL_CHUNK, *rows)))
+        self._tokens: list[int] = self._rng.integers(0, info.vocab_size, count).tolist()
+        self._chunk = min(PREFILL_CHUNK, count)
+        self._warm: dict[int, float] = {}  # seconds of the first pass of a size
+        self._samples: dict[tuple[int, int], list[float]] = {}  # by length and size
+        self._chunks: list[float] = []  # seconds of prompt chunks
+
+    def curve(self, lengths: Sequence[int]) -> Curve:
+        """Measure, up to the longest of ``lengths`` and down again: drift must not look like length."""
+        try:
+            first = max(min(lengths[0], self._most()), self._start)
+            self._fill(first)
+            self._warm_up()
+            reached = self._reachable(lengths, first)
+            visits = [*reached, *reached[::-1]]
+            for number, length in enumerate(visits):
+                if number >= len(reached) and self._elapsed() > self.budget_s:
+                    break
+                if length > self.runtime.length:
+                    self._fill(length)
+                else:
+                    self.runtime.keep([])
+                    self.runtime.truncate(length)
+                left = self.budget_s - self._elapsed()
+                self._visit(length, first, self._elapsed() + left / (len(visits) - number))
+        finally:
+            self.runtime.keep([])
+            self.runtime.truncate(self._start)
+        return self._curve(reached)
+
+    def prefill_tokens_per_s(self) -> float:
+        """Of prompt chunks; where the cache was not filled they are timed now, if there is time.
+
+        Else that of the largest pass, whose logits a prompt would not need.
+        """
+        size, (largest, seconds) = self._chunk, max(self._warm.items())
+        while len(self._chunks) < 2:  # the first allocates
+            if self._elapsed() + seconds * size / largest > self.budget_s:
+                break
+            self._chunks.append(self._timed(size, logits=False))
+        self.runtime.keep([])
+        chunks = self._chunks[1:] or self._chunks
+        return size / statistics.median(chunks) if chunks else largest / seconds
+
+    def _elapsed(self) -> float:
+        return perf_counter() - self._started
+
+    def _most(self) -> int:
+        """The longest cache that leaves room for every size."""
+        return self.runtime.info.context - max(self._tokens_of.values())
+
+    def _timed(self, count: int, *, logits: bool = True) -> float:
+        self._progress(self._name, min(int(self._elapsed() * 10), self._total), self._total)
+        started = perf_counter()
+        self.runtime.forward(self._tokens[:count], logits="all" if logits else "none")
+        return perf_counter() - started
+
+    @property
+    def _total(self) -> int:
+        return int(self.budget_s * 10) + 1
+
+    def _fill(self, length: int) -> None:
+        while (missing := length - self.runtime.length) > 0:
+            size = min(self._chunk, missing)
+            seconds = self._timed(size, logits=False)
+            self.runtime.keep(range(size))
+            if size == self._chunk:
+                self._chunks.append(seconds)
+
+    def _warm_up(self) -> None:
+        """Once through the sizes, the smallest first: the first pass of one pays for allocations.
+
+        Sizes that a third of the time does not reach are left out, but for the two smallest.
+        """
+        for size, count in self._tokens_of.items():
+            if len(self._warm) >= 2 and self._elapsed() > self.budget_s / 3:
+                break
+            self._warm[size] = self._timed(count)
+
+    def _reachable(self, lengths: Sequence[int], first: int) -> list[int]:
+        """``lengths``, closer together where the context or the time does not reach the last."""
+        longest = min(lengths[-1], self._most())
+        if len(lengths) > 1 and self._chunks:
+            rate = self._chunk / statistics.median(self._chunks[1:] or self._chunks)
+            longest = min(longest, first + int(rate * _FILLING * self.budget_s))
+        share = (longest - first) / max(lengths[-1] - first, 1)
+        found = [first + max(int((length - first) * share), 0) for length in lengths]
+        return sorted(set(found))
+
+    def _visit(self, length: int, first: int, until: float) -> None:
+        """Rounds over the sizes, each in another order, while a further one fits before ``until``."""
+        sizes = list(self._warm)
+        if length != first:
+            everywhere = {self.runtime.info.padded(n) for n in _EVERYWHERE}
+            sizes = [size for size in sizes if size in everywhere] or sizes[:1]
+        expected = sum(self._warm[size] for size in sizes)
+        for number in range(_ROUNDS):
+            if number and self._elapsed() + expected > until:
+                break
+            for size in self._rng.permutation(sizes).tolist():
+                seconds = self._timed(self._tokens_of[size])
+                self._samples.setdefault((length, size), []).append(seconds)
+
+    def _curve(self, lengths: Sequence[int]) -> Curve:
+        sizes = list(self._warm)
+        seconds: list[tuple[float, ...]] = []
+        spreads: list[tuple[float, ...]] = []
+        for length in lengths:
+            known = [size for size in sizes if (length, size) in self._samples]
+            found = [robust(self._samples[length, size]) for size in known]
+            row = np.array([median for median, _ in found])
+            if len(known) < len(sizes):  # elsewhere than at the first length
+                base = np.array(seconds[0])
+                more = row - np.interp(known, sizes, base)
+                between = base + np.interp(sizes, known, more).clip(0)
+                measured = np.isin(sizes, known)
+                row = np.where(measured, np.interp(sizes, known, row), between)
+            seconds.append(tuple(row.tolist()))
+            spread = np.interp(sizes, known, [spread for _, spread in found])
+            spreads.append(tuple(spread.tolist()))
+        return Curve(tuple(sizes), tuple(lengths), tuple(seconds), tuple(spreads))
+
+
+def robust(samples: Sequence[float]) -> tuple[float, float]:
+    """The median and the spread, (p90 - p10) / median, of ``samples`` without outliers."""
+    values = np.asarray(samples)
+    middle = np.median(values)
+    deviation = max(float(np.median(np.abs(values - middle))), _LEAST_DEVIATION * float(middle))
+    values = values[np.abs(values - middle) <= _OUTLIER * deviation]
+    low, middle, high = np.percentile(values, (10, 50, 90))
+    return float(middle), float((high - low) / middle)
