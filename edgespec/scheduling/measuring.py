@@ -140,7 +140,10 @@ class _Measuring:
                     self.runtime.keep([])
                     self.runtime.truncate(length)
                 left = self.budget_s - self._elapsed()
-                self._visit(length, first, self._elapsed() + left / (len(visits) - number))
+                if number < len(reached):
+                    left -= (reached[-1] - length) / self._rate()
+                rounds = left / sum(self._round_s(self._sizes(at, first)) for at in visits[number:])
+                self._visit(length, self._sizes(length, first), rounds)
         finally:
             self.runtime.keep([])
             self.runtime.truncate(self._start)
@@ -151,14 +154,11 @@ class _Measuring:
 
         Else that of the largest pass, whose logits a prompt would not need.
         """
-        size, (largest, seconds) = self._chunk, max(self._warm.items())
-        while len(self._chunks) < 2:  # the first allocates
-            if self._elapsed() + seconds * size / largest > self.budget_s:
-                break
-            self._chunks.append(self._timed(size, logits=False))
+        for _ in range(2 - len(self._chunks)):
+            if self._elapsed() + self._chunk / self._rate() <= self.budget_s:
+                self._chunks.append(self._timed(self._chunk, logits=False))
         self.runtime.keep([])
-        chunks = self._chunks[1:] or self._chunks
-        return size / statistics.median(chunks) if chunks else largest / seconds
+        return self._rate()
 
     def _elapsed(self) -> float:
         return perf_counter() - self._started
@@ -195,25 +195,37 @@ class _Measuring:
                 break
             self._warm[size] = self._timed(count)
 
+    def _rate(self) -> float:
+        """Tokens of a prompt a second, as far as is known."""
+        if not self._chunks:
+            largest, seconds = max(self._warm.items())
+            return largest / seconds
+        return self._chunk / statistics.median(
+            self._chunks[1:] or self._chunks
+        )  # the first allocates
+
     def _reachable(self, lengths: Sequence[int], first: int) -> list[int]:
         """``lengths``, closer together where the context or the time does not reach the last."""
-        longest = min(lengths[-1], self._most())
-        if len(lengths) > 1 and self._chunks:
-            rate = self._chunk / statistics.median(self._chunks[1:] or self._chunks)
-            longest = min(longest, first + int(rate * _FILLING * self.budget_s))
+        longest = min(
+            lengths[-1], self._most(), first + int(self._rate() * _FILLING * self.budget_s)
+        )
         share = (longest - first) / max(lengths[-1] - first, 1)
-        found = [first + max(int((length - first) * share), 0) for length in lengths]
-        return sorted(set(found))
+        return sorted({first + max(int((length - first) * share), 0) for length in lengths})
 
-    def _visit(self, length: int, first: int, until: float) -> None:
-        """Rounds over the sizes, each in another order, while a further one fits before ``until``."""
+    def _sizes(self, length: int, first: int) -> list[int]:
+        """What is measured at ``length``: every size at the ``first``."""
+        everywhere = {self.runtime.info.padded(n) for n in _EVERYWHERE}
         sizes = list(self._warm)
-        if length != first:
-            everywhere = {self.runtime.info.padded(n) for n in _EVERYWHERE}
-            sizes = [size for size in sizes if size in everywhere] or sizes[:1]
-        expected = sum(self._warm[size] for size in sizes)
+        return [n for n in sizes if length == first or n in everywhere] or sizes[:1]
+
+    def _round_s(self, sizes: Sequence[int]) -> float:
+        return sum(self._warm[size] for size in sizes)
+
+    def _visit(self, length: int, sizes: Sequence[int], rounds: float) -> None:
+        """So many ``rounds`` over the sizes, one at least, each in another order."""
+        until = perf_counter() + (rounds - 1) * self._round_s(sizes)
         for number in range(_ROUNDS):
-            if number and self._elapsed() + expected > until:
+            if number and perf_counter() > until:
                 break
             for size in self._rng.permutation(sizes).tolist():
                 seconds = self._timed(self._tokens_of[size])
