@@ -16,6 +16,7 @@ _COMMANDS = {
     "generate": "edgespec.cli.generate",
     "models": "edgespec.cli.models",
     "export": "edgespec.cli.export",
+    "tune": "edgespec.cli.tune",
     "doctor": "edgespec.cli.doctor",
 }
 """Imported when they are needed: a command does not wait for the others to load."""

@@ -28,6 +28,8 @@ LARGEST = 64
 """``Curve.at`` gives the cost of passes over up to so many tokens."""
 _MAX_BYTES, _MAX_ITEMS, _MAX_TEXT = 1 << 20, 256, 400
 _MAX_SECONDS, _MAX_COUNT = 1e4, 1 << 50
+_CLEARLY = 0.95
+"""Times that are not below this share of another's may be noise."""
 _END = 1 << 20
 """Bytes of each end of a model's file that its fingerprint covers."""
 _WEIGHTS = re.compile(r"\.(onnx|data|onnx_data|safetensors|gguf)$|^config\.json$")
@@ -103,7 +105,7 @@ class Profile:
     curve: Curve
     prefill_tokens_per_s: float
     thread_counts: Mapping[int, float]
-    """Threads → seconds of the smallest pass."""
+    """Threads → seconds of the smallest pass; ``threads`` is among them."""
     quick: bool
     """Measured in a moment, before the first answer."""
     created: str
@@ -113,6 +115,22 @@ class Profile:
     def bandwidth(self) -> float:
         """Bytes of weights read a second, in the smallest pass."""
         return float(self.model["weight_bytes"]) / self.curve.seconds[0][0]
+
+    @property
+    def best_threads(self) -> int:
+        """The count with the fastest smallest pass; the profile's own unless that is clearly slower,
+        for larger passes gain more from threads."""
+        fastest = min(self.thread_counts, key=self.thread_counts.__getitem__)
+        own = self.thread_counts[self.threads]
+        return fastest if self.thread_counts[fastest] < _CLEARLY * own else self.threads
+
+    def tokens_per_s(self, acceptance: float = 0.5) -> float:
+        """With chains of the best length, of whose tokens ``acceptance`` are right; 0: plain decoding.
+
+        Drafts cost nothing here: it compares runtimes, it does not predict.
+        """
+        passes = zip(self.curve.rows, self.curve.seconds[0], strict=True)
+        return max(sum(acceptance**i for i in range(rows)) / seconds for rows, seconds in passes)
 
     @property
     def setup(self) -> Setup:
@@ -309,6 +327,8 @@ def _parse(text: str) -> Profile:
         for name in ("exact", "quick"):
             if not isinstance(found[name], bool):
                 raise ValueError(f"{name} is neither true nor false")
+        if str(found["threads"]) not in counts:
+            raise ValueError("thread_counts lacks the profile's own")
         created = _text(found["created"], "created")
         datetime.fromisoformat(created)
         return Profile(

@@ -1,0 +1,143 @@
+"""``edgespec tune``: measures this machine once."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgespec.cli.options import model_argument, notice
+from edgespec.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from edgespec.scheduling.profile import Profile
+
+_BAR = 62
+"""Columns of the longest bar; with its figures, a line has 80."""
+_NOISY = 0.15
+"""A spread that makes the policy's choices doubtful."""
+
+
+@click.command()
+@model_argument
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "onnx", "llama-cpp"]),
+    default="auto",
+    show_default=True,
+    help="What to measure; auto: all that can run the model.",
+)
+@click.option(
+    "--device",
+    metavar="auto|cpu|gpu[:N]|npu",
+    default="auto",
+    show_default=True,
+    help="Where it runs.",
+)
+@click.option("--provider", metavar="NAME", help="ONNX Runtime's execution provider.")
+@click.option("--draft", metavar="MODEL", help="Measure the model that drafts for it, too.")
+@click.option(
+    "--exact/--no-exact",
+    default=True,
+    show_default=True,
+    help="Measure passes as --exact pads them, where the runtime can.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Measure only with so many. Default: one a physical core, and others tried.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def tune(model: str, as_json: bool, **options: Any) -> None:
+    """Measure this machine once, and keep the profile.
+
+    How long passes over 1 to 32 tokens take decides how much is worth drafting. What is measured
+    here is used whenever the model runs on the same runtime, threads and power source. It takes
+    half a minute a runtime; leave the machine alone meanwhile.
+
+    \b
+    Measure a model on every runtime that can run it:
+      edgespec tune qwen2.5-coder-1.5b-instruct
+    With the model that drafts for it, on llama.cpp:
+      edgespec tune large.gguf --draft small.gguf --runtime llama-cpp
+    """
+    from edgespec.scheduling.profile import dumps
+    from edgespec.tuning import tune as measure
+
+    progress = ProgressBar()
+    try:
+        tuned = measure(model, progress=progress, notice=notice, **options)
+    finally:
+        progress.stop()
+    everything = [*tuned.profiles, *tuned.drafts]
+    if as_json:
+        use = {"runtime": tuned.best.runtime, "threads": tuned.best.threads}
+        kept = [
+            {"path": str(path), **json.loads(dumps(profile))}
+            for profile, path in zip(everything, tuned.paths, strict=True)
+        ]
+        click.echo(json.dumps({"use": use, "profiles": kept}))
+    else:
+        for profile in everything:
+            click.echo("\n".join([*_report(profile), ""]))
+        best = tuned.best
+        click.echo(
+            f"Use --runtime {best.runtime} --threads {best.threads}: "
+            f"{best.tokens_per_s(0):.1f} tokens/s, {best.tokens_per_s():.1f} if every second guess is right."
+        )
+        for path in tuned.paths:
+            click.echo(f"Kept in {path}")
+    for profile in everything:
+        noise = statistics.median(spread for row in profile.curve.spread for spread in row)
+        if noise > _NOISY:
+            notice(
+                f"the machine was busy: passes of one size on {profile.runtime} took times {noise:.0%} "
+                "apart; tune again when nothing else runs"
+            )
+
+
+def _report(profile: Profile) -> Iterator[str]:
+    """A profile in at most 80 columns."""
+    curve, model = profile.curve, profile.model
+    exact = ", exact" if profile.exact else ""
+    yield f"{model['name']} on {profile.runtime} {profile.runtime_version}"
+    yield f"({profile.device}, {profile.threads} threads, power: {profile.machine['power']}{exact})"
+    yield ""
+    yield f"  A pass over n tokens after {curve.lengths[0]} others, and after more:"
+    longer = "".join(f"{f'ms, {length}':>12}" for length in curve.lengths[1:3])
+    yield f"{'n':>4}{'ms':>9}{'ratio':>7}{'spread':>8}{'ms/token':>10}{longer}"
+    once = curve.seconds[0][0]
+    for i, (n, seconds) in enumerate(zip(curve.rows, curve.seconds[0], strict=True)):
+        more = "".join(f"{1e3 * row[i]:12.1f}" for row in curve.seconds[1:3])
+        yield (
+            f"{n:4}{1e3 * seconds:9.1f}{seconds / once:7.2f}{curve.spread[0][i]:8.0%}"
+            f"{1e3 * seconds / n:10.1f}{more}"
+        )
+    yield ""
+    most = max(curve.seconds[0])
+    for n, seconds in zip(curve.rows, curve.seconds[0], strict=True):
+        yield f"{n:4}{1e3 * seconds:9.1f} ms {_bar(seconds / most)}"
+    yield ""
+    yield f"  Prompts: {profile.prefill_tokens_per_s:.0f} tokens/s"
+    counts = ", ".join(f"{1e3 * s:.1f} ms on {n}" for n, s in profile.thread_counts.items())
+    yield f"  Threads: {counts}"
+    gigabytes, rate = float(model["weight_bytes"]) / 1e9, profile.bandwidth
+    yield f"  Memory:  a pass reads {gigabytes:.2f} GB in {1e3 * once:.1f} ms, {rate / 1e9:.1f} GB/s;"
+    memory = float(profile.machine["memory_bytes_per_s"])
+    yield f"           {rate / memory:.0%} of the {memory / 1e9:.1f} GB/s that reading alone gets here"
+
+
+def _bar(share: float) -> str:
+    """A bar to an eighth of a column; in plain characters where the output has no others."""
+    eighths = max(round(share * _BAR * 8), 1)
+    bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    try:
+        bar.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return "#" * max(round(share * _BAR), 1)
+    return bar

@@ -1,0 +1,262 @@
+"""Measures a model on the runtimes that can run it, each in a process of its own.
+
+So its memory and its threads are its own too: ONNX Runtime has one pool of them a process, and what
+a runtime does to a machine that it crashes on stays there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgespec.errors import UserError
+from edgespec.export.architectures import ARCHITECTURES
+from edgespec.opening import Model, choose_runtime, find, find_draft, load
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import Runtime
+from edgespec.runtimes.devices import physical_cores
+from edgespec.scheduling import profile as profiles
+from edgespec.scheduling.measuring import (
+    FULL_S,
+    LENGTHS,
+    ROWS,
+    measure_curve,
+    measure_profile,
+    memory_bandwidth,
+)
+from edgespec.scheduling.profile import Profile
+
+T = TypeVar("T")
+
+_DRAFT_S, _THREADS_S = 5.0, 2.5
+"""Seconds for a draft's passes, and for another number of threads."""
+_GRACE_S = 10.0
+"""Seconds that a process which was told to end has for tidying up."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a model runs: the options of ``Engine.open`` that its speed depends on."""
+
+    runtime: str
+    device: str = "auto"
+    provider: str | None = None
+    exact: bool = True
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured: a profile for each runtime (and for its draft), and where each is kept."""
+
+    profiles: list[Profile]
+    drafts: list[Profile]
+    paths: list[Path]
+    best: Profile
+    """The fastest of ``profiles``."""
+
+
+def tune(
+    model: str,
+    *,
+    runtime: str = "auto",
+    device: str = "auto",
+    provider: str | None = None,
+    draft: str | None = None,
+    exact: bool = True,
+    threads: int | None = None,
+    progress: Progress = silent,
+    notice: Callable[[str], None] = lambda line: None,
+) -> Tuned:
+    """Measure ``model`` and keep its profiles; on auto, on every runtime that can run it.
+
+    Without ``threads`` other counts are tried, and where one is faster it is measured too. Takes
+    half a minute a runtime, and as long as the model takes to build where it was not yet. What
+    keeps one of several runtimes from being measured is told to ``notice``. Raises ``UserError``.
+    """
+    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
+        raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
+    found = find(model, progress)
+    drafting = find_draft(draft, found, progress) if draft is not None else None
+    kinds = _runtimes(found) if runtime == "auto" else [choose_runtime(runtime, found)]
+    if provider is not None:
+        kinds = [kind for kind in kinds if kind == "onnx"]
+        if not kinds:
+            raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
+    progress("timing the memory", 0, 1)
+    speed = memory_bandwidth(threads or physical_cores())
+    measured: list[Profile] = []
+    drafts: list[Profile] = []
+    for kind in kinds:
+        place = Place(kind, device, provider, exact, threads)
+        try:
+            measured += _measured(found, place, progress)
+            if drafting is not None:
+                same = kind if drafting.form == "gguf" and kind == "llama-cpp" else "auto"
+                place = replace(place, runtime=choose_runtime(same, drafting), exact=False)
+                drafts.append(in_child(_profile, drafting, place, _DRAFT_S, progress=progress))
+        except UserError as error:
+            if len(kinds) == 1 or (kind == kinds[-1] and not measured):
+                raise
+            notice(f"not measured on {kind}: {error}")
+    paths = []
+    for number, profile in enumerate(seen := [*measured, *drafts]):
+        seen[number] = replace(profile, machine={**profile.machine, "memory_bytes_per_s": speed})
+        paths.append(profiles.save(seen[number], notice))
+    measured, drafts = seen[: len(measured)], seen[len(measured) :]
+    return Tuned(measured, drafts, paths, max(measured, key=lambda p: p.tokens_per_s()))
+
+
+def in_child(function: Callable[..., T], *arguments: Any, progress: Progress = silent) -> T:
+    """``function(*arguments, progress)`` in a fresh process.
+
+    Raises its ``UserError``, and one where the process dies. Interrupted, it lets the process tidy
+    up, then ends it.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_serve, args=(sender, function, arguments), daemon=True)
+    with _uninterrupted():  # starting; it would say so in a traceback
+        child.start()
+    sender.close()
+    try:
+        while True:
+            kind, *told = receiver.recv()
+            if kind == "progress":
+                progress(*told)
+            elif kind == "error":
+                raise UserError(told[0])
+            else:
+                result: T = told[0]
+                return result
+    except EOFError:
+        child.join()
+        raise UserError(
+            f"the process that measures ended by itself (exit code {child.exitcode}); "
+            "is there enough memory? try a smaller model or another --runtime"
+        ) from None
+    finally:
+        receiver.close()  # its next word fails
+        if child.is_alive() and sys.platform != "win32" and child.pid:
+            os.kill(child.pid, signal.SIGINT)
+        child.join(_GRACE_S)
+        child.kill()
+        child.join()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A process started inside begins with Ctrl-C ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(sender: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    """The child's part of ``in_child``."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once: tidying up is not to be interrupted
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+    def progress(what: str, done: int, total: int, /) -> None:
+        sender.send(("progress", what, done, total))
+
+    try:
+        sender.send(("result", function(*arguments, progress)))
+    except UserError as error:
+        sender.send(("error", str(error)))
+    except MemoryError:
+        sender.send(("error", "out of memory; close other programs, or try a smaller model"))
+    except (KeyboardInterrupt, BrokenPipeError):  # nobody listens any more
+        pass
+
+
+def _runtimes(model: Model) -> list[str]:
+    """What can run ``model`` here."""
+    if model.form != "gguf":
+        return ["onnx"]
+    able = {
+        "onnx": model.architecture in ARCHITECTURES,
+        "llama-cpp": find_spec("llama_cpp") is not None,
+    }
+    return [kind for kind, can in able.items() if can] or [choose_runtime("auto", model)]
+
+
+def _measured(model: Model, place: Place, progress: Progress) -> list[Profile]:
+    """The profile of ``place``; where another number of threads is faster, that one's too."""
+    profile = in_child(_profile, model, place, FULL_S, progress=progress)
+    if place.threads is not None:
+        return [profile]
+    counts = dict(profile.thread_counts)
+    for count in _other_counts(profile.threads):
+        other = replace(place, threads=count)
+        counts[count] = in_child(_smallest_pass, model, other, progress=progress)
+    found = [replace(profile, thread_counts=dict(sorted(counts.items())))]
+    if (best := found[0].best_threads) != profile.threads:
+        other = replace(place, threads=best)
+        faster = in_child(_profile, model, other, FULL_S, progress=progress)
+        found.append(replace(faster, thread_counts=found[0].thread_counts))
+    return found
+
+
+def _other_counts(cores: int) -> list[int]:
+    """Threads worth trying beside one a core: where memory is the limit, or cores are of two kinds,
+    fewer; where a core runs two, more."""
+    tried = {cores // 2, cores * 3 // 4, os.cpu_count() or 1} - {0, cores}
+    return sorted(tried)
+
+
+def _profile(model: Model, place: Place, budget_s: float, progress: Progress) -> Profile:
+    setup = profiles.setup(
+        model.path,
+        place.runtime,
+        device=place.device,
+        provider=place.provider,
+        exact=place.exact,
+        threads=place.threads,
+    )
+    runtime = _loaded(model, place, progress)
+    try:
+        return measure_profile(runtime, setup, budget_s=budget_s, progress=progress)
+    finally:
+        runtime.close()
+
+
+def _smallest_pass(model: Model, place: Place, progress: Progress) -> float:
+    """Seconds of a pass over a token."""
+    runtime = _loaded(model, place, progress)
+    try:
+        return measure_curve(runtime, (1,), LENGTHS[:1], _THREADS_S, progress).seconds[0][0]
+    finally:
+        runtime.close()
+
+
+def _loaded(model: Model, place: Place, progress: Progress) -> Runtime:
+    return load(
+        model,
+        place.runtime,
+        context=min(model.context, LENGTHS[-1] + ROWS[-1]),
+        threads=place.threads,
+        device=place.device,
+        provider=place.provider,
+        exact=place.exact,
+        progress=progress,
+    )
