@@ -83,7 +83,7 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
         ]
         click.echo(json.dumps({"use": use, "profiles": kept}))
     else:
-        for profile in everything:
+        for profile in [p for p in everything if p.threads == p.best_threads]:
             click.echo("\n".join([*_report(profile), ""]))
         best = tuned.best
         click.echo(
@@ -108,7 +108,7 @@ def _report(profile: Profile) -> Iterator[str]:
     yield f"{model['name']} on {profile.runtime} {profile.runtime_version}"
     yield f"({profile.device}, {profile.threads} threads, power: {profile.machine['power']}{exact})"
     yield ""
-    yield f"  A pass over n tokens after {curve.lengths[0]} others, and after more:"
+    yield f"  Passes over n tokens after {curve.lengths[0]} others; at the right, after more"
     longer = "".join(f"{f'ms, {length}':>12}" for length in curve.lengths[1:3])
     yield f"{'n':>4}{'ms':>9}{'ratio':>7}{'spread':>8}{'ms/token':>10}{longer}"
     once = curve.seconds[0][0]

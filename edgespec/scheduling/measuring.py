@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +25,14 @@ FULL_S, QUICK_S = 18.0, 1.8
 _QUICK_ROWS = (1, 2, 4, 8)
 _EVERYWHERE = (1, 2, 4, 8, 16, 32)
 """Sizes measured at every length. What the others cost more there lies between these."""
-_FILLING = 0.4
+_OFTEN = 16
+"""Larger sizes are measured once a visit: they take long, and few are drafted."""
+_FILLING = 0.3
 """The share of the time that may go into filling the cache."""
 _ROUNDS = 8
 """Passes of a size at a visit of a length: more tell little."""
+_APART = 256
+"""Tokens: what is measured closer than that says nothing of the effect of longer caches."""
 _OUTLIER = 5.0
 """Samples so many times the usual deviation away from the median are another program's doing."""
 _LEAST_DEVIATION = 0.01
@@ -97,9 +102,7 @@ def memory_bandwidth(threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(5):
             started = perf_counter()
-            list(
-                pool.map(np.dot, parts, parts)
-            )  # reads each number once; numpy's sum adds too slowly
+            list(pool.map(np.dot, parts, parts))  # numpy's sum adds more slowly than memory reads
             times.append(perf_counter() - started)
     return array.nbytes / min(times)
 
@@ -111,8 +114,8 @@ class _Measuring:
         self, runtime: Runtime, rows: Sequence[int], budget_s: float, progress: Progress
     ) -> None:
         self.runtime, self.budget_s = runtime, budget_s
-        self._progress, self._name = progress, f"timing passes on {runtime.info.runtime}"
-        self._started, self._start = perf_counter(), runtime.length
+        self._progress = progress
+        self._end, self._start = perf_counter() + budget_s, runtime.length
         info, room = runtime.info, runtime.info.context - runtime.length
         self._tokens_of = {info.padded(n): n for n in sorted(rows) if n <= room}
         self._rng = np.random.default_rng(0)
@@ -126,28 +129,30 @@ class _Measuring:
     def curve(self, lengths: Sequence[int]) -> Curve:
         """Measure, up to the longest of ``lengths`` and down again: drift must not look like length."""
         try:
-            first = max(min(lengths[0], self._most()), self._start)
-            self._fill(first)
+            self._fill(min(lengths[0], self._most()), self.budget_s / 4)
+            first = self.runtime.length
             self._warm_up()
-            reached = self._reachable(lengths, first)
-            visits = [*reached, *reached[::-1]]
+            sizes = {at: self._sizes(at, first) for at in self._reachable(lengths, first)}
+            visits = [*sizes, *list(sizes)[-2::-1]]
             for number, length in enumerate(visits):
-                if number >= len(reached) and self._elapsed() > self.budget_s:
+                if self._left() <= 0:
                     break
                 if length > self.runtime.length:
                     self._fill(length)
                 else:
                     self.runtime.keep([])
                     self.runtime.truncate(length)
-                left = self.budget_s - self._elapsed()
-                if number < len(reached):
-                    left -= (reached[-1] - length) / self._rate()
-                rounds = left / sum(self._round_s(self._sizes(at, first)) for at in visits[number:])
-                self._visit(length, self._sizes(length, first), rounds)
+                left = self._left()
+                if number < len(sizes):
+                    left -= (max(sizes) - length) / self._rate()  # which filling will take
+                rounds = left / sum(self._round_s(sizes[at]) for at in visits[number:])
+                self._visit(length, sizes[length], rounds * self._round_s(sizes[length]))
         finally:
             self.runtime.keep([])
             self.runtime.truncate(self._start)
-        return self._curve(reached)
+        for size, seconds in self._warm.items():  # all that there was time for
+            self._samples.setdefault((first, size), [seconds])
+        return self._curve([at for at in sizes if (at, min(self._warm)) in self._samples])
 
     def prefill_tokens_per_s(self) -> float:
         """Of prompt chunks; where the cache was not filled they are timed now, if there is time.
@@ -155,61 +160,63 @@ class _Measuring:
         Else that of the largest pass, whose logits a prompt would not need.
         """
         for _ in range(2 - len(self._chunks)):
-            if self._elapsed() + self._chunk / self._rate() <= self.budget_s:
+            if self._chunk / self._rate() <= self._left():
                 self._chunks.append(self._timed(self._chunk, logits=False))
         self.runtime.keep([])
         return self._rate()
 
-    def _elapsed(self) -> float:
-        return perf_counter() - self._started
+    def _left(self) -> float:
+        """Seconds."""
+        return self._end - perf_counter()
 
     def _most(self) -> int:
         """The longest cache that leaves room for every size."""
         return self.runtime.info.context - max(self._tokens_of.values())
 
     def _timed(self, count: int, *, logits: bool = True) -> float:
-        self._progress(self._name, min(int(self._elapsed() * 10), self._total), self._total)
+        tenths = int(self.budget_s * 10)
+        done = min(max(int((self.budget_s - self._left()) * 10), 0), tenths)
+        self._progress(f"timing passes on {self.runtime.info.runtime}", done, tenths)
         started = perf_counter()
         self.runtime.forward(self._tokens[:count], logits="all" if logits else "none")
         return perf_counter() - started
 
-    @property
-    def _total(self) -> int:
-        return int(self.budget_s * 10) + 1
-
-    def _fill(self, length: int) -> None:
-        while (missing := length - self.runtime.length) > 0:
+    def _fill(self, length: int, seconds: float = math.inf) -> None:
+        """Fill the cache with ``length`` tokens, or as many as ``seconds`` allow."""
+        until = perf_counter() + seconds
+        while (missing := length - self.runtime.length) > 0 and perf_counter() < until:
             size = min(self._chunk, missing)
-            seconds = self._timed(size, logits=False)
+            taken = self._timed(size, logits=False)
             self.runtime.keep(range(size))
             if size == self._chunk:
-                self._chunks.append(seconds)
-
-    def _warm_up(self) -> None:
-        """Once through the sizes, the smallest first: the first pass of one pays for allocations.
-
-        Sizes that a third of the time does not reach are left out, but for the two smallest.
-        """
-        for size, count in self._tokens_of.items():
-            if len(self._warm) >= 2 and self._elapsed() > self.budget_s / 3:
-                break
-            self._warm[size] = self._timed(count)
+                self._chunks.append(taken)
 
     def _rate(self) -> float:
         """Tokens of a prompt a second, as far as is known."""
         if not self._chunks:
             largest, seconds = max(self._warm.items())
             return largest / seconds
-        return self._chunk / statistics.median(
-            self._chunks[1:] or self._chunks
-        )  # the first allocates
+        chunks = self._chunks[1:] or self._chunks  # the first allocates
+        return self._chunk / statistics.median(chunks)
+
+    def _warm_up(self) -> None:
+        """Once through the sizes, the smallest first: the first pass of one pays for allocations, and
+        counts only where there is time for no other.
+
+        Sizes that half of the time does not reach are left out, but for the two smallest.
+        """
+        for size, count in self._tokens_of.items():
+            if len(self._warm) >= 2 and self._left() < self.budget_s / 2:
+                break
+            self._warm[size] = self._timed(count)
 
     def _reachable(self, lengths: Sequence[int], first: int) -> list[int]:
         """``lengths``, closer together where the context or the time does not reach the last."""
-        longest = min(
-            lengths[-1], self._most(), first + int(self._rate() * _FILLING * self.budget_s)
-        )
-        share = (longest - first) / max(lengths[-1] - first, 1)
+        seconds = min(_FILLING * self.budget_s, self._left() / 2)
+        longest = min(lengths[-1], self._most(), first + int(self._rate() * seconds))
+        if longest - first < _APART:
+            return [first]
+        share = (longest - first) / (lengths[-1] - first)
         return sorted({first + max(int((length - first) * share), 0) for length in lengths})
 
     def _sizes(self, length: int, first: int) -> list[int]:
@@ -219,17 +226,19 @@ class _Measuring:
         return [n for n in sizes if length == first or n in everywhere] or sizes[:1]
 
     def _round_s(self, sizes: Sequence[int]) -> float:
-        return sum(self._warm[size] for size in sizes)
+        """Seconds of a round, but for the first of a visit."""
+        return sum(self._warm[size] for size in sizes if size <= _OFTEN)
 
-    def _visit(self, length: int, sizes: Sequence[int], rounds: float) -> None:
-        """So many ``rounds`` over the sizes, one at least, each in another order."""
-        until = perf_counter() + (rounds - 1) * self._round_s(sizes)
-        for number in range(_ROUNDS):
-            if number and perf_counter() > until:
-                break
+    def _visit(self, length: int, sizes: Sequence[int], seconds: float) -> None:
+        """Rounds over the sizes, one at least, each in another order."""
+        until = perf_counter() + seconds
+        for _ in range(_ROUNDS):
             for size in self._rng.permutation(sizes).tolist():
-                seconds = self._timed(self._tokens_of[size])
-                self._samples.setdefault((length, size), []).append(seconds)
+                taken = self._timed(self._tokens_of[size])
+                self._samples.setdefault((length, size), []).append(taken)
+            sizes = [size for size in sizes if size <= _OFTEN] or sizes
+            if perf_counter() + self._round_s(sizes) > until:
+                break
 
     def _curve(self, lengths: Sequence[int]) -> Curve:
         sizes = list(self._warm)
@@ -237,7 +246,10 @@ class _Measuring:
         spreads: list[tuple[float, ...]] = []
         for length in lengths:
             known = [size for size in sizes if (length, size) in self._samples]
-            found = [robust(self._samples[length, size]) for size in known]
+            taken = [self._samples[length, size] for size in known]
+            found = [
+                robust(times[1:] or times if length == lengths[0] else times) for times in taken
+            ]
             row = np.array([median for median, _ in found])
             if len(known) < len(sizes):  # elsewhere than at the first length
                 base = np.array(seconds[0])
