@@ -57,11 +57,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured: a profile for each runtime (and for its draft), and where each is kept."""
+    """What was measured: for each runtime a profile, or two of different threads, and its draft's."""
 
     profiles: list[Profile]
     drafts: list[Profile]
-    paths: list[Path]
+    paths: list[Path | None]
+    """Where ``profiles`` and then ``drafts`` are kept; ``None`` where the disk took none."""
     best: Profile
     """The fastest of ``profiles``."""
 
@@ -109,11 +110,12 @@ def tune(
             if len(kinds) == 1 or (kind == kinds[-1] and not measured):
                 raise
             notice(f"not measured on {kind}: {error}")
-    paths = []
-    for number, profile in enumerate(seen := [*measured, *drafts]):
-        seen[number] = replace(profile, machine={**profile.machine, "memory_bytes_per_s": speed})
-        paths.append(profiles.save(seen[number], notice))
-    measured, drafts = seen[: len(measured)], seen[len(measured) :]
+
+    def complete(profile: Profile) -> Profile:
+        return replace(profile, machine={**profile.machine, "memory_bytes_per_s": speed})
+
+    measured, drafts = [complete(p) for p in measured], [complete(p) for p in drafts]
+    paths = [profiles.save(profile, notice) for profile in (*measured, *drafts)]
     return Tuned(measured, drafts, paths, max(measured, key=lambda p: p.tokens_per_s()))
 
 
@@ -208,7 +210,7 @@ def _measured(model: Model, place: Place, progress: Progress) -> list[Profile]:
     counts = dict(profile.thread_counts)
     for count in _other_counts(profile.threads):
         other = replace(place, threads=count)
-        counts[count] = in_child(_smallest_pass, model, other, progress=progress)
+        counts[count] = in_child(_smallest_pass, model, other, _THREADS_S, progress=progress)
     found = [replace(profile, thread_counts=dict(sorted(counts.items())))]
     if (best := found[0].best_threads) != profile.threads:
         other = replace(place, threads=best)
@@ -240,11 +242,11 @@ def _profile(model: Model, place: Place, budget_s: float, progress: Progress) ->
         runtime.close()
 
 
-def _smallest_pass(model: Model, place: Place, progress: Progress) -> float:
+def _smallest_pass(model: Model, place: Place, budget_s: float, progress: Progress) -> float:
     """Seconds of a pass over a token."""
     runtime = _loaded(model, place, progress)
     try:
-        return measure_curve(runtime, (1,), LENGTHS[:1], _THREADS_S, progress).seconds[0][0]
+        return measure_curve(runtime, (1,), LENGTHS[:1], budget_s, progress).seconds[0][0]
     finally:
         runtime.close()
 

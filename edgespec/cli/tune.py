@@ -78,7 +78,7 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
     if as_json:
         use = {"runtime": tuned.best.runtime, "threads": tuned.best.threads}
         kept = [
-            {"path": str(path), **json.loads(dumps(profile))}
+            {"path": path and str(path), **json.loads(dumps(profile))}
             for profile, path in zip(everything, tuned.paths, strict=True)
         ]
         click.echo(json.dumps({"use": use, "profiles": kept}))
@@ -90,7 +90,7 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
             f"Use --runtime {best.runtime} --threads {best.threads}: "
             f"{best.tokens_per_s(0):.1f} tokens/s, {best.tokens_per_s():.1f} if every second guess is right."
         )
-        for path in tuned.paths:
+        for path in filter(None, tuned.paths):
             click.echo(f"Kept in {path}")
     for profile in everything:
         noise = statistics.median(spread for row in profile.curve.spread for spread in row)

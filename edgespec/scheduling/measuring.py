@@ -91,6 +91,7 @@ def measure_profile(
         thread_counts={setup.threads: curve.seconds[0][0]},
         quick=quick,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        pass_sizes=info.pass_sizes,
     )
 
 
@@ -135,7 +136,7 @@ class _Measuring:
             sizes = {at: self._sizes(at, first) for at in self._reachable(lengths, first)}
             visits = [*sizes, *list(sizes)[-2::-1]]
             for number, length in enumerate(visits):
-                if self._left() <= 0:
+                if self._left() < sum(self._warm[size] for size in sizes[length]):
                     break
                 if length > self.runtime.length:
                     self._fill(length)

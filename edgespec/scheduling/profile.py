@@ -110,6 +110,8 @@ class Profile:
     """Measured in a moment, before the first answer."""
     created: str
     """ISO 8601, UTC."""
+    pass_sizes: tuple[int, ...] = ()
+    """Sizes that passes were padded to, as ``ModelInfo`` has them."""
 
     @property
     def bandwidth(self) -> float:
@@ -235,11 +237,11 @@ def load(key: str, notice: Callable[[str], None] = lambda line: None) -> Profile
     return found
 
 
-def save(profile: Profile, notice: Callable[[str], None] = lambda line: None) -> Path:
+def save(profile: Profile, notice: Callable[[str], None] = lambda line: None) -> Path | None:
     """Keep ``profile`` under its key and return where.
 
     Written beside it and renamed, so that others see the old one or the new. Where the folder
-    cannot take it, ``notice`` is told: it costs the next measuring and nothing else.
+    cannot take it, ``notice`` is told and the result is ``None``: the next run measures again.
     """
     path = _path(_key_of(profile))
     try:
@@ -254,6 +256,7 @@ def save(profile: Profile, notice: Callable[[str], None] = lambda line: None) ->
                 os.unlink(name)
     except OSError as error:
         notice(f"cannot keep the profile in {path.parent}: {store.reason(error)}")
+        return None
     return path
 
 
@@ -351,6 +354,7 @@ def _parse(text: str) -> Profile:
             },
             quick=found["quick"],
             created=created,
+            pass_sizes=_ascending(found["pass_sizes"], "pass_sizes", 1, LARGEST),
         )
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
@@ -359,17 +363,21 @@ def _parse(text: str) -> Profile:
 def _curve(found: Any) -> Curve:
     if not isinstance(found, dict) or set(found) != {field.name for field in fields(Curve)}:
         raise ValueError("curve is not an object of rows, lengths, seconds and spread")
-    rows = tuple(_whole(n, "rows", most=LARGEST) for n in _list(found["rows"], "rows"))
-    lengths = tuple(_whole(n, "lengths", least=0) for n in _list(found["lengths"], "lengths"))
-    for name, values in (("rows", rows), ("lengths", lengths)):
-        if list(values) != sorted(set(values)):
-            raise ValueError(f"{name} do not ascend")
+    rows = _ascending(found["rows"], "rows", 1, LARGEST)
+    lengths = _ascending(found["lengths"], "lengths", 0)
 
     def table(name: str, zero: bool) -> tuple[tuple[float, ...], ...]:
         lines = [_list(line, name, len(rows)) for line in _list(found[name], name, len(lengths))]
         return tuple(tuple(_number(x, name, zero=zero) for x in line) for line in lines)
 
     return Curve(rows, lengths, table("seconds", False), table("spread", True))
+
+
+def _ascending(found: Any, name: str, least: int, most: int = _MAX_COUNT) -> tuple[int, ...]:
+    counts = tuple(_whole(count, name, least, most) for count in _list(found, name, least=0))
+    if list(counts) != sorted(set(counts)):
+        raise ValueError(f"{name} do not ascend")
+    return counts
 
 
 def _facts(found: Any, name: str) -> dict[str, str | int | float]:
@@ -384,9 +392,9 @@ def _facts(found: Any, name: str) -> dict[str, str | int | float]:
     return found
 
 
-def _list(found: Any, name: str, count: int | None = None) -> list[Any]:
-    if not isinstance(found, list) or not 0 < len(found) <= _MAX_ITEMS:
-        raise ValueError(f"{name} is no list of 1 to {_MAX_ITEMS}")
+def _list(found: Any, name: str, count: int | None = None, least: int = 1) -> list[Any]:
+    if not isinstance(found, list) or not least <= len(found) <= _MAX_ITEMS:
+        raise ValueError(f"{name} is no list of {least} to {_MAX_ITEMS}")
     if count is not None and len(found) != count:
         raise ValueError(f"{name} has {len(found)} items where {count} belong")
     return found
