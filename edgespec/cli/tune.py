@@ -86,10 +86,9 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
         for profile in [p for p in everything if p.threads == p.best_threads]:
             click.echo("\n".join([*_report(profile), ""]))
         best = tuned.best
-        click.echo(
-            f"Use --runtime {best.runtime} --threads {best.threads}: "
-            f"{best.tokens_per_s(0):.1f} tokens/s, {best.tokens_per_s():.1f} if every second guess is right."
-        )
+        plain, guessed = best.tokens_per_s(0), best.tokens_per_s()
+        click.echo(f"Use --runtime {best.runtime} --threads {best.threads}:")
+        click.echo(f"{plain:.1f} tokens/s, and {guessed:.1f} where every second guess is right")
         for path in filter(None, tuned.paths):
             click.echo(f"Kept in {path}")
     for profile in everything:
