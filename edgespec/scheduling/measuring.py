@@ -136,7 +136,8 @@ class _Measuring:
             sizes = {at: self._sizes(at, first) for at in self._reachable(lengths, first)}
             visits = [*sizes, *list(sizes)[-2::-1]]
             for number, length in enumerate(visits):
-                if self._left() < sum(self._warm[size] for size in sizes[length]):
+                filling_s = max(length - self.runtime.length, 0) / self._rate()
+                if self._left() < filling_s + sum(self._warm[size] for size in sizes[length]):
                     break
                 if length > self.runtime.length:
                     self._fill(length)
@@ -201,15 +202,19 @@ class _Measuring:
         return self._chunk / statistics.median(chunks)
 
     def _warm_up(self) -> None:
-        """Once through the sizes, the smallest first: the first pass of one pays for allocations, and
-        counts only where there is time for no other.
+        """Once through the sizes: the first pass of one pays for allocations, and counts only where
+        there is time for no other.
 
-        Sizes that half of the time does not reach are left out, but for the two smallest.
+        Sizes that a quarter of the time does not reach are left out, those measured everywhere last,
+        but for the two smallest: few sizes timed often say more than many timed once.
         """
-        for size, count in self._tokens_of.items():
-            if len(self._warm) >= 2 and self._left() < self.budget_s / 2:
+        everywhere = {self.runtime.info.padded(n) for n in _EVERYWHERE}
+        until = self._left() - self.budget_s / 4
+        for size in sorted(self._tokens_of, key=lambda size: (size not in everywhere, size)):
+            if len(self._warm) >= 2 and self._left() < until:
                 break
-            self._warm[size] = self._timed(count)
+            self._warm[size] = self._timed(self._tokens_of[size])
+        self._warm = dict(sorted(self._warm.items()))
 
     def _reachable(self, lengths: Sequence[int], first: int) -> list[int]:
         """``lengths``, closer together where the context or the time does not reach the last."""
