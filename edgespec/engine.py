@@ -16,11 +16,21 @@ from edgespec.drafting.none import NoDrafter
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
-from edgespec.opening import Model, choose_runtime, find, find_draft, load
+from edgespec.opening import (
+    Model,
+    choose_runtime,
+    draft_runtime,
+    find,
+    find_draft,
+    load,
+    plan_memory,
+)
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import DEFAULT_CONTEXT, ModelInfo, Runtime
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import measure
+from edgespec.scheduling.memory import Use
+from edgespec.scheduling.planning import Plan
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
@@ -64,6 +74,8 @@ class Engine:
         exact: bool = True,
         context: int | None = None,
         threads: int | None = None,
+        memory_budget: int | None = None,
+        planned: Callable[[Plan], None] | None = None,
         progress: Progress = silent,
     ) -> Engine:
         """Open a model: a name in the catalogue (pulled if absent), a GGUF file, a folder with a bundle,
@@ -75,7 +87,10 @@ class Engine:
         does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
-        a core. Raises ``UserError`` for what the caller can put right.
+        a core. ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is
+        auto), context, cache, draft model and passes are chosen to fit. ``planned`` is told what was
+        chosen, before it is loaded, wherever its memory can be foreseen.
+        Raises ``UserError`` for what the caller can put right.
         """
         if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
             raise UserError(
@@ -85,10 +100,20 @@ class Engine:
         tokenizer = found.tokenizer
         source = tokenizer.chat_template
         template = ChatTemplate(source, tokenizer) if source else None
-        kind = choose_runtime(runtime, found)
+        drafting = _draft_model(draft, found, progress)
+        plan = None
+        if memory_budget is not None or (planned and found.shape):
+            plan = plan_memory(
+                found, drafting, runtime=runtime, device=device, context=context,
+                tables=draft != "none", budget=memory_budget,
+            )  # fmt: skip
+            if planned:
+                planned(plan)
+        kind = plan.use.runtime if plan else choose_runtime(runtime, found)
+        if plan and plan.draft is None:
+            drafting = None
         if provider is not None and kind != "onnx":
             raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
-        drafting = _draft_model(draft, found, progress)
         options: dict[str, Any] = {
             "threads": threads,
             "device": device,
@@ -99,12 +124,15 @@ class Engine:
             draft_model: Runtime | None = None
             if drafting is not None:
                 # built first, and loaded without exactness: what it says is only a guess
-                same = kind if drafting.form == "gguf" and kind == "llama-cpp" else "auto"
-                own = choose_runtime(same, drafting)
+                own = draft_runtime(kind, drafting)
                 fits = min(drafting.context, context or DEFAULT_CONTEXT)
-                draft_model = load(drafting, own, context=fits, exact=False, **options)
+                limits = _limits(plan.draft if plan else None)
+                draft_model = load(
+                    drafting, own, exact=False, **{"context": fits, **limits}, **options
+                )
                 opened.callback(draft_model.close)
-            target = load(found, kind, context=context, exact=exact, **options)
+            limits = _limits(plan.use if plan else None)
+            target = load(found, kind, exact=exact, **{"context": context, **limits}, **options)
             opened.callback(target.close)
             if tokenizer.vocab_size > target.info.vocab_size:
                 raise UserError(
@@ -198,6 +226,24 @@ class Engine:
         reason = session.finish_reason or "length"
         return Completion(text, session.token_ids, reason, session.statistics)
 
+    @staticmethod
+    def plan(
+        model: str | Path,
+        *,
+        runtime: str = "auto",
+        device: str = "auto",
+        draft: str = "auto",
+        context: int | None = None,
+        memory_budget: int | None = None,
+        progress: Progress = silent,
+    ) -> Plan:
+        """What ``open`` would load with the same options, and what it would take; loads nothing."""
+        found = find(str(model), progress)
+        return plan_memory(
+            found, _draft_model(draft, found, progress), runtime=runtime, device=device,
+            context=context, tables=draft != "none", budget=memory_budget,
+        )  # fmt: skip
+
     def close(self) -> None:
         """Free the model, and its draft."""
         self.loaded.target.close()
@@ -209,6 +255,18 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _limits(use: Use | None) -> dict[str, Any]:
+    """What a plan says of a model, as options of ``load``."""
+    if use is None:
+        return {}
+    return {
+        "context": use.context,
+        "rows": use.rows,
+        "cache_type": use.cache_type,
+        "mapped": use.mapped,
+    }
 
 
 def _draft_model(draft: str, target: Model, progress: Progress) -> Model | None:

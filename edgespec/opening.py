@@ -16,12 +16,15 @@ from typing import Literal
 from edgespec.errors import UserError
 from edgespec.export import build_onnx, onnx_folder
 from edgespec.export.architectures import ARCHITECTURES
+from edgespec.export.sources import Source
 from edgespec.models import store
 from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.progress import Progress
-from edgespec.runtimes import DEFAULT_CONTEXT, Runtime
+from edgespec.progress import Progress, silent
+from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, Runtime, capacity
+from edgespec.scheduling.memory import Shape, built_shape, shape_of
+from edgespec.scheduling.planning import Asked, Plan, plan
 
 _ALIKE = 0.99
 """The share of tokens that two vocabularies must spell alike: names of unused ones do differ."""
@@ -45,6 +48,8 @@ class Model:
     """Fields of ``Sampling`` that its makers recommend."""
     drafts: tuple[Model, ...] = ()
     """What its bundle has to draft for it, the preferred one first."""
+    shape: Shape | None = None
+    """What its memory follows from; ``None`` where that takes reading a graph, or nothing tells."""
 
 
 def find(name: str, progress: Progress) -> Model:
@@ -109,6 +114,77 @@ def choose_runtime(runtime: str, model: Model) -> str:
     return runtime
 
 
+def allowed_runtimes(runtime: str, model: Model) -> list[str]:
+    """The runtimes that may run ``model``, that of ``choose_runtime`` first."""
+    first = choose_runtime(runtime, model)
+    if runtime != "auto" or model.form != "gguf" or find_spec("llama_cpp") is None:
+        return [first]
+    return list(dict.fromkeys([first, "llama-cpp"]))
+
+
+def shape(model: Model) -> Shape:
+    """The sizes of ``model``. Raises ``UserError`` where its memory cannot be foreseen."""
+    if model.shape is not None:
+        return model.shape
+    if model.form != "built":
+        raise UserError(
+            f"what {model.path} takes of memory is not known beforehand; leave --memory-budget out"
+        )
+    import onnx
+
+    from edgespec.runtimes.onnx import read_manifest
+
+    graph = onnx.load(str(model.path / "model.onnx"), load_external_data=False).graph
+    return built_shape(read_manifest(model.path), graph, model.tokenizer.vocab_size)
+
+
+def draft_runtime(target: str, draft: Model) -> str:
+    """What runs a draft model beside a target on the runtime ``target``."""
+    return choose_runtime(
+        target if draft.form == "gguf" and target == "llama-cpp" else "auto", draft
+    )
+
+
+def plan_memory(
+    model: Model,
+    draft: Model | None,
+    *,
+    runtime: str,
+    device: str,
+    context: int | None,
+    tables: bool,
+    budget: int | None,
+) -> Plan:
+    """What is run of ``model`` and of its ``draft`` within ``budget`` bytes; ``None``: no limit.
+
+    ``tables``: whether the context is searched for drafts. Raises ``UserError`` where nothing fits,
+    and where memory cannot be foreseen.
+    """
+    if budget is not None and device not in ("auto", "cpu"):
+        raise UserError(
+            "--memory-budget plans for the processor's memory; use --device cpu with it"
+        )
+    allowed = allowed_runtimes(runtime, model)
+    asked = Asked(
+        shape(model),
+        allowed,
+        capacity(context, model.context),
+        draft=shape(draft) if draft else None,
+        draft_context=draft.context if draft else 0,
+        draft_runtime=lambda target: draft_runtime(target, draft) if draft else target,
+        tables=tables,
+        built="onnx" not in allowed or all(is_built(m) for m in (model, draft) if m),
+    )
+    return plan(asked, budget)
+
+
+def is_built(model: Model) -> bool:
+    """Whether the onnx runtime can load ``model`` as it is, or as it was built before."""
+    if model.form in ("built", "plain"):
+        return True
+    return _built_folder(model.path, silent).is_dir()
+
+
 def load(
     model: Model,
     runtime: str,
@@ -119,12 +195,26 @@ def load(
     provider: str | None,
     exact: bool,
     progress: Progress,
+    rows: int = MAX_ROWS,
+    cache_type: str | None = None,
+    mapped: bool = True,
 ) -> Runtime:
-    """Load ``model`` on a runtime of ``choose_runtime``; built for it first where that is needed."""
+    """Load ``model`` on a runtime of ``choose_runtime``; built for it first where that is needed.
+
+    ``rows``, ``cache_type`` and ``mapped`` are as ``edgespec.scheduling.memory.Use`` has them.
+    """
     if runtime == "llama-cpp":
         from edgespec.runtimes.llama_cpp import LlamaCppRuntime
 
-        return LlamaCppRuntime(model.path, context=context, threads=threads, device=device)
+        return LlamaCppRuntime(
+            model.path,
+            context=context,
+            threads=threads,
+            device=device,
+            cache_type=cache_type or "float16",
+            rows=rows,
+            mapped=mapped,
+        )
     if model.form == "plain":
         from edgespec.runtimes.onnx_optimum import OptimumRuntime
 
@@ -148,6 +238,7 @@ def load(
         device=device,
         provider=provider,
         exact=exact,
+        rows=rows,
         progress=progress,
     )
 
@@ -158,7 +249,8 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> Model:
     if not isinstance(context, int):
         context = DEFAULT_CONTEXT  # the runtime will say what is wrong
     tokenizer = tokenizer or Tokenizer.from_gguf(file)
-    model = Model(path, "gguf", file.architecture, context, tokenizer)
+    size = _shape(file, tokenizer)
+    model = Model(path, "gguf", file.architecture, context, tokenizer, shape=size)
     del file
     _give_back_memory()
     return model
@@ -184,10 +276,19 @@ def _folder(path: Path) -> Model:
         )
     from edgespec.export.sources import open_source
 
-    metadata = open_source(path).metadata
+    source = open_source(path)
+    metadata, tokenizer = source.metadata, Tokenizer.from_file(path)
     architecture = str(metadata["general.architecture"])
     context = int(metadata[f"{architecture}.context_length"])
-    return Model(path, "checkpoint", architecture, context, Tokenizer.from_file(path))
+    size = _shape(source, tokenizer)
+    return Model(path, "checkpoint", architecture, context, tokenizer, shape=size)
+
+
+def _shape(source: Source, tokenizer: Tokenizer) -> Shape | None:
+    """``None`` where the metadata does not tell: the runtime will say what is wrong, if anything is."""
+    with contextlib.suppress(UserError):
+        return shape_of(source, tokenizer.vocab_size)
+    return None
 
 
 def _bundled(model: BundledModel, tokenizer: Tokenizer) -> Model:

@@ -15,6 +15,8 @@ FloatArray = npt.NDArray[np.float32]
 Logits = Literal["all", "last", "none"]
 DEFAULT_CONTEXT = 4096
 """Tokens of context, where the user asks for none and the model has as many."""
+MAX_ROWS = 16
+"""Rows of logits in the largest pass, where memory is not short: a token said and 15 drafted."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ModelInfo:
     it is empty where that was not proved (or not asked for), and then passes are not padded.
     ``vocab_size`` is the columns of the logits. A draft's head may have been trimmed: ``token_ids``
     are then the tokens that its columns are for; ``None``: every token, in order.
+    ``max_rows`` is the most rows of logits that a pass is meant to have: memory was planned for these.
     """
 
     name: str
@@ -38,6 +41,7 @@ class ModelInfo:
     runtime: str
     pass_sizes: tuple[int, ...] = ()
     token_ids: tuple[int, ...] | None = None
+    max_rows: int = MAX_ROWS
 
     def padded(self, rows: int) -> int:
         """The size that a pass over ``rows`` tokens is padded to."""

@@ -28,6 +28,7 @@ from edgespec.export.sources.trimmed import EMBEDDING, whole_embedding
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import (
     DEFAULT_CONTEXT,
+    MAX_ROWS,
     ContextOverflow,
     FloatArray,
     Logits,
@@ -49,6 +50,8 @@ _ERROR, _CONTINUED = 4, 5
 """Levels of ggml's log (``ggml_log_level``)."""
 _MAX_PASS = 512
 """Rows that llama.cpp computes at once; it splits a longer pass itself."""
+_CACHE_TYPES = {"float16": 1, "q8_0": 8}
+"""Of keys and values, as ggml numbers them (``ggml_type``)."""
 _MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""
 
@@ -82,12 +85,19 @@ class LlamaCppRuntime:
         context: int | None = None,
         threads: int | None = None,
         device: str = "auto",
+        cache_type: str = "float16",
+        rows: int = MAX_ROWS,
+        mapped: bool = True,
     ) -> None:
         """Load the model.
 
         ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores.
-        ``device`` is ``auto``, ``cpu``, ``gpu`` or ``gpu:N``. Raises ``UserError`` where the file or
-        the device cannot be used.
+        ``device`` is ``auto``, ``cpu``, ``gpu`` or ``gpu:N``. ``cache_type`` of keys and values is
+        ``float16`` or ``q8_0``, which flash attention is needed for: llama.cpp turns it on itself.
+        ``rows`` are the most rows of logits that a pass is meant to have. Without ``mapped`` the
+        file is read: what llama.cpp copies for its kernels is then not in memory twice, and no logits
+        are set aside for more than ``rows`` leaves of a tree. The cache has all of its memory at
+        once. Raises ``UserError`` where the file or the device cannot be used.
         """
         file = GGUFFile(path)
         _refuse_what_would_abort(file)
@@ -95,8 +105,12 @@ class LlamaCppRuntime:
         embedding = _Embedding(file) if TOKEN_IDS in file.metadata else None
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
         context = capacity(context, limit)
-        model = _load_model(file, device)
-        cache = _create_context(model, file, context, threads or physical_cores(), device)
+        model = _load_model(file, device, mapped)
+        self._max_leaves = _MAX_LEAVES if mapped else min(_MAX_LEAVES, rows)
+        threads = threads or physical_cores()
+        cache = _create_context(
+            model, file, context, threads, device, self._max_leaves, _CACHE_TYPES[cache_type]
+        )
         self._context, self._memory = cache, llama.llama_get_memory(cache)
         self._close = weakref.finalize(self, _free, model, cache)
         vocab_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
@@ -111,12 +125,13 @@ class LlamaCppRuntime:
             device=device,
             runtime="llama-cpp",
             token_ids=tuple(file.metadata[TOKEN_IDS]) if embedding else None,
+            max_rows=rows,
         )
         # The C batch points into these arrays, so a pass only fills them.
         self._tokens = np.zeros(context, np.int32)
         self._positions = np.zeros(context, np.int32)
         self._sequence_counts = np.ones(context, np.int32)
-        self._sequences = np.zeros((context, _MAX_LEAVES), np.int32)
+        self._sequences = np.zeros((context, self._max_leaves), np.int32)
         self._wanted = np.zeros(context, np.int8)
         row_bytes = self._sequences.strides[0]
         self._pointers = self._sequences.ctypes.data + row_bytes * np.arange(
@@ -235,8 +250,8 @@ class LlamaCppRuntime:
         for row, parent in enumerate(parents):
             depths[row] = depths[parent] + 1 if parent >= 0 else 0
         leaves = sorted(set(range(rows)) - set(parents))
-        if len(leaves) > _MAX_LEAVES:
-            raise ValueError(f"a tree of {len(leaves)} leaves; llama.cpp takes {_MAX_LEAVES}")
+        if len(leaves) > self._max_leaves:
+            raise ValueError(f"a tree of {len(leaves)} leaves; llama.cpp takes {self._max_leaves}")
         below: list[list[int]] = [[] for _ in range(rows)]
         for sequence, leaf in enumerate(leaves):
             row = leaf
@@ -327,9 +342,11 @@ def _refuse_what_would_abort(file: GGUFFile) -> None:
         raise UserError(f"{file.path} has a vocabulary with duplicates; download it again")
 
 
-def _load_model(file: GGUFFile, device: str) -> Any:
+def _load_model(file: GGUFFile, device: str, mapped: bool) -> Any:
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0
+    if not mapped:
+        params.load_mode = llama.LLAMA_LOAD_MODE_NONE
     if device != "cpu":
         params.n_gpu_layers = 999  # every layer
         params.split_mode = llama.LLAMA_SPLIT_MODE_NONE
@@ -348,12 +365,21 @@ def _load_model(file: GGUFFile, device: str) -> Any:
     return model
 
 
-def _create_context(model: Any, file: GGUFFile, context: int, threads: int, device: str) -> Any:
+def _create_context(
+    model: Any,
+    file: GGUFFile,
+    context: int,
+    threads: int,
+    device: str,
+    leaves: int,
+    cache_type: int,
+) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = params.n_batch = context
     params.n_ubatch = min(_MAX_PASS, context)
     params.n_threads = params.n_threads_batch = threads
-    params.n_seq_max, params.kv_unified = _MAX_LEAVES, True
+    params.n_seq_max, params.kv_unified = leaves, True
+    params.type_k = params.type_v = cache_type
     params.swa_full = True  # or sliding layers lose rows that `truncate` must be able to return to
     params.offload_kqv = params.op_offload = device != "cpu"
     _errors.clear()

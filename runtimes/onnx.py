@@ -18,7 +18,14 @@ import onnxruntime as ort
 
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo, capacity
+from edgespec.runtimes import (
+    MAX_ROWS,
+    ContextOverflow,
+    FloatArray,
+    Logits,
+    ModelInfo,
+    capacity,
+)
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
 
 PROBED_SIZES = 16
@@ -91,7 +98,7 @@ class OnnxRuntime(Chains):
     capacity in tokens (default: the model's, at most 4096). With ``exact``, attention never sees a
     single row (its kernel for one differs) nor few positions with wide heads, sizes of pass are probed for
     batch invariance (once; the result is kept beside the model) and passes are padded to sizes that
-    agree with each other.
+    agree with each other, none larger than ``rows``, the most rows of logits that a pass may have.
     Raises ``UserError`` for a model that is incomplete or a provider that is not installed.
     """
 
@@ -104,6 +111,7 @@ class OnnxRuntime(Chains):
         device: str = "auto",
         provider: str | None = None,
         exact: bool = True,
+        rows: int = MAX_ROWS,
         progress: Progress = silent,
     ) -> None:
         manifest = read_manifest(folder)
@@ -139,10 +147,13 @@ class OnnxRuntime(Chains):
             device=chosen.removesuffix("ExecutionProvider").lower(),
             runtime="onnx",
             token_ids=None if manifest["token_ids"] is None else tuple(manifest["token_ids"]),
+            max_rows=rows,
         )
         if exact:
             sizes = self._invariant_sizes(folder, progress)
-            self.info = replace(self.info, pass_sizes=sizes)
+            self.info = replace(self.info, pass_sizes=tuple(n for n in sizes if n <= rows))
+            self._passes.clear()  # with what the largest probes touched of memory
+            self._logits = np.empty_like(self._logits)
 
     def forward(
         self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
@@ -243,7 +254,11 @@ class OnnxRuntime(Chains):
 
 
 def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, Any]:
-    """Zeroed caches; the system gives them memory when they are first written."""
+    """Zeroed caches; the system gives them memory when they are first written.
+
+    A head's rows lie together, so every head's part grows from its start: by pages of 4 KiB, and of
+    2 MiB where a cache has 4 MiB or more, which NumPy asks Linux to use large pages for.
+    """
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, capacity, head_dim), np.float32))
         for name, (_, heads, _, head_dim) in shapes.items()
@@ -374,11 +389,12 @@ def _read_pages_released(mapping: mmap.mmap) -> Iterator[None]:
 
     It packs every product's weights for its kernels, on the heap, and does not look at the file
     again; without this both would be resident. Pages given back come again from the file if touched.
+    It reads some GB a second, so that every 5 ms are tens of MB.
     """
     loaded = threading.Event()
 
     def release() -> None:
-        while not loaded.wait(0.02):
+        while not loaded.wait(0.005):
             _release_pages(mapping)
 
     releaser = threading.Thread(target=release, daemon=True)

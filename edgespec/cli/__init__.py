@@ -17,6 +17,7 @@ _COMMANDS = {
     "models": "edgespec.cli.models",
     "export": "edgespec.cli.export",
     "tune": "edgespec.cli.tune",
+    "plan": "edgespec.cli.plan",
     "doctor": "edgespec.cli.doctor",
 }
 """Imported when they are needed: a command does not wait for the others to load."""

@@ -58,6 +58,14 @@ def memory() -> tuple[int, int]:
     return sizes["MemTotal"], sizes["MemAvailable"]
 
 
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; ``None`` where the system does not tell."""
+    try:
+        return memory()[1]
+    except (OSError, LookupError, ValueError, subprocess.SubprocessError):
+        return None
+
+
 def _sysctl(*arguments: str) -> str:
     return _output("sysctl", *arguments)
 

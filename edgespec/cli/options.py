@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgespec.cli import machine
 from edgespec.cli.progress import ProgressBar
 from edgespec.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from edgespec.engine import Engine
+    from edgespec.scheduling.planning import Plan
     from edgespec.session import Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes."""
+    from edgespec.scheduling.planning import parse_bytes
+
+    return None if value is None else parse_bytes(value)
+
+
 model_argument = click.argument("model", default=DEFAULT_MODEL)
 
-_OPTIONS = (
+_PLAN_OPTIONS = (
     click.option(
         "--runtime",
         type=click.Choice(["auto", "onnx", "llama-cpp"]),
@@ -36,12 +46,6 @@ _OPTIONS = (
         help="Where it runs.",
     ),
     click.option(
-        "--provider",
-        metavar="NAME",
-        help="ONNX Runtime's execution provider, instead of the best one for --device; "
-        "`edgespec doctor` lists them.",
-    ),
-    click.option(
         "--draft",
         metavar="auto|none|ngram|MODEL",
         default="auto",
@@ -49,6 +53,28 @@ _OPTIONS = (
         help="What guesses the next tokens: nothing, what followed the same words before (ngram, "
         "auto), or a smaller model with the same tokenizer: a name of `edgespec models list`, a "
         ".gguf file or a built folder.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens of prompt and answer to have room for. Default: the model's, at most 4096.",
+    ),
+    click.option(
+        "--memory-budget",
+        callback=_memory_size,
+        metavar="SIZE",
+        help="The most memory to take, such as 900MiB or 2GB: what runs is chosen to fit; "
+        "`edgespec plan` shows it. Default: no limit.",
+    ),
+)
+_OPTIONS = (
+    *_PLAN_OPTIONS,
+    click.option(
+        "--provider",
+        metavar="NAME",
+        help="ONNX Runtime's execution provider, instead of the best one for --device; "
+        "`edgespec doctor` lists them.",
     ),
     click.option(
         "--exact/--no-exact",
@@ -59,12 +85,6 @@ _OPTIONS = (
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="Default: one a physical core."
-    ),
-    click.option(
-        "--context",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Tokens of prompt and answer to have room for. Default: the model's, at most 4096.",
     ),
     click.option("--system", metavar="TEXT", help="What the model is to be or to obey."),
     click.option(
@@ -100,6 +120,13 @@ _OPTIONS = (
         help="The same seed draws the same words; with a model as drafter, as likely words.",
     ),
 )
+
+
+def plan_options(command: Command) -> Command:
+    """Add those of MODEL's options that decide what memory it takes."""
+    for option in reversed(_PLAN_OPTIONS):
+        command = option(command)
+    return command
 
 
 def session_options(command: Command) -> Command:
@@ -140,7 +167,7 @@ def opened(
     given = {name: value for name, value in taken.items() if value is not None}
     Sampling(**given)  # what is wrong is said before anything is loaded
     try:
-        with Engine.open(model, progress=progress, **options) as engine:
+        with Engine.open(model, progress=progress, planned=_announce, **options) as engine:
             progress.stop()
             sampling = Sampling(**{**(engine.recommended if recommended else {}), **given})
             yield (
@@ -149,6 +176,27 @@ def opened(
             )
     finally:
         progress.stop()
+
+
+def _announce(plan: Plan) -> None:
+    """Say what was given up for a memory budget; without one, where memory is short now."""
+    from edgespec.scheduling.planning import show_bytes
+
+    if plan.budget is not None:
+        for line in plan.given_up:
+            notice(f"to stay within {show_bytes(plan.budget)}, without {line}")
+        return
+    available = machine.available_memory()
+    if available is None or plan.memory.total <= available:
+        return
+    enough = f"--memory-budget {available >> 20}MiB would make it fit"
+    advice = (
+        enough if available >> 20 << 20 >= plan.least else "close programs, or take a smaller model"
+    )
+    notice(
+        f"this takes about {show_bytes(plan.memory.total)} of memory, and {show_bytes(available)} "
+        f"are available now; {advice}"
+    )
 
 
 def notice(line: str) -> None:

@@ -1,0 +1,96 @@
+"""``edgespec plan``: what would run, in how much memory, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from edgespec.cli.options import model_argument, plan_options
+from edgespec.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from edgespec.scheduling.planning import Plan
+
+_NAMES = {
+    "python": "Python and libraries",
+    "tokenizer": "tokenizer",
+    "runtime": "runtime",
+    "weights": "weights",
+    "cache": "key-value cache",
+    "logits": "logits",
+    "activations": "activations",
+    "tables": "drafter tables",
+    "draft_weights": "draft model: weights",
+    "draft_cache": "draft model: cache",
+    "draft_rest": "draft model: the rest",
+    "loading": "more while loading",
+}
+
+
+@click.command()
+@model_argument
+@plan_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def plan(
+    model: str,
+    runtime: str,
+    device: str,
+    draft: str,
+    context: int | None,
+    memory_budget: int | None,
+    as_json: bool,
+) -> None:
+    """Show what would run, in how much memory, and what is given up for a memory budget.
+
+    The model is not loaded: what it takes is predicted from its metadata. MODEL is a name of
+    `edgespec models list`, a .gguf file, a bundle or a safetensors folder; smollm2-135m-instruct
+    by default. Of a budget a little is kept in reserve, since a prediction is no measurement.
+
+    \b
+    What fits in 1400 MiB:
+      edgespec plan qwen2.5-coder-1.5b-instruct --memory-budget 1400MiB
+    The smallest budget that a model runs in:
+      edgespec plan qwen2.5-coder-1.5b-instruct --json | jq .smallest_budget_bytes
+    """
+    from edgespec.engine import Engine
+
+    progress = ProgressBar()
+    try:
+        chosen = Engine.plan(
+            model, runtime=runtime, device=device, draft=draft, context=context,
+            memory_budget=memory_budget, progress=progress,
+        )  # fmt: skip
+    finally:
+        progress.stop()
+    if as_json:
+        click.echo(json.dumps(chosen.as_dict()))
+    else:
+        _show(chosen)
+
+
+def _show(plan: Plan) -> None:
+
+    use = plan.use
+    drafter = f"{plan.draft.runtime}, {plan.draft.context} tokens" if plan.draft else "none"
+    for name, value in (
+        ("runtime", use.runtime),
+        ("context", f"{use.context} tokens"),
+        ("cache", use.cache_type),
+        ("draft model", drafter),
+        ("rows of a pass", f"at most {use.rows}"),
+    ):
+        click.echo(f"{name:<22} {value}")
+    click.echo()
+    rows = [(_NAMES[name], size) for name, size in plan.memory.components() if size]
+    rows.append(("total", plan.memory.total))
+    if plan.budget is not None:
+        rows += [("reserve", plan.reserve), ("budget", plan.budget)]
+    rows.append(("smallest budget", plan.least))
+    for name, size in rows:
+        click.secho(f"{name:<22} {size:>15,} bytes", bold=name == "total")
+    if plan.given_up:
+        click.echo("\nGiven up:")
+        for line in plan.given_up:
+            click.echo(f"  {line}")
