@@ -1,7 +1,8 @@
-"""The most memory that a process needs to use a model with its context full."""
+"""The most memory that a process needs to use a model with its context full, and what was predicted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,11 +19,12 @@ from edgespec.bench.common import (
     report,
     table,
 )
-from edgespec.decoding import decode, prefill
-from edgespec.drafting.ngram import NgramDrafter
+from edgespec.decoding import prefill
 from edgespec.engine import Engine
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
+from edgespec.scheduling.planning import Plan
+from edgespec.session import Session
 from edgespec.statistics import peak_memory_bytes
 
 _CACHE_ITEM_BYTES = {"onnx": 4, "llama-cpp": 2}
@@ -31,32 +33,56 @@ _GENERATED = 32
 
 
 @dataclass(frozen=True)
+class Case:
+    """How a model is used."""
+
+    model: str
+    runtime: str
+    context: int
+    draft: str
+    exact: bool
+    threads: int | None
+
+    def plan(self) -> Plan:
+        return Engine.plan(self.model, runtime=self.runtime, draft=self.draft, context=self.context)
+
+
+@dataclass(frozen=True)
 class Peaks:
     """The largest resident memory up to the end of each stage, in bytes."""
 
     imported: int
     opened: int
-    filled: int
     generated: int
+    """With the context full, and the draft model's, if there is one."""
     weights_read: int
     """By one pass, of the model as the runtime has it."""
 
 
-def fill(model: str, runtime: str, context: int, exact: bool) -> Peaks:
+def fill(case: Case) -> Peaks:
     """Open a model, fill its context with text and let it go on to the context's end."""
     imported = peak_memory_bytes()
-    with Engine.open(model, runtime=runtime, context=context, exact=exact) as engine:
+    with Engine.open(
+        case.model,
+        runtime=case.runtime,
+        draft=case.draft,
+        context=case.context,
+        exact=case.exact,
+        threads=case.threads,
+    ) as engine:
         opened = peak_memory_bytes()
         parts = engine.loaded
-        text = islice(cycle(parts.tokenizer.encode(own_text())), max(1, context - _GENERATED))
-        tokens = list(text)
+        tokens = list(islice(cycle(parts.tokenizer.encode(own_text())), case.context - _GENERATED))
+        if parts.draft is not None:  # it may find out soon that it does not pay
+            prefill(parts.draft, tokens[: parts.draft.info.context])
+            parts.draft.truncate(0)
         prefill(parts.target, tokens)
-        filled = peak_memory_bytes()
-        for _ in decode(
-            parts.target, NgramDrafter(), tokens, max_tokens=_GENERATED, costs=parts.costs
-        ):
+        parts.held = tokens  # what the session below finds in the cache
+        words = parts.tokenizer.stream()
+        prompt = words.push(tokens) + words.flush()
+        for _ in Session(parts, ignore_stop=True).complete(prompt):
             pass
-        return Peaks(imported, opened, filled, peak_memory_bytes(), engine.info.weight_bytes)
+        return Peaks(imported, opened, peak_memory_bytes(), engine.info.weight_bytes)
 
 
 def cache_bytes(file: GGUFFile, context: int, runtime: str) -> int:
@@ -72,33 +98,79 @@ def cache_bytes(file: GGUFFile, context: int, runtime: str) -> int:
     return rows * (key + val) * context * _CACHE_ITEM_BYTES[runtime]
 
 
+def _columns(case: Case, weights: int) -> tuple[dict[str, int], dict[str, float]]:
+    """Figures of one case: bytes and ratios, by what they are."""
+    note(f"filling a context of {case.context} tokens")
+    plan, peaks = case.plan(), in_child(fill, case)
+    path = store.resolve(case.model)
+    cache = cache_bytes(GGUFFile(path), case.context, case.runtime)
+    sizes = {"weights": weights, "cache": cache, **asdict(peaks), "predicted": plan.memory.total}
+    ratios = {
+        "ratio": peaks.generated / (weights + cache),
+        "predicted_ratio": plan.memory.total / peaks.generated,
+    }
+    return sizes, ratios
+
+
+_ROWS = {
+    "weights": "weight file",
+    "cache": "key-value cache",
+    "weights_read": "weights that a pass reads",
+    "imported": "peak: imported",
+    "opened": "peak: opened",
+    "generated": "peak: context full",
+    "predicted": "predicted peak",
+    "predicted_ratio": "**predicted / measured**",
+    "ratio": "peak / (weight file + cache)",
+}
+
+
 @program
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True)
-@click.option("--context", default=4096, show_default=True)
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(min=_GENERATED + 1),
+    multiple=True,
+    default=(4096,),
+    show_default=True,
+    help="May be given several times.",
+)
+@click.option("--draft", default="ngram", show_default=True)
 @click.option("--exact/--no-exact", default=True, show_default=True)
-def main(model: str, runtime: str, context: int, exact: bool, json_path: Path | None) -> None:
-    """Peak resident memory against the weight file and the key-value cache."""
-    path = store.resolve(model)
+@click.option("--threads", type=int)
+def main(
+    model: str,
+    runtime: str,
+    contexts: Sequence[int],
+    draft: str,
+    exact: bool,
+    threads: int | None,
+    json_path: Path | None,
+) -> None:
+    """Peak resident memory against the prediction, and against the weight file and the cache."""
+    weights = store.resolve(model).stat().st_size
     note("preparing")  # built and probed once: neither belongs to the memory of use
-    in_child(fill, model, runtime, 64, exact)
-    note(f"filling a context of {context} tokens")
-    peaks = in_child(fill, model, runtime, context, exact)
-    weights, cache = path.stat().st_size, cache_bytes(GGUFFile(path), context, runtime)
-    ratio = peaks.generated / (weights + cache)
-    rows = [
-        ("weight file", weights),
-        (f"key-value cache, {context} tokens", cache),
-        ("weights that a pass reads", peaks.weights_read),
-        ("peak: imported", peaks.imported),
-        ("peak: opened", peaks.opened),
-        ("peak: context filled", peaks.filled),
-        ("peak: generated", peaks.generated),
+    in_child(fill, Case(model, runtime, 64, draft, exact, threads))
+    cases = [Case(model, runtime, context, draft, exact, threads) for context in contexts]
+    columns = [_columns(case, weights) for case in cases]
+    cells = [
+        [
+            name,
+            *(
+                f"{sizes[key] / 1e6:.1f} MB" if key in sizes else f"{ratios[key]:.3f}"
+                for sizes, ratios in columns
+            ),
+        ]
+        for key, name in _ROWS.items()
     ]
-    cells = [[name, f"{count / 1e6:.1f}"] for name, count in rows]
-    cells.append(["**peak / (weight file + cache)**", f"**{ratio:.3f}**"])
-    figures = {"weights": weights, "cache": cache, "ratio": ratio, **asdict(peaks)}
-    title = f"Memory: {runtime}{'' if exact else ', --no-exact'}"
-    report(title, machine(model), [table(["", "MB"], cells)], json_path, figures)
+    figures = [
+        {"context": case.context, **sizes, **ratios}
+        for case, (sizes, ratios) in zip(cases, columns, strict=True)
+    ]
+    title = f"Memory: {runtime}{'' if exact else ', --no-exact'}, draft: {Path(draft).stem}"
+    headers = ["", *(f"{context} tokens" for context in contexts)]
+    report(title, machine(model), [table(headers, cells)], json_path, figures)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ def test_the_cache_of_smollm2(smollm2: Path) -> None:
 
 def test_the_program(run: Run, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    run(memory.main, smollm2, "--context", 128, "--json", out)
-    figures = json.loads(out.read_text())["figures"]
-    stages = [figures[name] for name in ("imported", "opened", "filled", "generated")]
-    assert stages == sorted(stages)
-    assert figures["weights"] == smollm2.stat().st_size
-    assert stages[0] < figures["weights"] < stages[-1]  # the model is really in memory
-    ratio = stages[-1] / (figures["weights"] + figures["cache"])
-    assert figures["ratio"] == pytest.approx(ratio)
+    run(memory.main, smollm2, "--context", 128, "--context", 256, "--json", out)
+    for figures, context in zip(json.loads(out.read_text())["figures"], (128, 256), strict=True):
+        assert figures["context"] == context
+        stages = [figures[name] for name in ("imported", "opened", "generated")]
+        assert stages == sorted(stages)
+        assert figures["weights"] == smollm2.stat().st_size
+        assert stages[0] < figures["weights"] < stages[-1]  # the model is really in memory
+        ratio = stages[-1] / (figures["weights"] + figures["cache"])
+        assert figures["ratio"] == pytest.approx(ratio)
+        assert figures["predicted_ratio"] == pytest.approx(1, abs=0.08)
