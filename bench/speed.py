@@ -33,6 +33,7 @@ from edgespec.drafting.ngram import NgramDrafter
 from edgespec.drafting.none import NoDrafter
 from edgespec.engine import Engine
 from edgespec.scheduling.costs import PassCosts, measure
+from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 
 SIZES = (1, 2, 4, 8, 16)
@@ -198,7 +199,7 @@ class Switch:
             self._costs[mode] = PassCosts()
             target.truncate(0)
             measure(target, self._costs[mode])
-        self.parts.drafter, self.parts.costs = drafter, self._costs[mode]
+        self.parts.scheduler = Scheduler([drafter], self._costs[mode])
         return self.parts
 
 

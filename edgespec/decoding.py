@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,12 +10,11 @@ from time import perf_counter
 import numpy as np
 
 from edgespec.acceptance import accept
-from edgespec.drafting import Budget, Drafter, Outcome, draft_passes
+from edgespec.drafting import Outcome
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
 from edgespec.sampling import Sampling
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.policy import MAX_DRAFT, cut
+from edgespec.scheduling.policy import Choice, Scheduler
 
 PREFILL_CHUNK = 24
 """Prompt tokens in one pass: more are hardly faster, and hold more memory, and Ctrl-C up for longer."""
@@ -27,14 +26,20 @@ class Step:
 
     tokens: list[int]
     """The tokens said, a stop token included; already in the context."""
-    drafted: int
     accepted: int
+    """How many of them had been drafted."""
+    choice: Choice
     draft_s: float
     pass_s: float
     own_s: float
     """What the engine itself took: accepting, learning, bookkeeping."""
     draft_passes: int = 0
     """Passes of a draft model, for this step."""
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that the pass verified."""
+        return len(self.choice.draft)
 
 
 def prefill(target: Runtime, context: list[int], progress: Progress = silent) -> None:
@@ -53,14 +58,14 @@ def prefill(target: Runtime, context: list[int], progress: Progress = silent) ->
 
 def decode(
     target: Runtime,
-    drafter: Drafter,
+    scheduler: Scheduler,
     context: list[int],
     *,
     max_tokens: int,
     sampling: Sampling | None = None,
     stop_tokens: AbstractSet[int] = frozenset(),
-    costs: PassCosts | None = None,
     rng: np.random.Generator | None = None,
+    clock: Callable[[], float] = perf_counter,
 ) -> Iterator[Step]:
     """Say at most ``max_tokens`` tokens after ``context``, appending them to it, a step at a time.
 
@@ -68,32 +73,25 @@ def decode(
     after a stop token, after ``max_tokens``, or when the cache is full (then the last token said is
     the first that has no place in it). Whenever it is left, even by an exception, the cache holds a
     prefix of ``context``; after a step it holds ``context[:-1]`` whatever was drafted, so that what
-    follows is evaluated in the same passes with and without drafting.
+    follows is evaluated in the same passes with and without drafting. ``clock`` gives seconds.
     """
     if max_tokens <= 0:
         return
     sampling = sampling or Sampling()
-    costs = costs or PassCosts()
     rng = rng or np.random.default_rng(sampling.seed)
     info = target.info
-    most = min(MAX_DRAFT, max(info.pass_sizes, default=MAX_DRAFT + 1) - 1)
-
-    def pass_seconds(rows: int) -> float:
-        return costs.seconds(info.padded(rows))
 
     prefill(target, context)
     left = min(max_tokens, info.context - target.length)
     while left > 0:
-        started = perf_counter()
-        nodes = min(most, left - 1)  # the target adds a token of its own
-        passes = draft_passes(drafter)
-        draft = drafter.propose(context, Budget(nodes, left, pass_seconds, sampling))
-        draft = cut(draft, nodes, info, costs)
-        drafted_at = perf_counter()
+        started, passes = clock(), scheduler.draft_passes
+        choice = scheduler.choose(context, left, info, sampling)
+        draft = choice.draft
+        drafted_at = clock()
 
         parents = None if draft.parents is None else [-1, *(p + 1 for p in draft.parents)]
         logits = target.forward([context[-1], *draft.tokens], parents)
-        passed_at = perf_counter()
+        passed_at = clock()
 
         verdict = accept(draft, logits, sampling, context, rng)
         said = verdict.tokens
@@ -102,13 +100,13 @@ def decode(
             said = said[: stop + 1]
         accepted = min(len(verdict.tokens) - 1, len(said))
 
-        drafter.observe(Outcome(draft, accepted, said, logits))
+        draft_s, pass_s = drafted_at - started, passed_at - drafted_at
+        outcome = Outcome(draft, accepted, said, logits)
+        scheduler.learn(outcome, info.padded(1 + len(draft)), pass_s, target.length)
         context.extend(said)  # before keep: interrupted in between, the cache is only behind
         target.keep(verdict.rows[: len(said)])
         left = 0 if stop is not None else left - len(said)
-        costs.record(info.padded(1 + len(draft)), passed_at - drafted_at)
 
-        draft_s, pass_s = drafted_at - started, passed_at - drafted_at
-        own_s = perf_counter() - started - draft_s - pass_s
-        passes = draft_passes(drafter) - passes
-        yield Step(said, len(draft), accepted, draft_s, pass_s, own_s, passes)
+        own_s = clock() - passed_at
+        passes = scheduler.draft_passes - passes
+        yield Step(said, accepted, choice, draft_s, pass_s, own_s, passes)

@@ -16,13 +16,15 @@ class Draft:
     ``None`` is a chain. ``probabilities`` is float32 ``[len(tokens), vocab_size]``: the
     distribution that each token was drawn from; ``None``: the drafter was certain (one-hot).
     ``confidence[i]`` is the drafter's estimate of the chance that token ``i`` is accepted once its
-    parent is; the scheduler cuts a chain by it. ``None`` means no estimate, and no cut.
+    parent is; the scheduler cuts a chain by it. ``None`` means no cut: tokens that were drawn may not
+    be chosen from afterwards. ``expected`` then says how many tokens may be accepted.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] | None = None
     probabilities: FloatArray | None = None
     confidence: Sequence[float] | None = None
+    expected: float = 0.0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,6 +45,7 @@ class Draft:
             None,
             None if self.probabilities is None else self.probabilities[:count],
             None if self.confidence is None else self.confidence[:count],
+            self.expected,
         )
 
 

@@ -31,6 +31,7 @@ from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import measure
 from edgespec.scheduling.memory import Use
 from edgespec.scheduling.planning import Plan
+from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
@@ -58,7 +59,7 @@ class Engine:
 
     def __init__(self, loaded: Loaded, recommended: Mapping[str, float] | None = None) -> None:
         self.loaded = loaded
-        """What the engine's sessions share: its runtime, drafter, tokenizer and template."""
+        """What the engine's sessions share: its runtime, scheduler, tokenizer and template."""
         self.recommended: Mapping[str, Any] = recommended or {}
         """Fields of ``Sampling`` that the model's makers recommend for conversation."""
 
@@ -82,7 +83,7 @@ class Engine:
         with safetensors or with what Optimum exported.
 
         ``runtime`` is auto, onnx or llama-cpp; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
-        execution provider of ONNX Runtime. ``draft`` is auto (what the bundle has, else ngram), none,
+        execution provider of ONNX Runtime. ``draft`` is auto (ngram, and what the bundle has), none,
         ngram, or a model with the same tokenizer, named as ``model`` is; it runs where the target
         does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
@@ -139,17 +140,16 @@ class Engine:
                     f"{found.path} has {tokenizer.vocab_size} tokens in its tokenizer and "
                     f"{target.info.vocab_size} in its head; they do not belong together"
                 )
-            drafter: Drafter
-            if drafting is None or draft_model is None:
-                drafter = DRAFTERS[draft]()
-            else:
+            drafters: list[Drafter] = [DRAFTERS[draft]()] if draft in DRAFTERS else []
+            if drafting is not None and draft_model is not None:
                 readable = drafting.tokenizer.vocab_size
                 drafter = ModelDrafter(draft_model, target.info.vocab_size, readable=readable)
                 measure(draft_model, drafter.costs, _DRAFT_SIZES)
-            loaded = Loaded(target, drafter, tokenizer, template, draft=draft_model)
+                drafters.append(drafter)
+            loaded = Loaded(target, Scheduler(drafters), tokenizer, template, draft=draft_model)
             if draft != "none":
                 progress("timing passes", 0, 1)
-                measure(target, loaded.costs)
+                measure(target, loaded.scheduler.costs)
                 progress("timing passes", 1, 1)
             opened.pop_all()
         return cls(loaded, found.sampling)

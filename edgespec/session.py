@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgespec.decoding import decode, prefill
-from edgespec.drafting import Drafter
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
 from edgespec.sampling import Sampling
-from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.policy import Scheduler
 from edgespec.statistics import Statistics, peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -38,14 +37,13 @@ class Loaded:
     """What the sessions of one engine share: the model on its runtime, and what is in its cache."""
 
     target: Runtime
-    drafter: Drafter
+    scheduler: Scheduler
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
-    costs: PassCosts = field(default_factory=PassCosts)
     held: list[int] = field(default_factory=list)
     """The context of the last answer; the target's cache holds a prefix of it."""
     draft: Runtime | None = None
-    """The model that the drafter drafts with, if it does."""
+    """The model that a drafter drafts with, if one does."""
 
 
 class Session:
@@ -195,7 +193,7 @@ class Session:
             prompt_tokens=len(prompt),
             runtime=info.runtime,
             device=info.device,
-            drafter=loaded.drafter.name,
+            drafter=loaded.scheduler.name,
             exact=bool(info.pass_sizes),
         )
         if loaded.draft is not None:
@@ -225,12 +223,11 @@ class Session:
         stats.prefill_s = perf_counter() - started
         for step in decode(
             target,
-            loaded.drafter,
+            loaded.scheduler,
             context,
             max_tokens=limit,
             sampling=self._sampling,
             stop_tokens=self._stop,
-            costs=loaded.costs,
             rng=self._rng(),
         ):
             stats.add(step)

@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgespec.decoding import Step
+
+
+@dataclass
+class Tally:
+    """What was expected of a kind of step, and what came of it. Times are in seconds."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    expected_tokens: float = 0.0
+    draft_s: float = 0.0
+    pass_s: float = 0.0
+    expected_pass_s: float = 0.0
+    plain_s: float = 0.0
+    """What as many passes of plain decoding would have taken."""
+
+    def add(self, step: Step) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.drafted += step.drafted
+        self.accepted += step.accepted
+        self.tokens += len(step.tokens)
+        self.expected_tokens += step.choice.tokens
+        self.draft_s += step.draft_s
+        self.pass_s += step.pass_s
+        self.expected_pass_s += step.choice.pass_s
+        self.plain_s += step.choice.plain_s
 
 
 @dataclass
@@ -45,6 +73,10 @@ class Statistics:
     device: str = ""
     drafter: str = ""
     exact: bool = False
+    by_drafter: dict[str, Tally] = field(default_factory=dict)
+    """Steps by who drafted; "none" is plain decoding."""
+    by_size: dict[int, Tally] = field(default_factory=dict)
+    """Steps by tokens in the target's pass."""
 
     def add(self, step: Step) -> None:
         """Count one step of the loop."""
@@ -60,6 +92,8 @@ class Statistics:
         self.draft_s += step.draft_s
         self.pass_s += step.pass_s
         self.own_s += step.own_s
+        self.by_drafter.setdefault(step.choice.drafter, Tally()).add(step)
+        self.by_size.setdefault(1 + step.drafted, Tally()).add(step)
 
     @property
     def decode_tokens_per_s(self) -> float:

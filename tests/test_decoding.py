@@ -13,6 +13,7 @@ from edgespec.drafting.none import NoDrafter
 from edgespec.runtimes import ContextOverflow
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.policy import Scheduler
 from tests.memory_runtime import CertainDrafter, MemoryRuntime, RandomDrafter
 
 Make = Callable[[MemoryRuntime], Drafter]
@@ -26,7 +27,7 @@ DRAFTERS: dict[str, Make] = {
 class FlatCosts(PassCosts):
     """Every pass costs the same, so everything offered is taken."""
 
-    def seconds(self, size: int) -> float:
+    def seconds(self, size: int, length: int = 0) -> float:
         return 1.0
 
 
@@ -42,11 +43,10 @@ def say(
     context, said, steps = list(prompt), [], []
     for step in decode(
         target,
-        drafter,
+        Scheduler([drafter], FlatCosts()),
         context,
         max_tokens=max_tokens,
         stop_tokens=stop,
-        costs=FlatCosts(),
         sampling=sampling,
     ):
         said += step.tokens
@@ -154,13 +154,13 @@ def test_a_tree_is_refused_loudly() -> None:
 
 def test_padding_is_spent_on_the_best_guess_there_is() -> None:
     class Steep(PassCosts):
-        def seconds(self, size: int) -> float:
+        def seconds(self, size: int, length: int = 0) -> float:
             return float(size**2)
 
     def drafted(pass_sizes: tuple[int, ...]) -> set[int]:
         target = MemoryRuntime(period=5, scale=4.0, pass_sizes=pass_sizes)
         context = [1, 2, 3, 4, 1, 3, 2, 1, 4, 3]
-        steps = decode(target, NgramDrafter(), context, max_tokens=40, costs=Steep())
+        steps = decode(target, Scheduler([NgramDrafter()], Steep()), context, max_tokens=40)
         return {step.drafted for step in list(steps)[:-4]} - {0}  # at the end there is less to say
 
     assert drafted((2, 4, 8)) == {1}
@@ -212,13 +212,13 @@ def test_interrupted_anywhere_the_cache_is_a_prefix_of_the_context(where: str, w
     setattr(owner, where, interrupted)
     context = [0, 1, 2, 3, 4, 0, 1, 2]
     with pytest.raises(KeyboardInterrupt):
-        for _ in decode(target, drafter, context, max_tokens=50, costs=FlatCosts()):
+        for _ in decode(target, Scheduler([drafter], FlatCosts()), context, max_tokens=50):
             pass
     assert target.tokens == context[: target.length]
     assert target.length < len(context)
     setattr(owner, where, whole)
     before = len(context)
-    for _ in decode(target, drafter, context, max_tokens=5):
+    for _ in decode(target, Scheduler([drafter]), context, max_tokens=5):
         pass
     fresh = MemoryRuntime(period=5, pass_sizes=())
     assert context[before:] == say(fresh, NoDrafter(), context[:before], 5)[0]

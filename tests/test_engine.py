@@ -172,15 +172,16 @@ class Always(PassCosts):
         super().__init__()
         self.each = seconds
 
-    def seconds(self, size: int) -> float:
+    def seconds(self, size: int, length: int = 0) -> float:
         return self.each
 
 
 def drafting(engine: Engine) -> Engine:
     """``engine`` with a draft model that pays whatever this machine is doing meanwhile."""
-    drafter = engine.loaded.drafter
+    scheduler = engine.loaded.scheduler
+    drafter = scheduler.drafters[-1]
     assert isinstance(drafter, ModelDrafter)
-    engine.loaded.costs, drafter.costs = Always(1.0), Always(0.01)
+    scheduler.costs, drafter.costs = Always(1.0), Always(0.01)
     return engine
 
 

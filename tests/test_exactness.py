@@ -27,6 +27,7 @@ from edgespec.runtimes import FloatArray, Logits, Runtime
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 from tests.onnx_support import ARCHITECTURES
 from tests.tiny import tiny_gguf
@@ -57,7 +58,7 @@ def describe(name, width, height):
 class TakesAll(PassCosts):
     """Every pass costs the same, so that everything offered is verified, right or wrong."""
 
-    def seconds(self, size: int) -> float:
+    def seconds(self, size: int, length: int = 0) -> float:
         return 1.0
 
 
@@ -86,7 +87,9 @@ def answers(
     assert tokenizer.chat_template is not None
     target.truncate(0)
     template = ChatTemplate(tokenizer.chat_template, tokenizer)
-    session = Session(Loaded(target, drafter, tokenizer, template, TakesAll()), sampling=sampling)
+    session = Session(
+        Loaded(target, Scheduler([drafter], TakesAll()), tokenizer, template), sampling=sampling
+    )
     found, refused = [], 0
     for turn in turns:
         list(session.chat(turn, max_tokens=tokens))
@@ -127,7 +130,7 @@ class Unsteady(OnnxRuntime):
 class Cheap(PassCosts):
     """A hundredth of ``TakesAll``."""
 
-    def seconds(self, size: int) -> float:
+    def seconds(self, size: int, length: int = 0) -> float:
         return 0.01
 
 
@@ -199,7 +202,7 @@ def test_drafts_of_all_lengths_on_all_architectures(
     def say(drafter: Drafter) -> list[int]:
         runtime.truncate(0)
         context = list(prompt)
-        for _ in decode(runtime, drafter, context, max_tokens=251):
+        for _ in decode(runtime, Scheduler([drafter]), context, max_tokens=251):
             pass
         return context
 

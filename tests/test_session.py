@@ -11,6 +11,7 @@ from edgespec.drafting.ngram import NgramDrafter
 from edgespec.drafting.none import NoDrafter
 from edgespec.errors import UserError
 from edgespec.sampling import Sampling
+from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 from edgespec.statistics import Statistics, peak_memory_bytes
 from tests.memory_runtime import (
@@ -44,9 +45,8 @@ def loaded(
         "ngram": NgramDrafter(),
         "random": RandomDrafter(target),
     }
-    return Loaded(
-        target, makers[drafter], cast(Any, tokenizer), cast(Any, LetterTemplate(tokenizer))
-    )
+    scheduler = Scheduler([makers[drafter]])
+    return Loaded(target, scheduler, cast(Any, tokenizer), cast(Any, LetterTemplate(tokenizer)))
 
 
 def runtime(model: Loaded) -> MemoryRuntime:

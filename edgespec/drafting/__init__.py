@@ -24,6 +24,8 @@ class Budget:
     """Expected time of a target pass over so many tokens, the context's last one included."""
     sampling: Sampling = field(default_factory=Sampling)
     """How the target's tokens are chosen."""
+    rival: tuple[float, float] | None = None
+    """What the best draft so far promises: tokens said, and the pass's seconds. ``None``: no draft."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -20,7 +20,7 @@ from edgespec.scheduling.costs import PassCosts
 _BINS = 16
 _BIN_WEIGHT = 0.5
 """How many observations the prior of a bin is worth: little, since neighbours are pooled."""
-_BIN_FORGETTING = 0.998
+_BIN_FORGETTING = 0.98
 """What an observation leaves of the weight of those before it, in whichever bin."""
 _MEAN_PRIOR, _MEAN_WEIGHT = 0.8, 5.0
 """Acceptance before anything is seen, rather hopeful: only what is tried is found out."""
@@ -32,10 +32,14 @@ _RECENT = 0.98
 """What a step leaves of the tokens and times before it: the last 50 or so make the going rate."""
 _PROMPT_SLOPE = 0.2
 """Of a draft's costs beyond the sizes seen: its long passes are prompts, which it has to compute."""
-_ANSWER, _ANSWER_WEIGHT = 128.0, 0.3
-"""Tokens of an answer before one was heard, and the weight of one in their running mean."""
+_ANSWER_WEIGHT = 0.3
+"""The weight of an answer's length in the running mean of theirs."""
 _EXPLORED = 0.02
-"""The share of its time that plain decoding gives away to find out whether drafting would pay now."""
+"""The share of all time that may be given away, beyond what drafting has gained so far, to find out
+whether it would pay now."""
+_RISKED = 0.15
+"""And no more than this share of the time since the last trial, and of what the answer has taken so
+far: it may be at its end."""
 _TRIALS = 5
 """Steps that finding out takes."""
 
@@ -138,9 +142,11 @@ class ModelDrafter:
     rate of tokens per second (the marginal form of goodput: what maximises a ratio maximises tokens
     - rate · seconds). The chance of a token that no pass has looked at yet is the mean of late, of
     first tokens or of later ones. The same rule at the start of a step decides whether to draft at
-    all. If not, the draft model does not run, until evaluating what it missed and a few trials take
-    no more than a fiftieth of the time decoded without it: then it is given another chance. What a
-    prompt costs the draft is spread over the answer it serves.
+    all, where also what another drafter has to offer must be surpassed. If not, the draft model does
+    not run, until evaluating what it missed and a few trials are paid for by what it gained before, or
+    take less than a fiftieth of all time: then it is given another chance. What a
+    prompt costs the draft is spread over what is expected to be said still: as much as was said already,
+    or what answers of late were longer.
     """
 
     def __init__(
@@ -149,10 +155,11 @@ class ModelDrafter:
         vocab_size: int,
         costs: PassCosts | None = None,
         readable: int | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.runtime = runtime
+        self.runtime, self._clock = runtime, clock
         self.name = runtime.info.name
-        self.costs = costs or PassCosts(_PROMPT_SLOPE)
+        self.costs = costs or PassCosts(slope=_PROMPT_SLOPE)
         """Of the draft's passes."""
         self.passes = 0
         """Run so far, without those that only take in a prompt."""
@@ -173,10 +180,10 @@ class ModelDrafter:
         self._context: Sequence[int] = []
         self._same = 0  # tokens known to begin both
         self._begun = self._heard = -1  # the context's length when the prompt ended, and by now
-        self._answer = _ANSWER  # mean length of an answer
+        self._answer = 0.0  # mean length of an answer
         self._seed: int | None = None
         self._rng = np.random.default_rng()
-        self._idle_s = 0.0
+        self._idle_s = self._total_s = self._gained_s = 0.0
         self._plain_s = 0.0  # a target pass over one token, when the draft's were last timed
         # Steps, tokens, and times in passes over one token, which a machine's pace does not change.
         self._recent: npt.NDArray[np.float64] = np.zeros(3)
@@ -197,13 +204,15 @@ class ModelDrafter:
         missing = len(context) - self._count_same(context)
         if room <= 0:
             return EMPTY
-        if not self._begins_to_pay(missing, room) and not self._explores(missing):
+        if not self._begins_to_pay(missing, room) and (
+            (budget.rival is not None and budget.rival[0] > 1) or not self._explores(missing)
+        ):
             return EMPTY
         calibration = self._calibrations[sampling.greedy]
         offered: list[int] = []
         confidence: list[float] = []
         drawn_from: list[FloatArray] = []
-        chance = 1.0
+        chance, expected = 1.0, 0.0
         logits = self._catch_up(context)
         while True:
             scores, top = self._scores(logits, sampling, context, offered)
@@ -224,13 +233,16 @@ class ModelDrafter:
                 drawn_from.append(np.zeros(self._vocab_size, np.float32))
                 drawn_from[-1][self._ids] = scores
             chance *= rate
+            expected += chance
             later = self._means[1].rate
             if not self._pays(chance, later, self._pass_s(1), len(offered), room):
                 break
             logits = self._feed(offered[-1:])
         if sampling.greedy:
             return Draft(offered, confidence=confidence)
-        return Draft(offered, probabilities=np.array(drawn_from)) if offered else EMPTY
+        if not offered:
+            return EMPTY
+        return Draft(offered, probabilities=np.array(drawn_from), expected=expected)
 
     def observe(self, outcome: Outcome) -> None:
         """Learn what was accepted; also of a greedy token that was looked at and not offered."""
@@ -246,8 +258,10 @@ class ModelDrafter:
             self._means[1].fade()  # or what it never tries again would never pay
         self._looked = []
         target_s = self._budget.pass_seconds
-        passes = (self._seconds + target_s(1 + len(outcome.draft))) / target_s(1)
-        self._recent = _RECENT * self._recent + (1, len(outcome.said), passes)
+        seconds = self._seconds + target_s(1 + len(outcome.draft))
+        self._total_s += seconds
+        self._gained_s += len(outcome.said) * target_s(1) - seconds
+        self._recent = _RECENT * self._recent + (1, len(outcome.said), seconds / target_s(1))
 
     def _begin(self, context: Sequence[int], sampling: Sampling) -> None:
         """A prompt: learn how long the last answer was."""
@@ -271,20 +285,20 @@ class ModelDrafter:
         del self._held[self._same :]
         self.runtime.truncate(self._same)
         if (missing := len(context) - 1 - self._same) >= PREFILL_CHUNK:
-            started = perf_counter()
+            started = self._clock()
             prefill(self.runtime, self._read(context))
             self._held += context[self._same : -1]
-            seconds = (perf_counter() - started) * PREFILL_CHUNK / missing
-            self.costs.record(PREFILL_CHUNK, seconds)
+            seconds = (self._clock() - started) * PREFILL_CHUNK / missing
+            self.costs.record(PREFILL_CHUNK, seconds, len(self._held) - missing)
         return self._feed(context[len(self._held) :])
 
     def _feed(self, tokens: Sequence[int]) -> FloatArray:
         """The logits after ``tokens``, ``[V]``."""
-        started = perf_counter()
+        started = self._clock()
         logits: FloatArray = self.runtime.forward(self._read(tokens), logits="last")[0]
         self.runtime.keep(range(len(tokens)))
+        self.costs.record(len(tokens), self._clock() - started, len(self._held))
         self._held += tokens
-        self.costs.record(len(tokens), perf_counter() - started)
         self._plain_s = self._budget.pass_seconds(1)
         self.passes += 1
         self._seconds += self._pass_s(len(tokens))
@@ -321,16 +335,20 @@ class ModelDrafter:
         """Whether a first pass pays, which also evaluates what is ``missing`` of the context."""
         seconds = self._pass_s(min(missing, 2))
         steps, tokens, _ = self._recent
-        left = min(self._budget.tokens, self._answer) * steps / tokens if tokens else self._answer
+        said = self._heard - self._begun
+        left = min(self._budget.tokens, max(said, self._answer - said))
+        left *= steps / tokens if tokens else 1.0
         seconds += (self._pass_s(missing) - seconds) / max(left, 1)
-        return self._pays(1.0, self._means[0].rate, seconds, 0, room)
+        return self._pays(1.0, self._means[0].rate, seconds, 0, room, self._rival_gain())
 
     def _explores(self, missing: int) -> bool:
         """Whether enough was decoded plainly to find out how drafting would do now."""
         target_s = self._budget.pass_seconds
         self._idle_s += target_s(1)
-        trial_s = self._pass_s(1) + target_s(2) - target_s(1)
-        if _EXPLORED * self._idle_s < self._pass_s(missing) + _TRIALS * trial_s:
+        cost_s = self._pass_s(missing) + _TRIALS * (self._pass_s(1) + target_s(2) - target_s(1))
+        answer_s = (self._heard - self._begun) / self._going_rate()
+        spare_s = _EXPLORED * self._total_s + self._gained_s
+        if cost_s > min(spare_s, _RISKED * self._idle_s, _RISKED * answer_s):
             return False
         self._idle_s = 0.0
         self._means = (Mean(), Mean())
@@ -338,16 +356,35 @@ class ModelDrafter:
             calibration.halve()
         return True
 
-    def _pays(self, chance: float, rate: float, seconds: float, offered: int, room: int) -> bool:
+    def _going_rate(self) -> float:
+        """Tokens per second of late; no less than plain decoding's."""
+        _, tokens, passes = self._recent
+        return max(1.0, tokens / passes if passes else 0.0) / self._budget.pass_seconds(1)
+
+    def _rival_gain(self) -> float:
+        """Tokens by which the best draft so far surpasses none, less what its time is worth."""
+        if self._budget.rival is None:
+            return 0.0
+        tokens, seconds = self._budget.rival
+        return tokens - 1 - self._going_rate() * (seconds - self._budget.pass_seconds(1))
+
+    def _pays(
+        self,
+        chance: float,
+        rate: float,
+        seconds: float,
+        offered: int,
+        room: int,
+        gain_elsewhere: float = 0.0,
+    ) -> bool:
         """Whether a further token, or a few more after it, gain more than they take.
 
         ``chance``: that what is ``offered`` is accepted; ``rate``: that the token then is;
         ``seconds``: what it takes the draft to get there.
         """
         target_s, draft_s = self._budget.pass_seconds, self._pass_s(1)
-        _, tokens, passes = self._recent
-        going_rate = max(1.0, tokens / passes if passes else 0.0) / target_s(1)
-        before, gain = target_s(1 + offered), 0.0
+        going_rate = self._going_rate()
+        before, gain = target_s(1 + offered), -gain_elsewhere
         for rows in range(2 + offered, 2 + room):
             chance *= rate
             gain += chance
@@ -364,4 +401,5 @@ class ModelDrafter:
         """
         chunks = max(1.0, tokens / PREFILL_CHUNK)
         pace = self._budget.pass_seconds(1) / self._plain_s
-        return self.costs.seconds(min(tokens, PREFILL_CHUNK)) * chunks * pace
+        seconds = self.costs.seconds(min(tokens, PREFILL_CHUNK), len(self._held))
+        return seconds * chunks * pace

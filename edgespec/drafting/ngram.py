@@ -13,8 +13,8 @@ _LONGEST = 16
 _PRIOR_WEIGHT = 4.0
 """How many observations the prior is worth."""
 _PRIOR_HITS = [_PRIOR_WEIGHT * m / (m + 8) for m in range(_LONGEST + 1)]
-_DECAY = 0.98
-"""What an observation keeps of its weight at the next one of its kind: the last 50 or so count."""
+_DECAY = 0.9
+"""What an observation keeps of its weight at the next one of its kind: the last ten or so count."""
 
 
 class NgramDrafter:

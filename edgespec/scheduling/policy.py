@@ -1,37 +1,108 @@
-"""How much of a draft is worth verifying."""
+"""Who drafts for the next pass, and how much of it is worth verifying."""
 
 from __future__ import annotations
 
-from edgespec.draft import Draft
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgespec.draft import EMPTY, Draft
+from edgespec.drafting import Budget, Drafter, Outcome, draft_passes
 from edgespec.runtimes import ModelInfo
+from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 
 MAX_DRAFT = 15
 """The most tokens drafted for one pass: of 16 then, the largest whose exactness runtimes prove."""
-_MARGIN = 1.05
+_MARGIN = 1.02
 """What a pass larger than plain decoding's must promise: times and confidences are estimates."""
 
 
-def cut(draft: Draft, nodes: int, info: ModelInfo, costs: PassCosts) -> Draft:
-    """The first γ tokens of ``draft``, γ <= ``nodes``, with the largest expected tokens per second.
+@dataclass(frozen=True)
+class Choice:
+    """What the scheduler decided for a pass, and what it expected of it."""
+
+    drafter: str
+    """"none" where the pass is plain decoding's."""
+    draft: Draft
+    tokens: float
+    """Said, on average."""
+    pass_s: float
+    plain_s: float
+    """What a pass of plain decoding would take."""
+
+
+class Scheduler:
+    """Chooses for every pass the drafter and the draft with the most expected tokens per second.
+
+    ``drafters`` are asked in turn, the cheapest to ask first; each is told what the best draft so far
+    promises, and one that takes time to draft offers nothing unless it expects to do better. All of
+    them learn from what the target says, whoever drafted.
+    """
+
+    def __init__(self, drafters: Sequence[Drafter], costs: PassCosts | None = None) -> None:
+        self.drafters = drafters
+        self.costs = costs or PassCosts()
+        """Of the target's passes."""
+
+    @property
+    def name(self) -> str:
+        """The names of the drafters it chooses among."""
+        return "+".join(drafter.name for drafter in self.drafters) or "none"
+
+    @property
+    def draft_passes(self) -> int:
+        """Passes that draft models have run."""
+        return sum(draft_passes(drafter) for drafter in self.drafters)
+
+    def choose(
+        self, context: Sequence[int], left: int, info: ModelInfo, sampling: Sampling
+    ) -> Choice:
+        """What to verify after ``context``, of which at most ``left`` tokens will be said."""
+        length = len(context) - 1
+        most = min(MAX_DRAFT, max(info.pass_sizes, default=MAX_DRAFT + 1) - 1)
+        nodes = min(most, left - 1)  # the target adds a token of its own
+
+        def pass_seconds(rows: int) -> float:
+            return self.costs.seconds(info.padded(rows), length)
+
+        plain_s = pass_seconds(1)
+        best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
+        for drafter in self.drafters:
+            budget = Budget(nodes, left, pass_seconds, sampling, (best.tokens, best.pass_s))
+            draft, tokens = cut(drafter.propose(context, budget), budget)
+            if draft:
+                best = Choice(drafter.name, draft, tokens, pass_seconds(1 + len(draft)), plain_s)
+        return best
+
+    def learn(self, outcome: Outcome, size: int, seconds: float, length: int) -> None:
+        """Take in what came of a pass over ``size`` tokens, padding included, after ``length``."""
+        self.costs.record(size, seconds, length)
+        for drafter in self.drafters:
+            drafter.observe(outcome)
+
+
+def cut(draft: Draft, budget: Budget) -> tuple[Draft, float]:
+    """The first γ tokens of ``draft``, γ <= ``budget.nodes``, with the largest expected tokens per
+    second, and the tokens expected to be said.
 
     That is SmartSpec's goodput: (1 + Σ_j Π_{i<=j} a_i) / t(n), a_i the draft's confidences and
-    t(n) the time of a pass over n = γ + 1 tokens, padded as the runtime pads it. Plain decoding,
-    γ = 0, is among the choices, and tokens that only fill padding are free. A draft without
-    confidences is taken as it is, up to ``nodes``. Raises ``ValueError`` for a tree with more than
-    ``nodes`` tokens.
+    t(n) the time of a pass over n = γ + 1 tokens, padded as the runtime pads it. What the best draft
+    so far promises is among the choices, as γ = 0, and tokens that only fill padding are free. A draft
+    without confidences is taken as it is, up to ``nodes``. Raises ``ValueError`` for a tree with more
+    than ``nodes`` tokens.
     """
-    draft = draft.first(nodes)
+    draft = draft.first(budget.nodes)
     if draft.confidence is None:
-        return draft
-    plain = info.padded(1)
-    best, best_rate = 0, 1 / costs.seconds(plain)
+        return draft, 1.0 + draft.expected
+    plain_s = budget.pass_seconds(1)
+    best, (best_tokens, rival_s) = 0, budget.rival or (1.0, plain_s)
+    best_rate = best_tokens / rival_s
     expected = chance = 1.0
     for gamma, confidence in enumerate(draft.confidence, 1):
         chance *= confidence
         expected += chance
-        size = info.padded(gamma + 1)
-        rate = expected / (costs.seconds(size) * (1 if size == plain else _MARGIN))
+        seconds = budget.pass_seconds(gamma + 1)
+        rate = expected / (seconds if seconds == plain_s else seconds * _MARGIN)
         if rate > best_rate:
-            best, best_rate = gamma, rate
-    return draft.first(best)
+            best, best_tokens, best_rate = gamma, expected, rate
+    return draft.first(best), best_tokens

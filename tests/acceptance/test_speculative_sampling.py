@@ -15,6 +15,7 @@ from edgespec.drafting import Drafter
 from edgespec.drafting import model as drafting_model
 from edgespec.runtimes import FloatArray
 from edgespec.sampling import Sampling, draw, probabilities
+from edgespec.scheduling.policy import Scheduler
 from tests.drafting.test_model import Fixed, Trimmed
 from tests.memory_runtime import CertainDrafter, MemoryRuntime, ModelDrafter
 
@@ -48,17 +49,19 @@ def total_variation(counts: np.ndarray, expected: np.ndarray) -> tuple[float, fl
 def emitted(make: Callable[[MemoryRuntime], Drafter], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Counts of the next three tokens over many answers of the loop, and what is expected."""
     target = MemoryRuntime(vocab_size=5, order=2, scale=1.0, seed=3, pass_sizes=())
-    drafter, rng, costs = make(target), np.random.default_rng(seed), Fixed(1.0, 0.1)
+    scheduler = Scheduler([make(target)], Fixed(1.0, 0.1))
+    rng = np.random.default_rng(seed)
     sampling = Sampling(temperature=1.0, seed=seed)
-    counts = np.zeros((5,) * STEPS)
+    counts, drafted = np.zeros((5,) * STEPS), 0
     for _ in range(SAMPLES):
         context = list(PROMPT)
         target.truncate(min(target.length, len(PROMPT) - 1))
-        for _ in decode(
-            target, drafter, context, max_tokens=STEPS + 1, sampling=sampling, costs=costs, rng=rng
+        for step in decode(
+            target, scheduler, context, max_tokens=STEPS + 1, sampling=sampling, rng=rng
         ):
-            pass
+            drafted += step.drafted
         counts[tuple(context[len(PROMPT) : len(PROMPT) + STEPS])] += 1
+    assert make is plain or drafted > SAMPLES, "or nothing is tested"
     return counts, target.joint(PROMPT, STEPS) * SAMPLES
 
 
@@ -77,12 +80,12 @@ def probabilistic(target: MemoryRuntime) -> Drafter:
 def another_model(target: MemoryRuntime) -> Drafter:
     """It stops where it is unsure, and learns meanwhile."""
     runtime = MemoryRuntime(vocab_size=7, order=2, scale=1.5, seed=4, pass_sizes=())
-    return drafting_model.ModelDrafter(runtime, 5, Fixed(0.2))
+    return drafting_model.ModelDrafter(runtime, 5, Fixed(0.02))
 
 
 def trimmed_model(target: MemoryRuntime) -> Drafter:
     runtime = MemoryRuntime(vocab_size=5, order=2, scale=1.0, seed=3, pass_sizes=())
-    return drafting_model.ModelDrafter(Trimmed(runtime, [1, 2, 4]), 5, Fixed(0.2))
+    return drafting_model.ModelDrafter(Trimmed(runtime, [1, 2, 4]), 5, Fixed(0.02))
 
 
 DRAFTERS = [plain, certain, probabilistic, another_model, trimmed_model]

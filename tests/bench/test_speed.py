@@ -49,7 +49,7 @@ def test_modes_of_one_model_are_those_of_an_engine(
         ):
             parts = switch.to(mode)
             assert parts is engine.loaded
-            assert (parts.target.info.pass_sizes, parts.drafter.name) == (sizes, name)
+            assert (parts.target.info.pass_sizes, parts.scheduler.name) == (sizes, name)
 
 
 def test_the_program_generate(run: Run, smollm2: Path, tmp_path: Path) -> None:

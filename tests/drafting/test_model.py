@@ -16,6 +16,7 @@ from edgespec.drafting.none import NoDrafter
 from edgespec.runtimes import FloatArray, Logits
 from edgespec.sampling import Sampling, probabilities
 from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 from edgespec.statistics import Statistics
 from tests.memory_runtime import LetterTemplate, LetterTokenizer, MemoryRuntime
@@ -28,7 +29,7 @@ class Fixed(PassCosts):
         super().__init__()
         self.start, self.each = start, each
 
-    def seconds(self, size: int) -> float:
+    def seconds(self, size: int, length: int = 0) -> float:
         return self.start + self.each * size
 
 
@@ -96,9 +97,8 @@ def say(
 ) -> tuple[list[int], list[Step]]:
     """What is said after ``context``, and the steps."""
     before = len(context)
-    steps = list(
-        decode(target, drafter, context, max_tokens=max_tokens, sampling=sampling, costs=costs)
-    )
+    scheduler = Scheduler([drafter], costs)
+    steps = list(decode(target, scheduler, context, max_tokens=max_tokens, sampling=sampling))
     return context[before:], steps
 
 
@@ -133,7 +133,7 @@ def test_only_what_is_missing_is_evaluated() -> None:
     drafter = Watched(runtime, 12, CHEAP)
     context = list(PROMPT)
     missing = []
-    for _ in decode(target, drafter, context, max_tokens=100, costs=FLAT):
+    for _ in decode(target, Scheduler([drafter], FLAT), context, max_tokens=100):
         missing += runtime.passes[:1]
         assert set(runtime.passes[1:]) <= {1}, "token by token"
         runtime.passes.clear()
@@ -168,7 +168,7 @@ def test_a_chat_that_outgrows_its_context() -> None:
 
     def talk(drafter: Drafter) -> tuple[list[dict[str, str]], int]:
         target = MemoryRuntime(34, context=90, pass_sizes=(), mute=range(1, 5), seed=2, scale=3)
-        parts = (target, drafter, tokenizer, LetterTemplate(tokenizer), FLAT)
+        parts = (target, Scheduler([drafter], FLAT), tokenizer, LetterTemplate(tokenizer))
         session = Session(Loaded(*parts))  # type: ignore[arg-type]
         for turn in ("hello there", "what then", "and more of it", "the end is near", "a b c", "d"):
             list(session.chat(turn, max_tokens=20))
@@ -207,7 +207,7 @@ def test_a_prompt_too_long_for_what_is_still_to_be_said_is_not_taken_in() -> Non
         return drafter.passes
 
     assert passes(20) == 0
-    drafter = Watched(model(), 12, costs)
+    drafter = Watched(model(), 12, Fixed(0.01, 0.003))
     drafter.propose(context[:5], Budget(8, 20, FLAT.seconds))
     assert drafter.passes > 0
 
@@ -368,7 +368,7 @@ def test_a_machine_that_was_busy_does_not_make_the_draft_look_dear_for_good() ->
     pace = 10.0
 
     class Paced(Fixed):
-        def seconds(self, size: int) -> float:
+        def seconds(self, size: int, length: int = 0) -> float:
             return pace * super().seconds(size)
 
     drafter = Watched(model(), 12, Fixed(0.3 * pace))  # its passes were measured while it was busy

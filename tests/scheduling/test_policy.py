@@ -1,43 +1,54 @@
+"""Who drafts and how much: the most expected tokens per second, and a change is noticed."""
+
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import pytest
 
-from edgespec.draft import Draft
+from edgespec.decoding import decode
+from edgespec.draft import EMPTY, Draft
+from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting.model import ModelDrafter
+from edgespec.drafting.ngram import NgramDrafter
 from edgespec.runtimes import ModelInfo
-from edgespec.scheduling.costs import PassCosts, measure
-from edgespec.scheduling.policy import cut
-from tests.memory_runtime import MemoryRuntime
+from edgespec.sampling import Sampling
+from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.policy import Scheduler, cut
+from edgespec.scheduling.prediction import Clock, Guesses, Replay, ReplayDraft
+from edgespec.scheduling.profile import Curve
+
+ROWS = tuple(range(1, 17))
+VOCABULARY = 30
+
+
+def curve(seconds: Callable[[int], float]) -> Curve:
+    return Curve(ROWS, (0,), (tuple(seconds(n) for n in ROWS),), ((0.0,) * len(ROWS),))
+
+
+STEEP, FLAT = curve(lambda n: 0.01 * n), curve(lambda n: 0.01)
+USUAL = curve(lambda n: 0.01 * (1 + 0.1 * (n - 1)))
 
 
 def info(*pass_sizes: int) -> ModelInfo:
-    return ModelInfo("m", "a", 10, 1, 100, 1, "cpu", "memory", pass_sizes)
+    return ModelInfo("m", "a", VOCABULARY, 1, 10_000, 1, "cpu", "memory", pass_sizes)
 
 
-def learnt(times: dict[int, float]) -> PassCosts:
-    costs = PassCosts()
-    for size, seconds in times.items():
-        for _ in range(4):
-            costs.record(size, seconds)
-    return costs
-
-
-STEEP = learnt({n: 0.01 * n for n in range(1, 10)})
-FLAT = learnt(dict.fromkeys(range(1, 10), 0.01))
-
-
-def gamma(confidence: list[float], costs: PassCosts, *pass_sizes: int, nodes: int = 8) -> int:
-    draft = Draft(list(range(len(confidence))), confidence=confidence)
-    return len(cut(draft, nodes, info(*pass_sizes), costs))
+def gamma(confidence: list[float], curve: Curve, *pass_sizes: int, nodes: int = 8) -> int:
+    costs, padded = PassCosts(curve), info(*pass_sizes).padded
+    budget = Budget(nodes, pass_seconds=lambda rows: costs.seconds(padded(rows)))
+    return len(cut(Draft(list(range(len(confidence))), confidence=confidence), budget)[0])
 
 
 def test_steep_passes_are_never_made_longer_and_flat_ones_always() -> None:
     assert gamma([0.99] * 8, STEEP) == 0
-    assert gamma([0.5] * 8, FLAT) > 3
-    assert gamma([0.01] * 8, FLAT) == 0
+    assert gamma([0.5] * 8, FLAT) == 8
+    assert gamma([0.04] * 8, FLAT) == 8
 
 
 def test_the_length_maximises_tokens_per_second() -> None:
-    costs = learnt({n: 0.01 * (1 + 0.2 * (n - 1)) for n in range(1, 10)})
+    costs = curve(lambda n: 0.01 * (1 + 0.2 * (n - 1)))
     assert gamma([0.1] * 8, costs) == 0
     assert gamma([0.9, 0.9, 0.1, 0.9], costs) == 2
     assert gamma([0.9] * 8, costs) == 7  # 5.70 / 2.4 against 6.13 / 2.6 for eight
@@ -51,47 +62,136 @@ def test_tokens_that_only_fill_padding_are_free() -> None:
 def test_never_more_than_the_nodes_and_no_estimate_means_no_cut() -> None:
     assert gamma([1.0] * 8, FLAT, nodes=3) == 3
     assert gamma([1.0] * 8, FLAT, nodes=0) == 0
-    assert len(cut(Draft([1, 2, 3]), 8, info(), STEEP)) == 3
-    assert len(cut(Draft([1, 2, 3]), 2, info(), STEEP)) == 2
+    steep = Budget(8, pass_seconds=float)
+    assert len(cut(Draft([1, 2, 3]), steep)[0]) == 3
+    assert len(cut(Draft([1, 2, 3]), Budget(2, pass_seconds=float))[0]) == 2
     with pytest.raises(ValueError, match="tree"):
-        cut(Draft([1, 2, 3], parents=[-1, -1, -1]), 2, info(), FLAT)
+        cut(Draft([1, 2, 3], parents=[-1, -1, -1]), Budget(2, pass_seconds=float))
 
 
-def test_costs_before_anything_is_known_follow_the_prior() -> None:
-    costs = PassCosts(slope=0.5)
-    assert costs.seconds(1) == 1
-    assert costs.seconds(5) == 3
+class Says:
+    """Offers the same tokens with the same confidence, and hears what became of every draft."""
+
+    def __init__(self, name: str, tokens: Sequence[int], confidence: float) -> None:
+        self.name, self.tokens, self.confidence = name, tokens, confidence
+        self.budgets: list[Budget] = []
+        self.heard: list[Draft] = []
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        self.budgets.append(budget)
+        tokens = self.tokens[: budget.nodes]
+        return Draft(tokens, confidence=[self.confidence] * len(tokens)) if tokens else EMPTY
+
+    def observe(self, outcome: Outcome) -> None:
+        self.heard.append(outcome.draft)
 
 
-def test_costs_interpolate_and_extrapolate_along_the_prior() -> None:
-    costs = learnt({2: 0.04, 6: 0.08})
-    halfway = (0.04 / 1.09 + 0.08 / 1.45) / 2
-    assert costs.seconds(4) == pytest.approx(1.27 * halfway)
-    assert costs.seconds(1) == pytest.approx(0.04 / 1.09)
-    assert costs.seconds(11) == pytest.approx(0.08 * 1.9 / 1.45)
-    assert costs.seconds(101) == pytest.approx(0.08 * 10 / 1.45)
+def test_the_drafter_with_the_most_expected_tokens_per_second_drafts_and_all_of_them_learn() -> (
+    None
+):
+    drafters = [Says("poor", [1, 2], 0.5), Says("good", [3, 4], 0.9), Says("fair", [5, 6], 0.8)]
+    scheduler = Scheduler(drafters, PassCosts(USUAL))
+    choice = scheduler.choose([1, 2, 3], 50, info(), Sampling())
+    assert (choice.drafter, choice.draft.tokens) == ("good", [3, 4])
+    assert choice.tokens == pytest.approx(1 + 0.9 + 0.81)
+    assert choice.pass_s == pytest.approx(0.012)
+    assert choice.plain_s == pytest.approx(0.01)
+    assert [drafter.budgets[0].rival for drafter in drafters] == [
+        (1.0, pytest.approx(0.01)),
+        (pytest.approx(1.75), pytest.approx(0.012)),
+        (pytest.approx(2.71), pytest.approx(0.012)),
+    ]
+    scheduler.learn(Outcome(choice.draft, 1, [3, 9], np.zeros((3, 30), np.float32)), 3, 0.01, 2)
+    assert all(drafter.heard == [choice.draft] for drafter in drafters)
+    assert scheduler.name == "poor+good+fair"
 
 
-def test_costs_take_no_notice_of_the_first_pass_nor_of_a_hiccup() -> None:
-    costs = PassCosts()
-    for seconds in (9.0, 0.03, 0.03, 5.0, 0.03):
-        costs.record(1, seconds)
-    assert costs.seconds(1) == 0.03
+def test_nobody_drafts_where_it_does_not_pay_nor_for_the_last_token() -> None:
+    scheduler = Scheduler([Says("good", [3, 4], 0.9)], PassCosts(STEEP))
+    assert scheduler.choose([1], 50, info(), Sampling()).drafter == "none"
+    scheduler = Scheduler([Says("good", [3, 4], 0.9)], PassCosts(FLAT))
+    assert scheduler.choose([1], 1, info(), Sampling()).draft == EMPTY
+    assert len(scheduler.choose([1], 2, info(), Sampling()).draft) == 1
 
 
-def test_costs_forget_what_is_old() -> None:
-    costs = learnt({8: 9.0})
-    for _ in range(300):
-        costs.record(1, 0.01)
-    assert costs.seconds(8) == pytest.approx(0.01 * (1 + 0.09 * 7))
+# -- changes in mid-answer, on a clock that passes alone move ----------------------------------
 
 
-def test_measuring_teaches_the_sizes_that_are_run_and_leaves_the_cache_alone() -> None:
-    target = MemoryRuntime(pass_sizes=(2, 4, 8), context=9)
-    target.forward([1, 2, 3])
-    target.keep([0, 1, 2])
-    costs = PassCosts()
-    measure(target, costs)
-    assert target.passes[1:] == [2, 2, 2, 4, 4, 4], "eight do not fit"
-    assert target.tokens == [1, 2, 3]
-    assert 0 < costs.seconds(2) < 0.1
+def song(rng: np.random.Generator, count: int, agreement: float) -> list[int]:
+    """0, 1, 2, 3, 4, 0, … of which ``agreement`` goes on as it did; the rest jumps elsewhere."""
+    tokens = [0]
+    while len(tokens) < count:
+        goes_on = rng.random() < agreement
+        tokens.append((tokens[-1] + 1) % 5 if goes_on else int(rng.integers(5, VOCABULARY)))
+    return tokens
+
+
+def drafted(
+    tokens: list[int], make: Callable[[Clock], Drafter], curves: Sequence[tuple[int, Curve]]
+) -> list[int]:
+    """Tokens drafted by each pass; from pass ``curves[i][0]`` on, passes take what its curve says."""
+    clock = Clock()
+    target = Replay(tokens, curves[0][1], clock, info())
+    steps = decode(
+        target,
+        Scheduler([make(clock)], PassCosts(curves[0][1])),
+        tokens[:60],
+        max_tokens=len(tokens) - 60,
+        clock=clock,
+    )
+    out: list[int] = []
+    for step in steps:
+        out.append(step.drafted)
+        target.curve = [now for start, now in curves if start <= len(out)][-1]
+    return out
+
+
+def ngram(clock: Clock) -> Drafter:
+    return NgramDrafter()
+
+
+def model(tokens: list[int], guesses: list[int], top: float) -> Callable[[Clock], Drafter]:
+    def make(clock: Clock) -> Drafter:
+        cost = curve(lambda n: 0.001 * (1 + 0.2 * (n - 1)))
+        draft = ReplayDraft(tokens, cost, clock, info())
+        draft.guesses = Guesses(guesses, [top] * len(guesses))
+        return ModelDrafter(draft, VOCABULARY, PassCosts(cost), clock=clock)
+
+    return make
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "model"])
+def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_it_back(
+    drafter: str,
+) -> None:
+    agreement = {"ngram": 0.7, "model": 0.5}[drafter]  # a copy is wrong where either is
+    tokens = song(np.random.default_rng(0), 3000, agreement)
+    guesses = [(token + 1) % 5 for token in [0, *tokens]]
+    make = ngram if drafter == "ngram" else model(tokens, guesses[: len(tokens)], agreement)
+    dear = curve(lambda n: 0.01 if n == 1 else 0.015 * (1 + 0.1 * (n - 1)))
+    found = drafted(tokens, make, [(0, USUAL), (200, dear), (400, USUAL)])
+    before, changed, after = found[100:200], found[220:400], found[500:900]
+    assert np.mean(np.array(before) > 0) > 0.3
+    assert np.mean(np.array(changed) > 0) < 0.15
+    assert np.mean(np.array(after) > 0) > 0.3
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "model"])
+def test_acceptance_that_falls_changes_the_choice_within_twenty_passes(drafter: str) -> None:
+    rng = np.random.default_rng(1)
+    tokens = song(rng, 1500, 0.9)
+    good = len(tokens)
+    tokens += song(rng, 1500, 0.1)
+    guesses = [(token + 1) % 5 for token in [0, *tokens]][: len(tokens)]
+    make = ngram if drafter == "ngram" else model(tokens, guesses, 0.9)
+    clock, steps = Clock(), []
+    target = Replay(tokens, USUAL, clock, info())
+    context = tokens[:60]
+    for step in decode(
+        target, Scheduler([make(clock)], PassCosts(USUAL)), context, max_tokens=2900, clock=clock
+    ):
+        steps.append((len(context), step.drafted))
+    before = [drafted for length, drafted in steps if length < good]
+    after = [drafted for length, drafted in steps if length >= good]
+    assert np.mean(before[-100:]) > 3
+    assert np.mean(after[20:120]) < 0.8
