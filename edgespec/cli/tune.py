@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BAR = 62
 """Columns of the longest bar; with its figures, a line has 80."""
-_NOISY = 0.15
+_NOISY = 0.1
 """A spread that makes the policy's choices doubtful."""
 
 

@@ -23,8 +23,8 @@ LENGTHS = (64, 512, 1536)
 FULL_S, QUICK_S = 16.0, 1.8
 """Seconds for all of it."""
 _QUICK_ROWS = (1, 2, 4, 8)
-_EVERYWHERE = (1, 2, 4, 8, 16, 32)
-"""Sizes measured at every length. What the others cost more there lies between these."""
+_EVERYWHERE = (1, 4, 8, 2, 16, 32)
+"""Sizes measured at every length, and first. What the others cost more there lies between these."""
 _OFTEN = 16
 """Larger sizes are measured once a visit: they take long, and few are drafted."""
 _FILLING = 0.3
@@ -72,7 +72,8 @@ def measure_profile(
     rows = rows or (_QUICK_ROWS if quick else ROWS)
     measuring = _Measuring(runtime, rows, budget_s, progress)
     curve = measuring.curve((runtime.length,) if quick else LENGTHS)
-    info = runtime.info
+    rate, info = measuring.prefill_tokens_per_s(), runtime.info
+    progress(f"timing passes on {info.runtime}", 1, 1)
     name = "".join(c if c.isprintable() else " " for c in info.name)[:100]
     return Profile(
         machine=setup.machine,
@@ -87,7 +88,7 @@ def measure_profile(
         exact=setup.exact,
         threads=setup.threads,
         curve=curve,
-        prefill_tokens_per_s=measuring.prefill_tokens_per_s(),
+        prefill_tokens_per_s=rate,
         thread_counts={setup.threads: curve.seconds[0][0]},
         quick=quick,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -205,22 +206,27 @@ class _Measuring:
         """Once through the sizes: the first pass of one pays for allocations, and counts only where
         there is time for no other.
 
-        Sizes that a quarter of the time does not reach are left out, those measured everywhere last,
-        but for the two smallest: few sizes timed often say more than many timed once.
+        When that has taken an eighth of the time, the sizes left are left out, for a few timed often
+        say more than many timed once.
         """
-        everywhere = {self.runtime.info.padded(n) for n in _EVERYWHERE}
-        until = self._left() - self.budget_s / 4
-        for size in sorted(self._tokens_of, key=lambda size: (size not in everywhere, size)):
-            if len(self._warm) >= 2 and self._left() < until:
+        order = [self.runtime.info.padded(n) for n in _EVERYWHERE]
+        order = [size for size in order if size in self._tokens_of]
+        for size in dict.fromkeys([*order, *self._tokens_of]):
+            if len(self._warm) >= 2 and sum(self._warm.values()) > self.budget_s / 8:
                 break
             self._warm[size] = self._timed(self._tokens_of[size])
         self._warm = dict(sorted(self._warm.items()))
 
     def _reachable(self, lengths: Sequence[int], first: int) -> list[int]:
-        """``lengths``, closer together where the context or the time does not reach the last."""
+        """``lengths``, closer together where the context or the time does not reach the last.
+
+        Only the first where no time would be left for passes.
+        """
         seconds = min(_FILLING * self.budget_s, self._left() / 2)
         longest = min(lengths[-1], self._most(), first + int(self._rate() * seconds))
-        if longest - first < _APART:
+        passes_s = self._left() - (longest - first) / self._rate()
+        rounds = passes_s / sum(self._warm[size] for size in self._sizes(longest, first))
+        if longest - first < _APART or rounds < _ROUNDS:
             return [first]
         share = (longest - first) / (lengths[-1] - first)
         return sorted({first + max(int((length - first) * share), 0) for length in lengths})
