@@ -20,14 +20,18 @@ from edgespec.export.quality import Quality, check, held_out, measure
 from edgespec.export.sources import KEPT_LAYERS, TOKEN_IDS, Source, open_source
 from edgespec.export.vocabulary import (
     Answer,
+    Counts,
     DraftReport,
+    Frequencies,
     acceptance,
     best_size,
     choose_tokens,
     count_tokens,
     draft_report,
+    expected_frequencies,
     held_out_answers,
     linear_cost,
+    other_answers,
     pass_seconds,
     sampled_tokens,
 )
@@ -72,11 +76,11 @@ class Recipe:
 
     def check(self, answers: Sequence[Answer]) -> None:
         """Raise ``UserError`` for what does not go together."""
-        texts = bool(self.corpus) + bool(answers)
-        if self.trim_vocab is not None and texts != 1:
+        texts = bool(self.corpus) or bool(answers)
+        if self.trim_vocab is not None and not texts:
             raise UserError(
                 "--trim-vocab needs to know which tokens are frequent: give --corpus FILE, "
-                "or --sampled-from TARGET with --prompts FILE"
+                "--sampled-from TARGET with --prompts FILE, or both"
             )
         if self.trim_vocab is None and texts:
             raise UserError("--corpus and --sampled-from go with --trim-vocab")
@@ -127,10 +131,10 @@ def export(
         tokenizer.save(folder / "tokenizer")
         packed = [_packed_draft(folder, draft, progress) for draft in recipe.drafts]
         made = work.changed()
-        counts = held = None
+        held = None
         if recipe.trim_vocab is not None:
-            counts, held = work.counts(answers)
-            made = work.trimmed(made, counts, held, answers, target)
+            samples, held = work.samples(answers)
+            made = work.trimmed(made, samples, held, answers, target)
         name = "model.gguf" if recipe.format == "gguf" else "model"
         work.write(made, folder / name)
         runtime = work.open(folder / name)
@@ -214,23 +218,34 @@ class _Work:
             windows = calibration_windows(self.tokenizer)
         return with_weights(made, recipe.weights, windows, self.progress)
 
-    def counts(self, answers: Sequence[Answer]) -> tuple[Any, Any]:
-        """How often each token occurs in the corpus or the answers, and in what is held out."""
+    def samples(self, answers: Sequence[Answer]) -> tuple[list[Counts], Counts]:
+        """How often each token occurs in the answers, the prompts and the corpus, and in what is held
+        out: of the answers, where there are any."""
+        size, found, held = self.tokenizer.vocab_size, [], np.zeros(0, np.int64)
         if self.recipe.corpus:
-            return count_tokens(self.tokenizer, self.recipe.corpus, self.progress)
-        return sampled_tokens((said for _, said in answers), self.tokenizer.vocab_size)
+            counts, held = count_tokens(self.tokenizer, self.recipe.corpus, self.progress)
+            found.append(counts)
+        if answers:
+            found.append(sampled_tokens((prompt for prompt, _ in answers), size)[0])
+            counts, held = sampled_tokens((said for _, said in answers), size)
+            found.append(counts)
+        return found, held
 
     def trimmed(
         self,
         made: Source,
-        counts: Any,
-        held: Any,
+        samples: Sequence[Counts],
+        held: Counts,
         answers: Sequence[Answer],
         target: Runtime | None,
     ) -> Source:
         """``made`` with the head that is asked for."""
-        from edgespec.export.sources.trimmed import TrimmedHead
+        from edgespec.export.sources.trimmed import TrimmedHead, head_rows
 
+        rows = head_rows(made)[: self.tokenizer.vocab_size]
+        sampled = other_answers(answers)
+        frequencies = expected_frequencies(samples, sampled, rows, self.whole())
+        del rows
         if self.recipe.format == "gguf":
             from edgespec.export.to_gguf import with_tokenizer
 
@@ -238,24 +253,29 @@ class _Work:
         size = self.recipe.trim_vocab
         if size == "auto":
             assert target is not None
-            size = self._best_size(made, counts, held, answers, target)
+            size = self._best_size(made, frequencies, held, answers, target)
         assert isinstance(size, int)
-        return TrimmedHead(made, choose_tokens(counts, size, self.tokenizer))
+        return TrimmedHead(made, choose_tokens(frequencies, size, self.tokenizer))
 
     def _best_size(
-        self, made: Source, counts: Any, held: Any, answers: Sequence[Answer], target: Runtime
+        self,
+        made: Source,
+        frequencies: Frequencies,
+        held: Counts,
+        answers: Sequence[Answer],
+        target: Runtime,
     ) -> int:
         from edgespec.export.sources.trimmed import TrimmedHead
 
         whole = self.whole()
         path = self.scratch / ("small.gguf" if self.recipe.format == "gguf" else "small")
         few = whole.info.vocab_size // _SMALL_HEAD
-        self.write(TrimmedHead(made, choose_tokens(counts, few, self.tokenizer)), path)
+        self.write(TrimmedHead(made, choose_tokens(frequencies, few, self.tokenizer)), path)
         small = self.open(path)
         alpha = acceptance(held_out_answers(answers), whole)
         seconds = {n: pass_seconds(target, n) for n in (1, 2, 4, 8, 16)}
         return best_size(
-            counts,
+            frequencies,
             held,
             self.tokenizer,
             alpha,
@@ -336,7 +356,7 @@ def _tokenizer(source: Source) -> Tokenizer:
     return found
 
 
-def _counted(texts: Sequence[Answer], vocab_size: int) -> Any:
+def _counted(texts: Sequence[Answer], vocab_size: int) -> Counts:
     return np.bincount([id for _, said in texts for id in said], minlength=vocab_size)
 
 

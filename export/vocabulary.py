@@ -2,7 +2,8 @@
 
 VocabTrim (Goel et al. 2025) keeps the tokens that the target itself says most often, FR-Spec (Zhao
 et al. 2025) those that are most frequent in a corpus. Counts are int64 ``[vocab_size]``; of every ten
-pieces of text one is held out, to measure on.
+pieces of text one is held out, to measure on. A sample of some thousand tokens lacks most of those that
+will be said: ``likely_tokens`` infers their frequencies from those of tokens that the model treats alike.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import UserError
-from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.tokenizer import UNUSED, Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import Runtime
+from edgespec.runtimes import FloatArray, Runtime
 
 Counts = npt.NDArray[np.int64]
+Frequencies = npt.NDArray[np.float64]
+"""How often each token is expected, up to a factor, ``[vocab_size]``."""
 TokenIds = npt.NDArray[np.int64]
 Answer = tuple[Sequence[int], Sequence[int]]
 """A prompt's ids and those that the target answered with."""
@@ -37,6 +41,10 @@ _PASS_ROWS = 32
 _MAX_DRAFT = 16
 """Tokens of the longest draft that ``best_size`` considers."""
 _TIMED_PASSES = 15
+_FIT_STEPS = 60
+_RIDGE = 0.01
+"""Of the mean of the Hessian's diagonal, added to it."""
+_UNUSED_NAME = re.compile(r"<unused\d+>")
 
 
 def count_tokens(
@@ -65,14 +73,88 @@ def held_out_answers(answers: Sequence[Answer]) -> Sequence[Answer]:
     return answers[_HELD_OUT // 2 :: _HELD_OUT] or answers
 
 
-def choose_tokens(counts: Counts, size: int, tokenizer: Tokenizer) -> TokenIds:
+def other_answers(answers: Sequence[Answer]) -> list[Answer]:
+    """Those that ``sampled_tokens`` does not hold out."""
+    return [each for i, each in enumerate(answers) if i % _HELD_OUT != _HELD_OUT // 2]
+
+
+def expected_frequencies(
+    samples: Sequence[Counts], answers: Sequence[Answer], head: FloatArray, draft: Runtime
+) -> Frequencies:
+    """How often each token is to be expected where ``samples`` and ``answers`` come from.
+
+    The sum of three: what the samples have, each with the same weight; what ``likely_tokens`` makes of
+    that with ``head``, the rows of the draft's; and what ``draft`` itself expects in the answers.
+    """
+    shares = [counts / counts.sum() for counts in samples if counts.any()]
+    if not shares:
+        return np.zeros(len(head))
+    seen: Frequencies = np.mean(shares, axis=0)
+    expected = seen + likely_tokens(seen, head)
+    if answers:
+        expected += drafted_tokens(answers, draft)[: len(seen)]
+    return expected
+
+
+def drafted_tokens(answers: Sequence[Answer], draft: Runtime) -> Frequencies:
+    """The mean of the distributions that ``draft`` has for the next token throughout ``answers``.
+
+    Its cache is empty afterwards.
+    """
+    total: Frequencies = np.zeros(draft.info.vocab_size)
+    rows = 0
+    for prompt, said in answers:
+        tokens = [*prompt, *said][: draft.info.context]
+        draft.truncate(0)
+        for start in range(0, len(tokens), _PASS_ROWS):
+            chunk = tokens[start : start + _PASS_ROWS]
+            logits = draft.forward(chunk)
+            draft.keep(range(len(chunk)))
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            total += (1 / powers.sum(axis=1)) @ powers
+            rows += len(chunk)
+    draft.truncate(0)
+    total /= max(1, rows)
+    return total
+
+
+def likely_tokens(seen: Frequencies, head: FloatArray) -> Frequencies:
+    """The frequencies softmax(``head`` · x) under which a sample with those ``seen`` is likeliest.
+
+    A token that the sample lacks thus has about the frequency of tokens whose rows are like its own: of
+    a name, say, where the sample has other names. ``head`` is float32 ``[vocab_size, hidden]``.
+    """
+    wanted = seen.astype(np.float32) @ head
+    said = np.flatnonzero(seen)
+    spread = head[said] - wanted
+    # At the maximum the frequencies have about the sample's covariance, which is the Hessian there.
+    hessian = (spread.T * seen[said].astype(np.float32)) @ spread
+    hessian[np.diag_indices_from(hessian)] += _RIDGE * np.diag(hessian).mean()
+    inverse = np.linalg.inv(hessian)
+    best, step, x = -np.inf, 1.0, np.zeros_like(wanted)
+    for _ in range(_FIT_STEPS):
+        logits = head @ x
+        top = logits.max()
+        powers = np.exp(logits - top)
+        likelihood = float(wanted @ x - top - np.log(powers.sum()))
+        if likelihood > best:
+            best, step, start = likelihood, min(1.0, 2 * step), x
+            found: Frequencies = (powers / powers.sum()).astype(np.float64)
+            direction = inverse @ (wanted - found.astype(np.float32) @ head)
+        else:
+            step /= 4
+        x = start + np.float32(step) * direction
+    return found
+
+
+def choose_tokens(frequencies: Counts | Frequencies, size: int, tokenizer: Tokenizer) -> TokenIds:
     """The ``size`` tokens to keep, ascending: the special and stop tokens and those of single bytes,
-    then the most frequent.
+    then the most frequent. Tokens that the tokenizer calls unused come last.
 
     Of equally frequent tokens the first ids are kept: in byte-pair encoding the earliest merges.
     Raises ``UserError`` for a ``size`` larger than the vocabulary or too small for what must be kept.
     """
-    ranking, required = _rank(counts, tokenizer)
+    ranking, required = _rank(frequencies, tokenizer)
     if size > len(ranking):
         raise UserError(f"cannot keep {size} of a vocabulary of {len(ranking)} tokens; keep fewer")
     if size < required:
@@ -83,13 +165,21 @@ def choose_tokens(counts: Counts, size: int, tokenizer: Tokenizer) -> TokenIds:
     return np.sort(ranking[:size])
 
 
-def _rank(counts: Counts, tokenizer: Tokenizer) -> tuple[TokenIds, int]:
+def _rank(frequencies: Counts | Frequencies, tokenizer: Tokenizer) -> tuple[TokenIds, int]:
     """Every token, those that must be kept first, then by frequency; and how many must be kept."""
-    required = tokenizer.special_ids | tokenizer.stop_tokens | {tokenizer.bos, tokenizer.eos}
-    required |= {id for id in range(len(counts)) if len(tokenizer.token_bytes(id)) == 1}
-    required -= {None}
-    weights = counts.copy()
-    weights[list(required)] = np.iinfo(np.int64).max
+    ids = range(len(frequencies))
+    unused = {
+        id
+        for id in ids
+        if tokenizer.kinds[id] == UNUSED or _UNUSED_NAME.fullmatch(tokenizer.token_text(id))
+    }
+    required = {id for id in ids if len(tokenizer.token_bytes(id)) == 1}
+    required |= tokenizer.special_ids - unused
+    required |= tokenizer.stop_tokens
+    required |= {id for id in (tokenizer.bos, tokenizer.eos) if id is not None}
+    weights = frequencies.astype(np.float64)
+    weights[list(unused)] = -1
+    weights[list(required)] = np.inf
     return np.argsort(-weights, kind="stable"), len(required)
 
 
@@ -175,7 +265,7 @@ def linear_cost(small: tuple[int, float], large: tuple[int, float]) -> Callable[
 
 
 def best_size(
-    counts: Counts,
+    frequencies: Counts | Frequencies,
     held_out: Counts,
     tokenizer: Tokenizer,
     acceptance: float,
@@ -185,11 +275,11 @@ def best_size(
     """The number of tokens to keep that promises the most tokens per second (goodput, SmartSpec).
 
     With γ tokens drafted for a pass, N kept, and α(N) = ``acceptance`` · coverage of the held-out
-    text by the N chosen of ``counts``, a step says 1 + α(N) + … + α(N)^γ tokens and takes
+    text by the N chosen of ``frequencies``, a step says 1 + α(N) + … + α(N)^γ tokens and takes
     γ · ``draft_seconds(N)`` + ``target_seconds(γ + 1)``. N goes from the fewest possible to the
     whole vocabulary by factors of √2, γ from 1 to 16. Of equals the smallest is taken.
     """
-    ranking, required = _rank(counts, tokenizer)
+    ranking, required = _rank(frequencies, tokenizer)
     choices = []
     for size in _sizes(required, len(ranking)):
         covered = coverage(ranking[:size], held_out)

@@ -55,7 +55,8 @@ _ANSWER_TOKENS = 256
     type=_PATH,
     metavar="FILE",
     multiple=True,
-    help="Text, or JSON lines with a text, whose tokens are counted; may be repeated.",
+    help="Text, or JSON lines with a text, whose tokens are counted; may be repeated, and go with "
+    "--sampled-from.",
 )
 @click.option(
     "--sampled-from",
@@ -102,7 +103,8 @@ def export(
     A target as it is:
       edgespec export qwen2.5-coder-1.5b-instruct coder
     A small draft for it, and both in one bundle:
-      edgespec export qwen2.5-coder-0.5b-instruct draft --trim-vocab 16384 --corpus src.txt
+      edgespec export qwen2.5-coder-0.5b-instruct draft --trim-vocab 16384 --corpus src.txt \\
+        --sampled-from qwen2.5-coder-1.5b-instruct --prompts prompts.txt
       edgespec export qwen2.5-coder-1.5b-instruct coder --draft draft
     Smaller weights, from a checkpoint in full precision:
       edgespec export ./SmolLM2-135M-Instruct small --weights int4

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import UserError
+from edgespec.export.quants import dequantize
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
 from edgespec.models.tokenizer import whole_metadata
 from edgespec.progress import Progress, silent
+from edgespec.runtimes import FloatArray
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 VOCAB_SIZE = "edgespec.vocab_size"
@@ -33,11 +35,7 @@ class TrimmedHead:
     """
 
     def __init__(self, source: Source, token_ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
-        self._head = HEAD if HEAD in source.tensors else EMBEDDING
-        if self._head not in source.tensors:
-            raise UserError(f"{source.path} has no tensor {EMBEDDING}; is it a language model?")
-        if TOKEN_IDS in source.metadata:
-            raise UserError(f"{source.path} is trimmed already; trim the model that it was made of")
+        self._head = _head_of(source)
         info = source.tensors[self._head]
         self._ids = _checked(token_ids, info.rows, source.path)
         self._source = source
@@ -55,6 +53,17 @@ class TrimmedHead:
             if name == HEAD
             else self._source.tensor(name)
         )
+
+
+def head_rows(source: Source) -> FloatArray:
+    """The rows of the head, float32 ``[vocab_size, hidden]``."""
+    name = _head_of(source)
+    info, raw = source.tensors[name], source.tensor(name)
+    rows = np.empty(info.shape, np.float32)
+    for start in range(0, info.rows, _PART_ROWS):
+        part = slice(start, start + _PART_ROWS)
+        rows[part] = dequantize(raw[part], info.type, info.shape[-1])
+    return rows
 
 
 def write_trimmed_gguf(source: Source, path: Path, progress: Progress = silent) -> None:
@@ -169,6 +178,16 @@ class _Shrunken:
     def tensor(self, name: str) -> npt.NDArray[np.uint8]:
         raw = self._source.tensor(name)
         return raw[self._kept] if name == EMBEDDING else raw
+
+
+def _head_of(source: Source) -> str:
+    """The tensor that the head's rows are in. Raises ``UserError`` where there is none."""
+    name = HEAD if HEAD in source.tensors else EMBEDDING
+    if name not in source.tensors:
+        raise UserError(f"{source.path} has no tensor {EMBEDDING}; is it a language model?")
+    if TOKEN_IDS in source.metadata:
+        raise UserError(f"{source.path} is trimmed already; trim the model that it was made of")
+    return name
 
 
 def _kept_first(kept: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:

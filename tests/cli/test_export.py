@@ -92,6 +92,14 @@ def test_a_draft_keeps_what_the_target_says(run: Run, tiny_model: Path, tmp_path
     [model] = manifest_of(tmp_path / "draft")["drafts"]
     assert model["quality"]["acceptance_before"] == 1  # it drafts for itself
     assert model["quality"]["coverage"] == 1
+    corpus = text(tmp_path)
+    result = run(
+        "export", tiny_model, tmp_path / "both", "--trim-vocab", 290, *sampled, "--corpus", corpus
+    )
+    assert result.exit_code == 0, result.output
+    [both] = manifest_of(tmp_path / "both")["drafts"]
+    assert list(both["provenance"]["options"]["corpus"]) == [corpus.name]
+    assert both["quality"]["coverage"] == 1  # of the answers, whatever the corpus has
     prompts.write_text("\n\n", encoding="utf-8")
     with_none = run("export", tiny_model, tmp_path / "none", "--trim-vocab", 290, *sampled)
     assert "no prompts" in error_of(with_none)

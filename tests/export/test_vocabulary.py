@@ -20,12 +20,17 @@ from edgespec.export.vocabulary import (
     count_tokens,
     coverage,
     draft_report,
+    drafted_tokens,
+    expected_frequencies,
+    likely_tokens,
     linear_cost,
+    other_answers,
     sampled_tokens,
     texts_of,
 )
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.tokenizer import UNUSED, Tokenizer
+from edgespec.models.tokenizer_gguf import from_metadata
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.tiny import tiny_gguf
 
@@ -136,6 +141,64 @@ def test_smollm2_keeps_its_stop_tokens_and_every_byte_that_it_has(smollm2: Path)
     text = "".join(map(chr, range(0x250))) + "😀中"
     singles = {token for char in text for token in tokenizer.encode(char)}
     assert {t for t in singles if len(tokenizer.token_bytes(t)) == 1} <= set(kept)
+
+
+def test_what_the_tokenizer_calls_unused_comes_last(model: Path) -> None:
+    metadata = dict(GGUFFile(model).metadata)
+    names, kinds = (list(metadata[f"tokenizer.ggml.{k}"]) for k in ("tokens", "token_type"))
+    between = metadata["tokenizer.ggml.bos_token_id"] + 1  # a control token, as Gemma has 6242
+    assert between != metadata["tokenizer.ggml.eos_token_id"]
+    names[between], kinds[260] = "<unused17>", UNUSED
+    changed = {"tokenizer.ggml.tokens": names, "tokenizer.ggml.token_type": kinds}
+    tokenizer = from_metadata(Tokenizer, {**metadata, **changed})
+    assert between in tokenizer.special_ids
+    size = tokenizer.vocab_size
+    counts = np.zeros(size, np.int64)
+    counts[[260, between]] = 5
+    kept = choose_tokens(counts, size - 2, tokenizer)
+    assert set(range(size)) - set(kept.tolist()) == {260, between}
+    choose_tokens(counts, BYTES_AND_SPECIALS - 1, tokenizer)
+
+
+def test_tokens_that_a_sample_lacks_are_as_likely_as_those_like_them() -> None:
+    """Frequencies that are a softmax of some rows' products are found from a sample of them."""
+    generator = np.random.default_rng(0)
+    head = generator.standard_normal((3000, 8)).astype(np.float32)
+    logits = head @ generator.standard_normal(8)
+    true = np.exp(logits) / np.exp(logits).sum()
+    counts = generator.multinomial(2000, true)
+    found = likely_tokens(counts / counts.sum(), head)
+    assert found.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found @ head, counts @ head / counts.sum(), atol=1e-3)
+    lacking = counts == 0
+    assert lacking.sum() > 1000
+    assert np.corrcoef(np.log(found[lacking]), np.log(true[lacking]))[0, 1] > 0.98
+
+
+def test_what_a_draft_expects_is_the_mean_of_its_distributions(model: Path, tmp_path: Path) -> None:
+    draft = OnnxRuntime(build_onnx(model, tmp_path / "whole"), context=40, exact=False)
+    answers = [([5, 6], list(range(7, 60))), ([8], [9])]  # the first is longer than the context
+    logits = [draft.forward([*prompt, *said][:40]).astype(np.float64) for prompt, said in answers]
+    rows = np.concatenate(logits)
+    expected = (np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)).mean(axis=0)
+    found = drafted_tokens(answers, draft)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
+    assert draft.length == 0
+
+    head = np.random.default_rng(1).standard_normal((len(found), 4)).astype(np.float32)
+    samples = [np.bincount(ids, minlength=len(found)) for ids in ([1, 1, 2, 3], [1] * 8, [])]
+    both = expected_frequencies(samples, answers, head, draft)
+    seen = np.bincount([1, 2, 3], [0.75, 0.125, 0.125], minlength=len(found))
+    np.testing.assert_allclose(both, seen + likely_tokens(seen, head) + found)
+    without = expected_frequencies(samples, [], head, draft)
+    np.testing.assert_allclose(without, both - found)
+    assert not expected_frequencies([0 * samples[0]], [], head, draft).any()
+    draft.close()
+
+
+def test_what_is_held_out_is_not_sampled() -> None:
+    answers = [([i], [i]) for i in range(25)]
+    assert [a for a in answers if a not in other_answers(answers)] == [([5], [5]), ([15], [15])]
 
 
 @pytest.mark.parametrize("size", [0, BYTES_AND_SPECIALS - 1])
