@@ -32,7 +32,8 @@ from edgespec.drafting import Drafter
 from edgespec.drafting.ngram import NgramDrafter
 from edgespec.drafting.none import NoDrafter
 from edgespec.engine import Engine
-from edgespec.scheduling.costs import PassCosts, measure
+from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.measuring import measure_curve
 from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 
@@ -196,9 +197,9 @@ class Switch:
         target.info = self._exact if mode.exact else replace(self._exact, pass_sizes=())
         drafter: Drafter = mode.drafter()
         if mode not in self._costs:
-            self._costs[mode] = PassCosts()
             target.truncate(0)
-            measure(target, self._costs[mode])
+            curve = measure_curve(target, SIZES, budget_s=5.0)
+            self._costs[mode] = PassCosts(curve, plain=target.info.padded(1))
         self.parts.scheduler = Scheduler([drafter], self._costs[mode])
         return self.parts
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from edgespec.decoding import PREFILL_CHUNK
 from edgespec.drafting import Drafter
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.ngram import NgramDrafter
@@ -18,18 +19,21 @@ from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
 from edgespec.opening import (
     Model,
-    choose_runtime,
     draft_runtime,
     find,
     find_draft,
+    find_places,
     load,
     plan_memory,
 )
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import DEFAULT_CONTEXT, ModelInfo, Runtime
 from edgespec.sampling import Sampling
-from edgespec.scheduling.costs import measure
+from edgespec.scheduling import profile as profiles
+from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.measuring import measure_profile
 from edgespec.scheduling.memory import Use
+from edgespec.scheduling.placement import Place, known
 from edgespec.scheduling.planning import Plan
 from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Notice, Session, unheard
@@ -40,8 +44,12 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "none": NoDrafter,
     "ngram": NgramDrafter,
 }
-_DRAFT_SIZES = (1, 2)
-"""Passes that a draft runs: after a rejection, and after a draft accepted whole."""
+_PROFILED = (1, 2, 4, 8)
+"""Sizes of pass that are timed before the first answer, where `edgespec tune` was not run."""
+_DRAFT_PROFILED = (1, 2, PREFILL_CHUNK)
+"""Of a draft: after a rejection, after a draft accepted whole, and of a prompt."""
+_PROFILED_S = 0.9
+"""Seconds that this takes, for each model."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Engine:
         threads: int | None = None,
         memory_budget: int | None = None,
         planned: Callable[[Plan], None] | None = None,
+        notice: Notice = unheard,
         progress: Progress = silent,
     ) -> Engine:
         """Open a model: a name in the catalogue (pulled if absent), a GGUF file, a folder with a bundle,
@@ -88,9 +97,11 @@ class Engine:
         does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
-        a core. ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is
+        a core. What is auto or left open of runtime, device and threads is what profiles of this
+        machine (`edgespec tune`) say is the fastest; without a profile, passes are timed for a second. ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is
         auto), context, cache, draft model and passes are chosen to fit. ``planned`` is told what was
-        chosen, before it is loaded, wherever its memory can be foreseen.
+        chosen, before it is loaded, wherever its memory can be foreseen; ``notice`` what a user should
+        know though nothing went wrong.
         Raises ``UserError`` for what the caller can put right.
         """
         if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
@@ -102,22 +113,26 @@ class Engine:
         source = tokenizer.chat_template
         template = ChatTemplate(source, tokenizer) if source else None
         drafting = _draft_model(draft, found, progress)
+        place = Place(runtime, device, provider, exact, threads)
+        places = find_places(found, place, speculates=draft != "none", notice=notice)
         plan = None
         if memory_budget is not None or (planned and found.shape):
             plan = plan_memory(
-                found, drafting, runtime=runtime, device=device, context=context,
-                tables=draft != "none", budget=memory_budget,
-            )  # fmt: skip
+                found,
+                drafting,
+                places,
+                context=context,
+                tables=draft != "none",
+                budget=memory_budget,
+            )
             if planned:
                 planned(plan)
-        kind = plan.use.runtime if plan else choose_runtime(runtime, found)
-        if plan and plan.draft is None:
-            drafting = None
-        if provider is not None and kind != "onnx":
-            raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
+            if plan.draft is None:
+                drafting = None
+        place = next(p for p in places if plan is None or p.runtime == plan.use.runtime)
         options: dict[str, Any] = {
-            "threads": threads,
-            "device": device,
+            "threads": place.threads,
+            "device": place.device,
             "provider": provider,
             "progress": progress,
         }
@@ -125,7 +140,7 @@ class Engine:
             draft_model: Runtime | None = None
             if drafting is not None:
                 # built first, and loaded without exactness: what it says is only a guess
-                own = draft_runtime(kind, drafting)
+                own = draft_runtime(place.runtime, drafting)
                 fits = min(drafting.context, context or DEFAULT_CONTEXT)
                 limits = _limits(plan.draft if plan else None)
                 draft_model = load(
@@ -133,7 +148,9 @@ class Engine:
                 )
                 opened.callback(draft_model.close)
             limits = _limits(plan.use if plan else None)
-            target = load(found, kind, exact=exact, **{"context": context, **limits}, **options)
+            target = load(
+                found, place.runtime, exact=exact, **{"context": context, **limits}, **options
+            )
             opened.callback(target.close)
             if tokenizer.vocab_size > target.info.vocab_size:
                 raise UserError(
@@ -141,16 +158,23 @@ class Engine:
                     f"{target.info.vocab_size} in its head; they do not belong together"
                 )
             drafters: list[Drafter] = [DRAFTERS[draft]()] if draft in DRAFTERS else []
-            if drafting is not None and draft_model is not None:
-                readable = drafting.tokenizer.vocab_size
-                drafter = ModelDrafter(draft_model, target.info.vocab_size, readable=readable)
-                measure(draft_model, drafter.costs, _DRAFT_SIZES)
-                drafters.append(drafter)
-            loaded = Loaded(target, Scheduler(drafters), tokenizer, template, draft=draft_model)
+            costs = PassCosts()
             if draft != "none":
-                progress("timing passes", 0, 1)
-                measure(target, loaded.scheduler.costs)
-                progress("timing passes", 1, 1)
+                costs = _costs(target, found, place, _PROFILED, progress, notice)
+            if drafting is not None and draft_model is not None:
+                beside = replace(place, runtime=own, exact=False)
+                own_costs = _costs(draft_model, drafting, beside, _DRAFT_PROFILED, progress, notice)
+                drafters.append(
+                    ModelDrafter(
+                        draft_model,
+                        target.info.vocab_size,
+                        own_costs,
+                        readable=drafting.tokenizer.vocab_size,
+                    )
+                )
+            loaded = Loaded(
+                target, Scheduler(drafters, costs), tokenizer, template, draft=draft_model
+            )
             opened.pop_all()
         return cls(loaded, found.sampling)
 
@@ -239,10 +263,15 @@ class Engine:
     ) -> Plan:
         """What ``open`` would load with the same options, and what it would take; loads nothing."""
         found = find(str(model), progress)
+        places = find_places(found, Place(runtime, device), speculates=draft != "none")
         return plan_memory(
-            found, _draft_model(draft, found, progress), runtime=runtime, device=device,
-            context=context, tables=draft != "none", budget=memory_budget,
-        )  # fmt: skip
+            found,
+            _draft_model(draft, found, progress),
+            places,
+            context=context,
+            tables=draft != "none",
+            budget=memory_budget,
+        )
 
     def close(self) -> None:
         """Free the model, and its draft."""
@@ -255,6 +284,30 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _costs(
+    runtime: Runtime,
+    model: Model,
+    place: Place,
+    sizes: Sequence[int],
+    progress: Progress,
+    notice: Notice,
+) -> PassCosts:
+    """What passes cost by the profile of ``place``, which is measured now and kept if there is none."""
+    profile = known(model.path, place, notice)
+    if profile is None:
+        sizes = [size for size in sizes if size <= max(runtime.info.max_rows, PREFILL_CHUNK)]
+        profile = measure_profile(
+            runtime,
+            place.setup(model.path),
+            quick=True,
+            budget_s=_PROFILED_S,
+            rows=sizes,
+            progress=progress,
+        )
+        profiles.save(profile, notice)
+    return PassCosts(profile.curve, plain=runtime.info.padded(1))
 
 
 def _limits(use: Use | None) -> dict[str, Any]:

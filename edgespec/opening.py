@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, Runtime, capacity
 from edgespec.scheduling.memory import Shape, built_shape, shape_of
+from edgespec.scheduling.placement import Place, fastest_first
 from edgespec.scheduling.planning import Asked, Plan, plan
 
 _ALIKE = 0.99
@@ -122,6 +123,25 @@ def allowed_runtimes(runtime: str, model: Model) -> list[str]:
     return list(dict.fromkeys([first, "llama-cpp"]))
 
 
+def find_places(
+    model: Model,
+    place: Place,
+    *,
+    speculates: bool,
+    notice: Callable[[str], None] = lambda line: None,
+) -> list[Place]:
+    """Where ``model`` may run as ``place`` asks, the fastest first, as far as profiles tell.
+
+    Raises ``UserError`` where it cannot run so.
+    """
+    runtimes = allowed_runtimes(place.runtime, model)
+    if place.provider is not None:
+        if "onnx" not in runtimes:
+            raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
+        runtimes = ["onnx"]
+    return fastest_first(model.path, runtimes, place, speculates=speculates, notice=notice)
+
+
 def shape(model: Model) -> Shape:
     """The sizes of ``model``. Raises ``UserError`` where its memory cannot be foreseen."""
     if model.shape is not None:
@@ -148,23 +168,23 @@ def draft_runtime(target: str, draft: Model) -> str:
 def plan_memory(
     model: Model,
     draft: Model | None,
+    places: Sequence[Place],
     *,
-    runtime: str,
-    device: str,
     context: int | None,
     tables: bool,
     budget: int | None,
 ) -> Plan:
     """What is run of ``model`` and of its ``draft`` within ``budget`` bytes; ``None``: no limit.
 
+    ``places`` are where it may run, the preferred one first.
     ``tables``: whether the context is searched for drafts. Raises ``UserError`` where nothing fits,
     and where memory cannot be foreseen.
     """
-    if budget is not None and device not in ("auto", "cpu"):
+    if budget is not None and any(place.device not in ("auto", "cpu") for place in places):
         raise UserError(
             "--memory-budget plans for the processor's memory; use --device cpu with it"
         )
-    allowed = allowed_runtimes(runtime, model)
+    allowed = [place.runtime for place in places]
     asked = Asked(
         shape(model),
         allowed,

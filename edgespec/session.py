@@ -15,6 +15,7 @@ from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
 from edgespec.sampling import Sampling
 from edgespec.scheduling.policy import Scheduler
+from edgespec.scheduling.prediction import Trace, record
 from edgespec.statistics import Statistics, peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -100,6 +101,18 @@ class Session:
         An empty prompt is the model's beginning-of-text token; ``UserError`` if it has none.
         """
         return self._exclusive(self._complete(prompt, max_tokens))
+
+    def trace(self) -> Trace:
+        """The last answer, to be decoded again on another device's clock; draft models read it once.
+
+        Raises ``UserError`` where nothing was said.
+        """
+        if not self.token_ids:
+            raise UserError("nothing was said, so there is nothing to trace")
+        context = self._loaded.held
+        prompt = context[: len(context) - len(self.token_ids)]
+        model = self._loaded.target.info.name
+        return record(model, prompt, self.token_ids, self._loaded.scheduler.drafters)
 
     def reset(self) -> None:
         """Forget the conversation, except its system message."""

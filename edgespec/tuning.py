@@ -34,6 +34,7 @@ from edgespec.scheduling.measuring import (
     measure_profile,
     memory_bandwidth,
 )
+from edgespec.scheduling.placement import Place
 from edgespec.scheduling.profile import Profile
 
 T = TypeVar("T")
@@ -42,17 +43,6 @@ _DRAFT_S, _THREADS_S = 5.0, 2.5
 """Seconds for a draft's passes, and for another number of threads."""
 _GRACE_S = 10.0
 """Seconds that a process which was told to end has for tidying up."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how a model runs: the options of ``Engine.open`` that its speed depends on."""
-
-    runtime: str
-    device: str = "auto"
-    provider: str | None = None
-    exact: bool = True
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -227,14 +217,7 @@ def _other_counts(cores: int) -> list[int]:
 
 
 def _profile(model: Model, place: Place, budget_s: float, progress: Progress) -> Profile:
-    setup = profiles.setup(
-        model.path,
-        place.runtime,
-        device=place.device,
-        provider=place.provider,
-        exact=place.exact,
-        threads=place.threads,
-    )
+    setup = place.setup(model.path)
     runtime = _loaded(model, place, progress)
     try:
         return measure_profile(runtime, setup, budget_s=budget_s, progress=progress)

@@ -417,6 +417,31 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert all(done == total for done, total in heard.values())
 
 
+def test_passes_are_timed_once_and_a_corrupt_profile_is_told_and_made_anew(
+    tiny: Path, home: Path
+) -> None:
+    heard: list[str] = []
+    notices: list[str] = []
+
+    def opened(**options: Any) -> bool:
+        heard.clear()
+        Engine.open(
+            tiny, progress=lambda what, *_: heard.append(what), notice=notices.append, **options
+        ).close()
+        return any(what.startswith("timing passes") for what in heard)
+
+    assert not opened(draft="none"), "there is nothing to choose"
+    assert opened()
+    assert not opened()
+    assert opened(exact=False), "other passes take other times"
+    [profile, _] = sorted((home / "profiles").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    profile.write_text(profile.read_text()[:100])
+    assert notices == []
+    assert opened()
+    assert all("is not used" in notice and "edgespec tune" in notice for notice in notices)
+    assert notices
+
+
 def test_closing(tiny: Path) -> None:
     engine = Engine.open(tiny)
     engine.generate("a", max_tokens=2)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgespec.cli.answer import print_answer, print_status
+from edgespec.cli.explain import print_explanation
 from edgespec.cli.options import (
+    explain_option,
     max_tokens_option,
     model_argument,
     notice,
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_argument
+@explain_option
 @max_tokens_option(1024)
 @session_options
-def chat(model: str, max_tokens: int, **options: Any) -> None:
+def chat(model: str, explain: bool, max_tokens: int, **options: Any) -> None:
     """Talk to a model.
 
     MODEL is a name of `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
@@ -40,7 +43,7 @@ def chat(model: str, max_tokens: int, **options: Any) -> None:
     stderr says what it cost.
 
     Ctrl-C stops an answer and keeps the conversation; at the prompt it leaves, as Ctrl-D does.
-    /help lists the commands: /stats, /reset, /save FILE, /exit.
+    /help lists the commands: /stats, /why, /reset, /save FILE, /exit.
 
     \b
     A first conversation (downloads 98 MB once):
@@ -68,6 +71,8 @@ def chat(model: str, max_tokens: int, **options: Any) -> None:
                 elif line.strip():
                     print_answer(session.chat(line.strip(), max_tokens=max_tokens), progress)
                     print_status(session, max_tokens)
+                    if explain:
+                        print_explanation(session.statistics)
             except UserError as error:
                 if not interactive:
                     raise
@@ -113,6 +118,10 @@ def _stats(session: Session, argument: str) -> None:
         click.echo(f"{name:<20} {'-' if shown is None else shown}")
 
 
+def _why(session: Session, argument: str) -> None:
+    print_explanation(session.statistics)
+
+
 def _reset(session: Session, argument: str) -> None:
     session.reset()
     notice("the conversation is forgotten")
@@ -142,12 +151,14 @@ def _save(session: Session, argument: str) -> None:
 _COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "/help": _help,
     "/stats": _stats,
+    "/why": _why,
     "/reset": _reset,
     "/save": _save,
 }
 
 _HELP = """\
 /stats      what the last answer cost
+/why        what was drafted for it, what that was expected to bring, and what it brought
 /reset      forget the conversation, except the system message
 /save FILE  write the conversation to a new JSON file
 /help       this list

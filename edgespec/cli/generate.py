@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
 from edgespec.cli.answer import print_answer, print_status
-from edgespec.cli.options import max_tokens_option, model_argument, opened, session_options
+from edgespec.cli.explain import print_explanation
+from edgespec.cli.options import (
+    explain_option,
+    max_tokens_option,
+    model_argument,
+    opened,
+    session_options,
+)
 from edgespec.cli.progress import ProgressBar
 from edgespec.errors import UserError
 from edgespec.models.catalogue import DEFAULT_MODEL
@@ -30,6 +38,14 @@ _LONGEST = 16 << 20
     "Default: --chat if the model has such a format.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@explain_option
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the ids of what was read and said, and what a draft model would have said at each "
+    "place, for `edgespec plan --trace`.",
+)
 @max_tokens_option(256)
 @session_options
 def generate(
@@ -39,6 +55,8 @@ def generate(
     file: str | None,
     chat: bool | None,
     as_json: bool,
+    explain: bool,
+    trace: Path | None,
     max_tokens: int,
     **options: Any,
 ) -> None:
@@ -57,29 +75,39 @@ def generate(
       cat notes.txt | edgespec generate qwen2.5-coder-1.5b-instruct - --system "Summarize."
     The answer's figures:
       edgespec generate -p Hello --json | jq .stats
+    Why it drafted as it did, or not:
+      edgespec generate -p "Count to fifty." --explain
     """
     if model == "-":  # `edgespec generate -`: no model named
         model, stdin = DEFAULT_MODEL, "-"
     if chat is False and options["system"] is not None:
         raise click.UsageError("--system needs the chat format; it does not go with --raw")
     text = _prompt(prompt, file, stdin)
+    if trace is not None and trace.exists():
+        raise UserError(f"{trace} exists; name another file for the trace")
     progress = ProgressBar()
     with opened(model, progress, **options) as (engine, session):
         answer = session.chat if (engine.can_chat if chat is None else chat) else session.complete
         pieces = answer(text, max_tokens=max_tokens)
-        if not as_json:
+        if as_json:
+            said = "".join(pieces)
+            progress.stop()
+            result = {
+                "text": said,
+                "token_ids": session.token_ids,
+                "finish_reason": session.finish_reason,
+                "stats": session.statistics.as_dict(),
+            }
+            click.echo(json.dumps(result))
+        else:
             print_answer(pieces, progress)
             print_status(session, max_tokens)
-            return
-        said = "".join(pieces)
-        progress.stop()
-        result = {
-            "text": said,
-            "token_ids": session.token_ids,
-            "finish_reason": session.finish_reason,
-            "stats": session.statistics.as_dict(),
-        }
-        click.echo(json.dumps(result))
+        if explain:
+            print_explanation(session.statistics)
+        if trace is not None:
+            from edgespec.scheduling.prediction import write_trace
+
+            write_trace(session.trace(), trace)
 
 
 def _prompt(text: str | None, file: str | None, stdin: str | None) -> str:

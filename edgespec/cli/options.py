@@ -50,9 +50,9 @@ _PLAN_OPTIONS = (
         metavar="auto|none|ngram|MODEL",
         default="auto",
         show_default=True,
-        help="What guesses the next tokens: nothing, what followed the same words before (ngram, "
+        help="What guesses the next tokens: nothing (none), what followed the same words before (ngram, "
         "auto), or a smaller model with the same tokenizer: a name of `edgespec models list`, a "
-        ".gguf file or a built folder.",
+        ".gguf file, a bundle or a safetensors folder. auto also takes the draft of a bundle.",
     ),
     click.option(
         "--context",
@@ -134,6 +134,14 @@ def session_options(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+explain_option = click.option(
+    "--explain",
+    is_flag=True,
+    help="Say after an answer what was drafted for it, what that was expected to bring, and what it "
+    "brought.",
+)
 
 
 def max_tokens_option(default: int) -> Callable[[Command], Command]:

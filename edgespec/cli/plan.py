@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -32,6 +34,23 @@ _NAMES = {
 @click.command()
 @model_argument
 @plan_options
+@click.option(
+    "--device-profile",
+    "profile_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A profile that `edgespec tune` made on the device to plan for, of the model and of each that "
+    "drafts for it. Give --trace with it.",
+)
+@click.option(
+    "--trace",
+    "trace_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An answer that `edgespec generate --trace` recorded, to predict the speed of.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def plan(
     model: str,
@@ -40,6 +59,8 @@ def plan(
     draft: str,
     context: int | None,
     memory_budget: int | None,
+    profile_paths: tuple[Path, ...],
+    trace_paths: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Show what would run, in how much memory, and what is given up for a memory budget.
@@ -53,9 +74,15 @@ def plan(
       edgespec plan qwen2.5-coder-1.5b-instruct --memory-budget 1400MiB
     The smallest budget that a model runs in:
       edgespec plan qwen2.5-coder-1.5b-instruct --json | jq .smallest_budget_bytes
+    How fast it would be on a phone where it was tuned:
+      edgespec plan qwen2.5-coder-1.5b-instruct --device-profile phone.json --trace answer.json
     """
     from edgespec.engine import Engine
+    from edgespec.scheduling.prediction import foresee
 
+    if bool(profile_paths) != bool(trace_paths):
+        raise click.UsageError("--device-profile and --trace go together")
+    predictions = foresee(profile_paths, trace_paths) if trace_paths else []
     progress = ProgressBar()
     try:
         chosen = Engine.plan(
@@ -65,9 +92,21 @@ def plan(
     finally:
         progress.stop()
     if as_json:
-        click.echo(json.dumps(chosen.as_dict()))
-    else:
-        _show(chosen)
+        figures = {"predictions": [asdict(found) for found in predictions]} if predictions else {}
+        click.echo(json.dumps({**chosen.as_dict(), **figures}))
+        return
+    _show(chosen)
+    if predictions:
+        click.echo(f"\nPredicted for {predictions[0].device}, of {len(trace_paths)} answers:")
+        click.echo(
+            f"{'draft':<22}{'tokens/s':>10}{'of plain':>10}{'tokens a pass':>15}{'J a token':>11}"
+        )
+    for found in predictions:
+        energy = "unknown" if found.joules_per_token is None else f"{found.joules_per_token:.3f}"
+        click.echo(
+            f"{found.drafter:<22}{found.tokens_per_s:>10.1f}{found.speed_up:>9.2f}×"
+            f"{found.block_efficiency:>15.2f}{energy:>11}"
+        )
 
 
 def _show(plan: Plan) -> None:

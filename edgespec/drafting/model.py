@@ -263,6 +263,11 @@ class ModelDrafter:
         self._gained_s += len(outcome.said) * target_s(1) - seconds
         self._recent = _RECENT * self._recent + (1, len(outcome.said), seconds / target_s(1))
 
+    def forget(self) -> None:
+        """Empty the draft's cache."""
+        self._held, self._same = [], 0
+        self.runtime.truncate(0)
+
     def _begin(self, context: Sequence[int], sampling: Sampling) -> None:
         """A prompt: learn how long the last answer was."""
         if self._heard > self._begun >= 0:

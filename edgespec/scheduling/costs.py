@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-from edgespec.runtimes import Runtime
 
 if TYPE_CHECKING:
     from edgespec.scheduling.profile import Curve
@@ -43,9 +39,7 @@ class PassCosts:
     and of what the others suggest: where they alone slow down, only so would it be tried. The first pass of a size pays for its allocations, and is not counted.
     """
 
-    def __init__(
-        self, curve: Curve | None = None, *, plain: int = 1, slope: float = 0.09
-    ) -> None:
+    def __init__(self, curve: Curve | None = None, *, plain: int = 1, slope: float = 0.09) -> None:
         self._curve, self._slope, self._plain = curve, slope, plain - 1
         # Of each size: the weight of its passes, and of the logarithms of their factors.
         self._weight, self._sum = np.zeros(len(_SIZES)), np.zeros(len(_SIZES))
@@ -99,17 +93,3 @@ class PassCosts:
             own = self._sum[self._plain] / self._weight[self._plain]
             factors[self._plain] = min(factors[self._plain], own)
         return factors
-
-
-def measure(runtime: Runtime, costs: PassCosts, sizes: Sequence[int] = (1, 2, 4, 8)) -> None:
-    """Teach ``costs`` a few sizes of pass before the first answer needs them.
-
-    Costs about thirty times a pass of one token on a flat curve. Nothing stays in the cache.
-    """
-    info, room = runtime.info, runtime.info.context - runtime.length
-    for size, tokens in {info.padded(n): n for n in sizes if n <= room}.items():
-        for _ in range(3):  # the first is not counted
-            started = perf_counter()
-            runtime.forward([0] * tokens)
-            costs.record(size, perf_counter() - started)
-    runtime.keep([])

@@ -11,8 +11,6 @@ from edgespec.runtimes import ModelInfo
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 
-MAX_DRAFT = 15
-"""The most tokens drafted for one pass: of 16 then, the largest whose exactness runtimes prove."""
 _MARGIN = 1.02
 """What a pass larger than plain decoding's must promise: times and confidences are estimates."""
 
@@ -59,8 +57,8 @@ class Scheduler:
     ) -> Choice:
         """What to verify after ``context``, of which at most ``left`` tokens will be said."""
         length = len(context) - 1
-        most = min(MAX_DRAFT, max(info.pass_sizes, default=MAX_DRAFT + 1) - 1)
-        nodes = min(most, left - 1)  # the target adds a token of its own
+        most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
+        nodes = min(most, left) - 1  # the target adds a token of its own
 
         def pass_seconds(rows: int) -> float:
             return self.costs.seconds(info.padded(rows), length)

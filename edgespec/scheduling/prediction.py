@@ -20,7 +20,7 @@ from edgespec.errors import UserError
 from edgespec.runtimes import FloatArray, Logits, ModelInfo, Runtime
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.profile import LARGEST, Curve
+from edgespec.scheduling.profile import LARGEST, Curve, read_profile
 from edgespec.statistics import Statistics
 
 _LARGEST_FILE = 64 << 20
@@ -117,10 +117,14 @@ class ReplayDraft(Replay):
 
 
 def record(
-    model: str, prompt: Sequence[int], answer: Sequence[int], drafts: Sequence[Runtime]
+    model: str, prompt: Sequence[int], answer: Sequence[int], drafters: Sequence[Drafter]
 ) -> Trace:
-    """The trace of an answer, which each of ``drafts`` reads once; their caches are lost."""
-    guesses = {draft.info.name: _guesses(draft, prompt, answer) for draft in drafts}
+    """The trace of an answer, which the draft models among ``drafters`` read once."""
+    guesses = {}
+    for drafter in drafters:
+        if isinstance(drafter, ModelDrafter):
+            drafter.forget()
+            guesses[drafter.name] = _guesses(drafter.runtime, prompt, answer)
     return Trace(model, list(prompt), list(answer), guesses)
 
 
@@ -138,7 +142,8 @@ def _guesses(draft: Runtime, prompt: Sequence[int], answer: Sequence[int]) -> Gu
             tokens.append(int(ids[best]))
             probabilities.append(1 / float(np.exp(row - row[best]).sum()))
     draft.truncate(0)
-    return Guesses(tokens, probabilities)
+    beyond = len(answer) - len(tokens)  # its context is shorter: there it drafts nothing right
+    return Guesses(tokens + [0] * beyond, probabilities + [0.0] * beyond)
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -193,6 +198,66 @@ def _chances(values: Any) -> list[float]:
     return chances
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What decoding recorded answers with a drafter would be like on a device."""
+
+    device: str
+    drafter: str
+    tokens_per_s: float
+    speed_up: float
+    """Of plain decoding, on the same device."""
+    block_efficiency: float
+    acceptance_rate: float
+    joules_per_token: float | None
+    """``None`` where the profile does not say what power decoding draws."""
+
+
+def foresee(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list[Prediction]:
+    """Predict every drafter that the traces and the profiles tell of, plain decoding first.
+
+    Raises ``UserError`` where a file is not what it should be, or no profile is of the traces' model.
+    """
+    profiles = {str(p.model["name"]): p for p in map(read_profile, profile_paths)}
+    traces = [read_trace(path) for path in trace_paths]
+    models = sorted({trace.model for trace in traces})
+    if len(models) > 1:
+        raise UserError(
+            f"the traces are of several models ({', '.join(models)}); give those of one"
+        )
+    if models[0] not in profiles:
+        raise UserError(
+            f"the traces are of {models[0]} and the profiles of {', '.join(profiles)}; "
+            "give one that `edgespec tune` made for it"
+        )
+    profile = profiles[models[0]]
+    drafts = sorted(set.intersection(*(set(trace.drafts) for trace in traces)) & set(profiles))
+    found = []
+    plain = 0.0
+    for drafter in (*_MODEL_FREE, *drafts):
+        stats = predict(
+            traces,
+            profile.curve,
+            drafter,
+            pass_sizes=profile.pass_sizes,
+            draft_curve=profiles[drafter].curve if drafter in drafts else None,
+        )
+        rate = stats.decode_tokens_per_s
+        plain = plain or rate
+        found.append(
+            Prediction(
+                f"{profile.machine['cpu']}, {profile.runtime} {profile.device}",
+                drafter,
+                rate,
+                rate / plain,
+                stats.block_efficiency,
+                stats.acceptance_rate,
+                None if profile.power_w is None else profile.power_w / rate,
+            )
+        )
+    return found
+
+
 def predict(
     traces: Sequence[Trace],
     curve: Curve,
@@ -234,9 +299,7 @@ def predict(
             draft.guesses, draft.begin = Guesses(ids, guesses.probabilities), len(trace.prompt)
         context = list(target.tokens[: len(trace.prompt)])
         target.truncate(len(context) - 1)
-        for step in decode(
-            target, scheduler, context, max_tokens=len(trace.answer), clock=clock
-        ):
+        for step in decode(target, scheduler, context, max_tokens=len(trace.answer), clock=clock):
             total.add(step)
         if context != target.tokens:
             raise RuntimeError("the replay said something else than the recording")

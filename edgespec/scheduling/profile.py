@@ -112,6 +112,8 @@ class Profile:
     """ISO 8601, UTC."""
     pass_sizes: tuple[int, ...] = ()
     """Sizes that passes were padded to, as ``ModelInfo`` has them."""
+    power_w: float | None = None
+    """Watts that decoding draws more than idling does, where somebody measured it."""
 
     @property
     def bandwidth(self) -> float:
@@ -355,6 +357,7 @@ def _parse(text: str) -> Profile:
             quick=found["quick"],
             created=created,
             pass_sizes=_ascending(found["pass_sizes"], "pass_sizes", 1, LARGEST),
+            power_w=None if found["power_w"] is None else _number(found["power_w"], "power_w"),
         )
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error

@@ -1,0 +1,58 @@
+"""What the scheduler decided in the last answer, what it expected of it, and what it got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgespec.statistics import Statistics, Tally
+
+_HEADS = ("passes", "drafted", "said of it", "tokens: exp.", "got", "ms: exp.", "got", "drafting")
+
+
+def print_explanation(stats: Statistics) -> None:
+    """Print to stderr who drafted how often and how much, and what plain decoding would have taken."""
+    for line in explanation(stats):
+        click.echo(line, err=True)
+
+
+def explanation(stats: Statistics) -> Iterator[str]:
+    """Lines of at most 100 columns; tokens and milliseconds are of a pass."""
+    if not stats.target_passes:
+        yield "No token was decoded: there was nothing to decide."
+        return
+    names = {"none": "plain"}
+    yield from _table("drafter", ((names.get(k, k), t) for k, t in stats.by_drafter.items()))
+    yield ""
+    yield from _table("tokens in a pass", ((str(n), t) for n, t in sorted(stats.by_size.items())))
+    yield ""
+    tallies = stats.by_drafter.values()
+    seconds = sum(tally.draft_s + tally.expected_pass_s for tally in tallies)
+    plain = stats.target_passes / sum(tally.plain_s for tally in tallies)
+    expected = sum(tally.expected_tokens for tally in tallies) / seconds
+    got = stats.decode_tokens_per_s
+    yield (
+        f"Plain decoding: {plain:.1f} tokens/s expected. This: {expected:.1f} expected "
+        f"({expected / plain:.2f}×), {got:.1f} got ({got / plain:.2f}×)."
+    )
+
+
+def _table(head: str, rows: Iterable[tuple[str, Tally]]) -> Iterator[str]:
+    yield f"{head:<20}" + "".join(f"{name:>{max(9, len(name) + 1)}}" for name in _HEADS)
+    for name, tally in rows:
+        cells = (
+            f"{tally.steps}",
+            f"{tally.drafted}",
+            f"{tally.accepted}",
+            f"{tally.expected_tokens / tally.steps:.2f}",
+            f"{tally.tokens / tally.steps:.2f}",
+            f"{1e3 * tally.expected_pass_s / tally.steps:.1f}",
+            f"{1e3 * tally.pass_s / tally.steps:.1f}",
+            f"{1e3 * tally.draft_s / tally.steps:.1f}",
+        )
+        yield f"{name:<20}" + "".join(
+            f"{cell:>{max(9, len(head) + 1)}}" for cell, head in zip(cells, _HEADS, strict=True)
+        )

@@ -1,0 +1,77 @@
+"""What was decided, said to the user: ``--explain``, ``/why``, ``--trace`` and ``plan --trace``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgespec.cli.explain import explanation
+from edgespec.statistics import Statistics
+from tests.cli.conftest import Run, error_of
+
+COUNT = ("generate", "--raw", "-p", "one two three four " * 8, "--max-tokens", 24)
+
+
+def test_an_explanation_adds_up(with_model: Path, run: Run) -> None:
+    result = run(*COUNT, "--explain", "--json")
+    stats = json.loads(result.stdout)["stats"]
+    lines = result.stderr.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("drafter "))
+    blank = lines.index("", start)
+    for table in (lines[start + 1 : blank], lines[blank + 2 : -2]):
+        rows = [[int(cell) for cell in row.split()[1:4]] for row in table]
+        sums = [sum(column) for column in zip(*rows, strict=True)]
+        assert sums == [stats["target_passes"], stats["drafted"], stats["accepted"]]
+    assert f"{stats['decode_tokens_per_s']:.1f} got" in lines[-1]
+    assert max(map(len, lines)) <= 100
+
+
+def test_why_tells_of_the_last_answer(with_model: Path, run: Run) -> None:
+    result = run("chat", "--max-tokens", 8, input="/why\nSay yes.\n/why\n")
+    assert result.exit_code == 0
+    assert "No token was decoded" in result.stderr
+    assert result.stderr.count("drafter ") == 1
+    always = run("chat", "--max-tokens", 4, "--explain", input="Say yes.\nSay no.\n")
+    assert always.stderr.count("drafter ") == 2
+
+
+def test_nothing_decoded_is_explained_too() -> None:
+    assert list(explanation(Statistics())) == ["No token was decoded: there was nothing to decide."]
+
+
+def test_a_trace_predicts_what_was_traced(with_model: Path, run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    said = json.loads(run(*COUNT, "--trace", trace, "--json").stdout)
+    kept = json.loads(trace.read_text("utf-8"))
+    assert kept["answer"] == said["token_ids"]
+    assert len(kept["prompt"]) == said["stats"]["prompt_tokens"]
+    [profile] = (with_model / "profiles").glob("*.json")
+    files = ("--device-profile", profile, "--trace", trace)
+    found = json.loads(run("plan", *files, "--json").stdout)
+    none, ngram = found["predictions"]
+    assert (none["drafter"], none["speed_up"], none["block_efficiency"]) == ("none", 1, 1)
+    assert ngram["drafter"] == "ngram"
+    assert ngram["block_efficiency"] == pytest.approx(said["stats"]["block_efficiency"], abs=2)
+    shown = run("plan", *files).stdout
+    assert f"{ngram['tokens_per_s']:.1f}" in shown
+    assert "unknown" in shown, "nobody measured the energy"
+
+
+def test_a_trace_is_never_written_over_a_file(with_model: Path, run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    trace.write_text("mine")
+    assert "exists" in error_of(run(*COUNT, "--trace", trace))
+    assert trace.read_text() == "mine"
+
+
+def test_plan_refuses_what_does_not_go_together(with_model: Path, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    file.write_text("{}")
+    assert "go together" in error_of(run("plan", "--trace", file))
+    assert "go together" in error_of(run("plan", "--device-profile", file))
+    both = ("plan", "--trace", file, "--device-profile", file)
+    assert "not a device profile" in error_of(run(*both))
+    absent = ("plan", "--trace", file, "--device-profile", tmp_path / "absent")
+    assert "cannot read" in error_of(run(*absent))

@@ -1,0 +1,92 @@
+"""The runtime, device and threads that profiles say are the fastest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgespec.scheduling.placement import Place, fastest_first, known
+from edgespec.scheduling.profile import Curve, save
+from tests.scheduling.test_profile import PROFILE
+
+BOTH = ("onnx", "llama-cpp")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file, on a machine without profiles."""
+    monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "home"))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+def keep(
+    model: Path, place: Place, *seconds: float, threads: dict[int, float] | None = None
+) -> None:
+    """A profile of ``place`` where passes over 1, 2, … tokens take ``seconds``."""
+    setup = place.setup(model)
+    curve = Curve(tuple(range(1, len(seconds) + 1)), (64,), (seconds,), ((0.0,) * len(seconds),))
+    save(
+        replace(
+            PROFILE,
+            machine=setup.machine,
+            model={**PROFILE.model, "fingerprint": setup.fingerprint},
+            runtime=setup.runtime,
+            runtime_version=setup.runtime_version,
+            device=setup.device,
+            exact=setup.exact,
+            threads=setup.threads,
+            curve=curve,
+            thread_counts=threads or {setup.threads: seconds[0]},
+        )
+    )
+
+
+def test_without_profiles_the_order_stays(model: Path) -> None:
+    places = fastest_first(model, BOTH, Place("auto"), speculates=True)
+    assert places == [Place("onnx"), Place("llama-cpp")]
+
+
+def test_the_fastest_runtime_comes_first(model: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    keep(model, Place("llama-cpp"), 0.03, 0.06)
+    first = fastest_first(model, BOTH, Place("auto"), speculates=False)[0]
+    assert first == Place("onnx"), "nothing tells that it is slower"
+    keep(model, Place("onnx"), 0.04, 0.041)
+    plain = fastest_first(model, BOTH, Place("auto"), speculates=False)
+    assert [place.runtime for place in plain] == ["llama-cpp", "onnx"]
+    assert {place.device for place in plain} == {"cpu"}
+    drafted = fastest_first(model, BOTH, Place("auto"), speculates=True)
+    assert [place.runtime for place in drafted] == ["onnx", "llama-cpp"]
+
+
+def test_the_threads_that_were_the_fastest_are_used_unless_told_otherwise(model: Path) -> None:
+    place = Place("onnx")
+    cores = place.setup(model).threads
+    keep(model, place, 0.04, threads={cores: 0.04, cores + 1: 0.02})
+    keep(model, replace(place, threads=cores + 1), 0.02)
+    [found] = fastest_first(model, ["onnx"], Place("auto"), speculates=True)
+    assert found.threads == cores + 1
+    profile = known(model, place)
+    assert profile is not None
+    assert profile.curve.seconds[0][0] == 0.02
+    [asked] = fastest_first(model, ["onnx"], Place("auto", threads=cores), speculates=True)
+    assert asked.threads == cores
+
+
+def test_another_model_or_padding_has_its_own_profile(model: Path, tmp_path: Path) -> None:
+    keep(model, Place("onnx"), 0.04)
+    assert known(model, Place("onnx")) is not None
+    assert known(model, Place("onnx", exact=False)) is None
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"weight2")
+    assert known(other, Place("onnx")) is None
+
+
+def test_a_device_that_is_not_here_is_left_to_the_runtime_to_refuse(model: Path) -> None:
+    keep(model, Place("onnx"), 0.04)
+    [place] = fastest_first(model, ["onnx"], Place("auto", device="npu"), speculates=True)
+    assert place == Place("onnx", device="npu")
