@@ -45,6 +45,7 @@ class PassCosts:
         self._weight, self._sum = np.zeros(len(_SIZES)), np.zeros(len(_SIZES))
         if curve is not None:
             self._weight[self._plain] = _HEARSAY
+        self._log_factors = self._sum.copy()
         self._seen: set[int] = set()
         self._bases: dict[int, npt.NDArray[np.float64]] = {}  # what the curve says, by length
         self._tables: dict[int, list[float]] = {}  # and what is expected now
@@ -53,8 +54,7 @@ class PassCosts:
         """Expected time of a pass over ``size`` tokens after ``length`` others."""
         bucket = length // _LENGTHS_ALIKE
         if bucket not in self._tables:
-            factors = np.exp(self._log_factors())
-            self._tables[bucket] = (self._base(length) * factors).tolist()
+            self._tables[bucket] = (self._base(length) * np.exp(self._log_factors)).tolist()
         table = self._tables[bucket]
         return table[size - 1] if size <= len(table) else table[-1] * size / len(table)
 
@@ -66,12 +66,13 @@ class PassCosts:
             return
         factor = np.log(seconds / (self._base(length)[index] * size / (index + 1)))
         if self._weight.sum() > _HEARSAY:
-            expected = self._log_factors()[index]
-            factor = np.clip(factor, expected - _SURPRISE, expected + _SURPRISE)
+            expected = self._log_factors[index]
+            factor = min(max(factor, expected - _SURPRISE), expected + _SURPRISE)
         self._weight *= _FORGETTING
         self._sum *= _FORGETTING
         self._weight[index] = _OWN_FORGETTING * self._weight[index] + 1
         self._sum[index] = _OWN_FORGETTING * self._sum[index] + factor
+        self._log_factors = self._estimate()
         self._tables.clear()
 
     def _base(self, length: int) -> npt.NDArray[np.float64]:
@@ -81,7 +82,7 @@ class PassCosts:
             self._bases[bucket] = self._curve.at(length) if self._curve else prior
         return self._bases[bucket]
 
-    def _log_factors(self) -> npt.NDArray[np.float64]:
+    def _estimate(self) -> npt.NDArray[np.float64]:
         """Of each size: the posterior mean, its own passes and its neighbours' against the pace."""
         weight = self._weight.sum()
         pace = self._sum.sum() / weight if weight else 0.0

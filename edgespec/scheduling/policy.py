@@ -41,6 +41,8 @@ class Scheduler:
         self.drafters = drafters
         self.costs = costs or PassCosts()
         """Of the target's passes."""
+        self._info: ModelInfo | None = None
+        self._padded: list[int] = []  # by rows of a pass
 
     @property
     def name(self) -> str:
@@ -56,12 +58,14 @@ class Scheduler:
         self, context: Sequence[int], left: int, info: ModelInfo, sampling: Sampling
     ) -> Choice:
         """What to verify after ``context``, of which at most ``left`` tokens will be said."""
-        length = len(context) - 1
-        most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
-        nodes = min(most, left) - 1  # the target adds a token of its own
+        if info is not self._info:
+            most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
+            self._info, self._padded = info, [info.padded(rows) for rows in range(most + 1)]
+        length, padded = len(context) - 1, self._padded
+        nodes = min(len(padded) - 1, left) - 1  # the target adds a token of its own
 
         def pass_seconds(rows: int) -> float:
-            return self.costs.seconds(info.padded(rows), length)
+            return self.costs.seconds(padded[rows], length)
 
         plain_s = pass_seconds(1)
         best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
