@@ -46,6 +46,8 @@ _PROBE_CONTEXT = 55
 _MAPPED_BYTES = 1 << 16
 """Larger constants stay in the file's mapping. Norms and biases are read in every pass, and touching
 one there would make up to 2 MB of weights around it resident, which nobody reads."""
+_ROWS_HELD = 512
+"""Rows of the embedding that are looked up before those in memory are forgotten."""
 _WINDOWS_COUNT_THE_TOKEN = (1, 24)
 """Before this version of ONNX Runtime a window did not include the token itself (its PR #25927)."""
 
@@ -128,7 +130,7 @@ class OnnxRuntime(Chains):
         chosen = choose_provider(device, provider, ort.get_available_providers())
         self._threads = share_threads(threads or physical_cores())
         progress("loading the model", 0, 1)
-        self._session, self._weights, self._mapping = _open_session(
+        self._session, self._weights, self._mapping, self._embedding = _open_session(
             folder, manifest, chosen, device
         )
         progress("loading the model", 1, 1)
@@ -164,6 +166,8 @@ class OnnxRuntime(Chains):
         attended = size
         if self.info.pass_sizes:
             attended = max(size, _ATTENDED, self._least_attended - self.length)
+        if self._embedding:
+            self._embedding.look_up(tokens)
         step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits], attended)
         step.inputs["tokens"][0, :rows] = tokens
         step.inputs["tokens"][0, rows:] = tokens[-1]  # padding: rows that nobody reads
@@ -171,7 +175,7 @@ class OnnxRuntime(Chains):
         step.inputs["total_length"][...] = self.length + attended
         self._appended = rows
         self._session.run_with_iobinding(step.binding)
-        if size > PROBED_SIZES:  # a prompt's rows of the embedding, and their surroundings
+        if size > PROBED_SIZES:  # a prompt's positions in the tables, and their surroundings
             _release_pages(self._mapping)
         return step.logits[:rows]
 
@@ -180,6 +184,9 @@ class OnnxRuntime(Chains):
         self._caches.clear()
         if hasattr(self, "_session"):  # closing twice is harmless
             del self._session, self._weights, self._mapping
+            if self._embedding:
+                self._embedding.close()
+                self._embedding = None
 
     def _pass(self, n: int, m: int, attended: int) -> _Pass:
         if (n, m, attended) in self._passes:
@@ -350,16 +357,58 @@ def loading(folder: Path, remedy: str) -> Iterator[None]:
         raise UserError(f"ONNX Runtime cannot load {folder}: {reason}; {remedy}") from error
 
 
+class _Embedding:
+    """The input embedding: a table in memory of which only rows that were looked up take any.
+
+    In the file's mapping a row would bring up to 2 MiB around it along, the pieces in which Linux
+    caches files.
+    """
+
+    def __init__(self, path: Path, dtype: str, shape: list[int], offset: int) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (see close)
+        rows, columns = shape
+        self._offset, self._row_bytes = offset, columns * np.dtype(dtype).itemsize
+        private = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+        self._memory = mmap.mmap(-1, rows * self._row_bytes, **private)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self.table = np.frombuffer(self._memory, dtype).reshape(shape)
+        self._held = 0
+
+    def look_up(self, tokens: Sequence[int]) -> None:
+        """Put the rows of ``tokens`` in their places."""
+        self._held += len(tokens)
+        if self._held > _ROWS_HELD and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+            self._held = len(tokens)
+        for token in set(tokens):
+            self._file.seek(self._offset + token * self._row_bytes)
+            self._file.readinto(self.table[token].view(np.uint8))
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def _open_session(
     folder: Path, manifest: dict[str, Any], provider: str, device: str
-) -> tuple[ort.InferenceSession, list[Any], mmap.mmap]:
-    """The session, and the weights in their mapping, which must live as long."""
+) -> tuple[ort.InferenceSession, list[Any], mmap.mmap, _Embedding | None]:
+    """The session, and the weights in their mapping and the embedding, which must live as long.
+
+    There is no ``_Embedding`` where it is the head too, as it is: that product reads all of it.
+    """
     options = session_options()
     with loading(folder, "if it is damaged, delete it and it will be built again"):
         with open(folder / "model.onnx.data", "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        weights = []
+        weights, embedding = [], None
+        has_own_head = any(name in ("output", "token_embd") for name, *_ in manifest["constants"])
         for name, dtype, shape, offset in manifest["constants"]:
+            if name == "embedding" and has_own_head:
+                embedding = _Embedding(folder / "model.onnx.data", dtype, shape, offset)
+                weights.append(ort.OrtValue.ortvalue_from_numpy(embedding.table))
+                options.add_initializer(name, weights[-1])
+                continue
             count = int(np.prod(shape, dtype=np.int64))
             array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
             kept = array if array.nbytes > _MAPPED_BYTES else array.copy()
@@ -367,7 +416,7 @@ def _open_session(
             options.add_initializer(name, weights[-1])
         with _read_pages_released(mapping), _no_flash_attention():
             session = start_session(folder / "model.onnx", options, provider, device)
-    return session, weights, mapping
+    return session, weights, mapping, embedding
 
 
 @contextlib.contextmanager

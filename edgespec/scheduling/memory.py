@@ -51,8 +51,8 @@ _ONNX_SESSION = (15 * MIB, 12 * KIB)
 """A session, and for each matrix."""
 _ONNX_LOADING = 60 * MIB
 """Of the weights' file, what was read and is not given back yet while it is loaded, at most."""
-_EMBEDDING_PAGES = 4 * MIB
-"""Of the mapped embedding: where the rows of the last pass lie."""
+_TABLES = 4 * MIB
+"""Rows of the embedding that are held, and the pages of rotary tables in use."""
 _LLAMA_CONTEXT = (6 * MIB, 340)
 """llama.cpp's own, and for each token its two vocabularies."""
 _LLAMA_LOADING = 210
@@ -63,7 +63,7 @@ _TABLE_BYTES = 640
 """Of a suffix automaton, at most, and of lists of tokens, for each token of context."""
 _SAMPLING_ROWS = 4
 """Rows of the vocabulary's size that sampling works on: one row of logits at a time."""
-_BUILDING = 95 * MIB
+_BUILDING = 130 * MIB
 """What building an onnx model takes beside the pages of its source."""
 _REPACKED = {"x86": ("Q4_0", "Q4_K", "IQ4_NL", "Q2_K")}
 """Formats of which llama.cpp makes copies for its kernels; where it is not known: all."""
@@ -189,7 +189,7 @@ def _parts(shape: Shape, use: Use) -> tuple[int, int, int, int, int]:
     # what is alive at once in a layer, and what attention makes of the whole context
     layer = 4 * PREFILL_CHUNK * (3 * shape.feed_forward + 6 * shape.hidden)
     if use.runtime == "onnx":
-        runtime = _linear(_ONNX_SESSION, shape.matrices) + _EMBEDDING_PAGES
+        runtime = _linear(_ONNX_SESSION, shape.matrices) + _TABLES
         attention = 2 * 4 * PREFILL_CHUNK * shape.heads * use.context
         cache = int(numbers * (use.context + MAX_ROWS))
         return runtime, shape.packed_bytes, cache, use.rows * row, layer + attention
