@@ -7,8 +7,9 @@ Measurements alternate, so that a machine that slows down slows down everything 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -28,10 +29,12 @@ from edgespec.bench.common import (
     rewriting_prompt,
     table,
 )
-from edgespec.drafting import Drafter
+from edgespec.draft import Draft
+from edgespec.drafting import Budget, Drafter
 from edgespec.drafting.ngram import NgramDrafter
 from edgespec.drafting.none import NoDrafter
 from edgespec.engine import Engine
+from edgespec.runtimes import MAX_ROWS
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.measuring import measure_curve
 from edgespec.scheduling.policy import Scheduler
@@ -149,13 +152,25 @@ class Mode:
     """A way to decode with a model that is loaded: its drafter, and whether passes are padded."""
 
     name: str
-    drafter: type[NoDrafter] | type[NgramDrafter]
+    drafter: Callable[[], Drafter]
     exact: bool
 
 
 PLAIN = Mode("plain", NoDrafter, False)
 EXACT = Mode("ngram --exact", NgramDrafter, True)
 FAST = Mode("ngram --no-exact", NgramDrafter, False)
+
+
+class FixedNgram(NgramDrafter):
+    """Drafts so many tokens wherever anything matches, as systems without a scheduler do."""
+
+    def __init__(self, gamma: int) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        """No confidences: the scheduler does not cut it."""
+        return Draft(super().propose(context, budget).tokens[: self.gamma])
 
 
 @dataclass(frozen=True)
@@ -239,26 +254,63 @@ def speedups(runs: Sequence[Run], mode: Mode) -> dict[int, float]:
     return {prompt: best(prompt, mode.name) / best(prompt, PLAIN.name) for prompt in prompts}
 
 
-def gains_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
-    """Per category: the worst, the median and the geometric mean of its prompts' speed-ups."""
-    gains = {mode: speedups(runs, mode) for mode in modes}
+def seconds(runs: Sequence[Run], mode: Mode, prompts: Collection[int]) -> list[float]:
+    """Seconds that the prompts' answers took in ``mode``, all together, a round after the other."""
+    by_prompt: dict[int, list[float]] = {prompt: [] for prompt in prompts}
+    for run in runs:
+        if run.mode == mode.name and run.prompt in by_prompt:
+            by_prompt[run.prompt].append(run.decode_s)
+    return [sum(times) for times in zip(*by_prompt.values(), strict=True)]
+
+
+def by_category(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """The prompts of each category; of "**all**", where there are several."""
     members: dict[str, list[int]] = {}
     for prompt, category in dict.fromkeys((run.prompt, run.category) for run in runs):
         members.setdefault(category, []).append(prompt)
+    if len(members) > 1:
+        members["**all**"] = [prompt for prompts in members.values() for prompt in prompts]
+    return members
 
-    def row(name: str, prompts: Sequence[int]) -> list[str]:
-        cells = [name, str(len(prompts))]
-        for mode in modes:
-            found = [gains[mode][prompt] for prompt in prompts]
-            mean = statistics.geometric_mean(found)
-            cells.append(f"{min(found):.2f} / {statistics.median(found):.2f} / {mean:.2f}")
-        return cells
 
-    rows = [row(category, prompts) for category, prompts in members.items()]
-    if len(rows) > 1:
-        rows.append(row("**all**", [p for prompts in members.values() for p in prompts]))
-    headers = ["category", "prompts", *(f"{m.name}: min / median / geo. mean" for m in modes)]
+def gains_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
+    """Per category: plain decoding's time over the mode's, the median of the rounds and their range,
+    and of the prompts the worst."""
+    gains = {mode: speedups(runs, mode) for mode in modes}
+
+    def cell(mode: Mode, prompts: Sequence[int]) -> str:
+        pairs = zip(seconds(runs, PLAIN, prompts), seconds(runs, mode, prompts), strict=True)
+        ratios = [plain / own for plain, own in pairs]
+        worst = min(gains[mode][prompt] for prompt in prompts)
+        middle = statistics.median(ratios)
+        return f"{middle:.2f} [{min(ratios):.2f}–{max(ratios):.2f}], {worst:.2f}"
+
+    rows = [
+        [category, str(len(prompts)), *(cell(mode, prompts) for mode in modes)]
+        for category, prompts in by_category(runs).items()
+    ]
+    headers = ["category", "prompts", *(f"{m.name}: all [rounds], worst" for m in modes)]
     return table(headers, rows)
+
+
+def nearness_table(runs: Sequence[Run], mode: Mode, fixed: Sequence[Mode]) -> str:
+    """Per category: the best of ``fixed`` and plain decoding, found afterwards, and its time over that
+    of ``mode``. Of each round the medians."""
+    rows = []
+    for category, prompts in by_category(runs).items():
+        taken = {m: statistics.median(seconds(runs, m, prompts)) for m in (PLAIN, *fixed)}
+        best = min(taken, key=taken.__getitem__)
+        own = statistics.median(seconds(runs, mode, prompts))
+        rows.append(
+            [
+                category,
+                best.name,
+                f"{taken[PLAIN] / taken[best]:.2f}",
+                f"{taken[PLAIN] / own:.2f}",
+                f"{taken[best] / own:.2f}",
+            ]
+        )
+    return table(["category", "best fixed", "its gain", mode.name, "of the best"], rows)
 
 
 def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
@@ -289,9 +341,19 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True)
 @click.option(
     "--prompts",
-    "path",
+    "paths",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Questions in Spec-Bench's format. Default: rewriting a file with type hints.",
+)
+@click.option("--exact/--no-exact", default=True, show_default=True, help="Where the runtime can.")
+@click.option(
+    "--gamma",
+    "gammas",
+    multiple=True,
+    type=click.IntRange(1, MAX_ROWS - 1),
+    metavar="N",
+    help="Compare with drafting always N tokens, too.",
 )
 @click.option("--per-category", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True)
@@ -302,7 +364,9 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
 def generate(
     model: str,
     runtime: str,
-    path: Path | None,
+    paths: tuple[Path, ...],
+    exact: bool,
+    gammas: tuple[int, ...],
     per_category: int,
     max_tokens: int,
     rounds: int,
@@ -313,33 +377,31 @@ def generate(
 ) -> None:
     """Greedy answers with n-grams against plain decoding, on one loaded model.
 
-    A round is plain, exact, no-exact for each prompt, every second one in reverse; the best run of
-    each counts. Answers go on to --max-tokens even after the model's end, to be of equal length.
+    A round is plain decoding and every mode, for each prompt, every second one in reverse. Answers
+    go on to --max-tokens even after the model's end, to be of equal length.
     """
-    prompts = first_of_each(read_prompts(path), per_category) if path else [rewriting_prompt()]
+    read = [prompt for path in paths for prompt in read_prompts(path)]
+    prompts = first_of_each(read, per_category) if read else [rewriting_prompt()]
     runs = []
     with Engine.open(
         model, runtime=runtime, draft="none", context=context, threads=threads
     ) as engine:
-        modes = [EXACT, FAST] if engine.info.pass_sizes else [FAST]
+        mode = EXACT if exact and engine.info.pass_sizes else FAST
+        fixed = [Mode(f"γ = {n}", partial(FixedNgram, n), mode.exact) for n in gammas]
         switch = Switch(engine)
         run(switch, PLAIN, prompts[0], 8, stop)  # warms everything up
         for number, prompt in enumerate(prompts, 1):
-            order = [PLAIN, *modes]
+            order = [PLAIN, mode, *fixed]
             for turn in range(rounds):
-                for mode in order[::-1] if turn % 2 else order:
-                    runs.append(run(switch, mode, prompt, max_tokens, stop))
-            now = [r for r in runs if r.prompt == prompt.id]
-            gained = ", ".join(
-                f"{mode.name} {speedups(now, mode)[prompt.id]:.2f}×" for mode in modes
-            )
-            note(f"{number}/{len(prompts)} {prompt.category}: {gained}")
-    tables = [gains_table(runs, modes), modes_table(runs, modes)]
+                for now in order[::-1] if turn % 2 else order:
+                    runs.append(run(switch, now, prompt, max_tokens, stop))
+            gain = speedups([r for r in runs if r.prompt == prompt.id], mode)[prompt.id]
+            note(f"{number}/{len(prompts)} {prompt.category}: {gain:.2f}×")
+    tables = [gains_table(runs, [mode, *fixed]), modes_table(runs, [mode, *fixed])]
+    if fixed:
+        tables.append(nearness_table(runs, mode, fixed))
     ends = "to the model's end" if stop else "past the model's end"
-    title = (
-        f"Speed-up over plain decoding: {runtime}, {max_tokens} tokens, {ends}, "
-        f"the best of {rounds} runs each"
-    )
+    title = f"Speed-up over plain decoding: {runtime}, {max_tokens} tokens, {ends}, {rounds} rounds"
     report(title, machine(model), tables, json_path, [asdict(run) for run in runs])
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from edgespec.bench import speed
+from edgespec.drafting import Budget
 from edgespec.engine import Engine
 from tests.bench.conftest import Run
 
@@ -24,8 +26,29 @@ def test_a_speed_up_compares_the_fastest_runs_token_by_token() -> None:
         answer(2, speed.FAST, 2.0),
     ]
     assert speed.speedups(runs, speed.FAST) == {1: 2.0, 2: 0.5}
-    assert speed.gains_table(runs, [speed.FAST]).endswith("| a | 2 | 0.50 / 1.25 / 1.00 |")
     assert "0.500 (prompt 2)" in speed.modes_table(runs, [speed.FAST])
+
+
+def test_a_category_counts_its_time_round_by_round() -> None:
+    fixed = speed.Mode("γ = 2", partial(speed.FixedNgram, 2), False)
+    times = {speed.PLAIN: (4.0, 2.0), speed.FAST: (3.0, 2.0), fixed: (2.0, 2.0)}
+    runs = [
+        answer(prompt, mode, seconds)
+        for prompt in (1, 2)
+        for mode, both in times.items()
+        for seconds in both
+    ]
+    assert speed.gains_table(runs, [speed.FAST]).endswith("| a | 2 | 1.17 [1.00–1.33], 1.00 |")
+    assert speed.nearness_table(runs, speed.FAST, [fixed]).endswith(
+        "| a | γ = 2 | 1.50 | 1.20 | 0.80 |"
+    )
+
+
+def test_a_fixed_draft_has_its_length_wherever_anything_matches() -> None:
+    drafter = speed.FixedNgram(3)
+    draft = drafter.propose([1, 2, 3, 4, 5, 1, 2], Budget(8))
+    assert (list(draft.tokens), draft.confidence) == ([3, 4, 5], None)
+    assert not drafter.propose([1, 2, 3], Budget(8))
 
 
 def test_passes_of_two_processes_become_one_sample() -> None:
@@ -54,9 +77,10 @@ def test_modes_of_one_model_are_those_of_an_engine(
 
 def test_the_program_generate(run: Run, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    run(speed.generate, smollm2, "--max-tokens", 8, "--context", 1024, "--json", out)
+    few = ("--max-tokens", 8, "--context", 1024)
+    run(speed.generate, smollm2, *few, "--gamma", 2, "--json", out)
     runs = json.loads(out.read_text())["figures"]
-    names = [mode.name for mode in (speed.PLAIN, speed.EXACT, speed.FAST)]
+    names = ["plain", "ngram --exact", "γ = 2"]
     assert [run["mode"] for run in runs] == names + names[::-1]
     assert all(run["tokens"] == 8 and run["pass_s"] <= run["decode_s"] for run in runs)
 
