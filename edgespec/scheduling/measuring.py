@@ -153,8 +153,10 @@ class _Measuring:
         finally:
             self.runtime.keep([])
             self.runtime.truncate(self._start)
-        for size, seconds in self._warm.items():  # all that there was time for
-            self._samples.setdefault((first, size), [seconds])
+        for size, seconds in self._warm.items():
+            taken = self._samples.setdefault((first, size), [])
+            if len(taken) < 2:  # of one alone nothing tells how far off it may be
+                taken.append(seconds)
         return self._curve([at for at in sizes if (at, min(self._warm)) in self._samples])
 
     def prefill_tokens_per_s(self) -> float:
@@ -204,7 +206,7 @@ class _Measuring:
 
     def _warm_up(self) -> None:
         """Once through the sizes: the first pass of one pays for allocations, and counts only where
-        there is time for no other.
+        there is time for hardly another.
 
         When that has taken an eighth of the time, the sizes left are left out, for a few timed often
         say more than many timed once.
@@ -258,10 +260,7 @@ class _Measuring:
         spreads: list[tuple[float, ...]] = []
         for length in lengths:
             known = [size for size in sizes if (length, size) in self._samples]
-            taken = [self._samples[length, size] for size in known]
-            found = [
-                robust(times[1:] or times if length == lengths[0] else times) for times in taken
-            ]
+            found = [robust(self._samples[length, size]) for size in known]
             row = np.array([median for median, _ in found])
             if len(known) < len(sizes):  # elsewhere than at the first length
                 base = np.array(seconds[0])

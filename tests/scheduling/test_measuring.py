@@ -120,6 +120,12 @@ def test_where_time_is_short_few_sizes_are_timed_often(monkeypatch: pytest.Monke
         assert runtime.timed.count((LENGTHS[0], size)) >= 4
 
 
+def test_noise_shows_where_there_was_time_for_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    runtime = Timed(monkeypatch, lambda size, length: 2.5 * rng.uniform(0.8, 1.2))
+    assert min(measure_curve(runtime).spread[0]) > 0
+
+
 @pytest.mark.parametrize("slowness", [1, 10, 100])
 def test_slow_machines_measure_less(monkeypatch: pytest.MonkeyPatch, slowness: float) -> None:
     def slow(size: int, length: int) -> float:
