@@ -481,7 +481,7 @@ def test_a_bundle_answers_as_its_source_does(tmp_path: Path, tiny: Path) -> None
     with drafting(Engine.open(tmp_path / "both")) as engine:
         found = engine.generate("the sea", max_tokens=30)
         assert found.token_ids == expected
-        assert found.statistics.drafter == "tiny"
+        assert found.statistics.drafter == "ngram+tiny"
         assert found.statistics.drafted > 0
     with Engine.open(tiny, draft=str(tmp_path / "draft")) as engine:
         assert engine.loaded.draft is not None

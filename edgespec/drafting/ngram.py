@@ -12,7 +12,7 @@ _LONGEST = 16
 """Matches of this length and more share one estimate."""
 _PRIOR_WEIGHT = 4.0
 """How many observations the prior is worth."""
-_PRIOR_HITS = [_PRIOR_WEIGHT * m / (m + 8) for m in range(_LONGEST + 1)]
+_PRIOR_HITS = [_PRIOR_WEIGHT * m / (m + 3) for m in range(_LONGEST + 1)]
 _DECAY = 0.9
 """What an observation keeps of its weight at the next one of its kind: the last ten or so count."""
 
@@ -21,7 +21,7 @@ class NgramDrafter:
     """Copies what followed the longest earlier match of the context's end, at its latest place.
 
     The j-th token copied rests on a match of m + j tokens if those before it were right, so its
-    confidence is the estimated acceptance a(m + j). a(m) starts low, at m / (m + 8), and follows
+    confidence is the estimated acceptance a(m + j). a(m) starts at m / (m + 3), about what answers of all kinds show, and follows
     what the target says, with exponentially forgotten counts (the mean of a Beta posterior). What
     the copy would have been is compared also where the scheduler cut it off, so that the estimates
     go on learning, for nothing, even while nothing is drafted. They begin again with every prompt:
