@@ -14,14 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgespec.errors import UserError
-from edgespec.export.architectures import ARCHITECTURES
-from edgespec.opening import Model, choose_runtime, find, find_draft, load
+from edgespec.opening import Model, allowed_runtimes, draft_runtime, find, find_draft, load
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
 from edgespec.runtimes.devices import physical_cores
@@ -79,7 +77,7 @@ def tune(
         raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
     found = find(model, progress)
     drafting = find_draft(draft, found, progress) if draft is not None else None
-    kinds = _runtimes(found) if runtime == "auto" else [choose_runtime(runtime, found)]
+    kinds = allowed_runtimes(runtime, found)
     if provider is not None:
         kinds = [kind for kind in kinds if kind == "onnx"]
         if not kinds:
@@ -93,8 +91,7 @@ def tune(
         try:
             measured += _measured(found, place, progress)
             if drafting is not None:
-                same = kind if drafting.form == "gguf" and kind == "llama-cpp" else "auto"
-                place = replace(place, runtime=choose_runtime(same, drafting), exact=False)
+                place = replace(place, runtime=draft_runtime(kind, drafting), exact=False)
                 drafts.append(in_child(_profile, drafting, place, _DRAFT_S, progress=progress))
         except UserError as error:
             if len(kinds) == 1 or (kind == kinds[-1] and not measured):
@@ -179,17 +176,6 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: Sequence
         sender.send(("error", "out of memory; close other programs, or try a smaller model"))
     except (KeyboardInterrupt, BrokenPipeError):  # nobody listens any more
         pass
-
-
-def _runtimes(model: Model) -> list[str]:
-    """What can run ``model`` here."""
-    if model.form != "gguf":
-        return ["onnx"]
-    able = {
-        "onnx": model.architecture in ARCHITECTURES,
-        "llama-cpp": find_spec("llama_cpp") is not None,
-    }
-    return [kind for kind, can in able.items() if can] or [choose_runtime("auto", model)]
 
 
 def _measured(model: Model, place: Place, progress: Progress) -> list[Profile]:

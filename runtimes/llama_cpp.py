@@ -101,7 +101,7 @@ class LlamaCppRuntime:
         """
         file = GGUFFile(path)
         _refuse_what_would_abort(file)
-        device = _device(device)
+        device = choose_device(device)
         embedding = _Embedding(file) if TOKEN_IDS in file.metadata else None
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
         context = capacity(context, limit)
@@ -303,7 +303,7 @@ class _Embedding:
         return np.asarray(rows * self.scale, np.float32)
 
 
-def _device(device: str) -> str:
+def choose_device(device: str) -> str:
     """``cpu`` or ``gpu:N``, what ``device`` means on this machine."""
     can_offload = bool(llama.llama_supports_gpu_offload())
     if device == "auto":

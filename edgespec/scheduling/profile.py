@@ -172,9 +172,9 @@ def setup(
         device = chosen.removesuffix("ExecutionProvider").lower() + (number and f":{number}")
         version = f"{onnxruntime.__version__}, built by {BUILDER_VERSION}"
     else:
-        from edgespec.runtimes.llama_cpp import _device
+        from edgespec.runtimes.llama_cpp import choose_device
 
-        device, exact = _device(device), False  # no sizes of pass are promised to agree
+        device, exact = choose_device(device), False  # no sizes of pass are promised to agree
         version = _llama_version()
     count = threads or physical_cores()
     return Setup(fingerprint(path), runtime, version, device, exact, count, machine())
