@@ -36,6 +36,7 @@ from edgespec.scheduling.memory import Use
 from edgespec.scheduling.placement import Place, known
 from edgespec.scheduling.planning import Plan
 from edgespec.scheduling.policy import Scheduler
+from edgespec.scheduling.profile import Profile
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
@@ -46,8 +47,8 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
 }
 _PROFILED = (1, 2, 4, 8)
 """Sizes of pass that are timed before the first answer, where `edgespec tune` was not run."""
-_DRAFT_PROFILED = (1, 2, PREFILL_CHUNK)
-"""Of a draft: after a rejection, after a draft accepted whole, and of a prompt."""
+_DRAFT_PROFILED = (1, 2)
+"""Of a draft: after a rejection, and after a draft accepted whole."""
 _PROFILED_S = 0.9
 """Seconds that this takes, for each model."""
 
@@ -160,15 +161,16 @@ class Engine:
             drafters: list[Drafter] = [DRAFTERS[draft]()] if draft in DRAFTERS else []
             costs = PassCosts()
             if draft != "none":
-                costs = _costs(target, found, place, _PROFILED, progress, notice)
+                profile = _profile(target, found, place, _PROFILED, progress, notice)
+                costs = PassCosts(profile.curve, plain=target.info.padded(1))
             if drafting is not None and draft_model is not None:
                 beside = replace(place, runtime=own, exact=False)
-                own_costs = _costs(draft_model, drafting, beside, _DRAFT_PROFILED, progress, notice)
+                profile = _profile(draft_model, drafting, beside, _DRAFT_PROFILED, progress, notice)
                 drafters.append(
                     ModelDrafter(
                         draft_model,
                         target.info.vocab_size,
-                        own_costs,
+                        PassCosts(profile.draft_curve(PREFILL_CHUNK)),
                         readable=drafting.tokenizer.vocab_size,
                     )
                 )
@@ -286,18 +288,18 @@ class Engine:
         self.close()
 
 
-def _costs(
+def _profile(
     runtime: Runtime,
     model: Model,
     place: Place,
     sizes: Sequence[int],
     progress: Progress,
     notice: Notice,
-) -> PassCosts:
-    """What passes cost by the profile of ``place``, which is measured now and kept if there is none."""
+) -> Profile:
+    """What passes cost in ``place``; measured now, and kept, if that is not known."""
     profile = known(model.path, place, notice)
     if profile is None:
-        sizes = [size for size in sizes if size <= max(runtime.info.max_rows, PREFILL_CHUNK)]
+        sizes = [size for size in sizes if size <= runtime.info.max_rows]
         profile = measure_profile(
             runtime,
             place.setup(model.path),
@@ -307,7 +309,7 @@ def _costs(
             progress=progress,
         )
         profiles.save(profile, notice)
-    return PassCosts(profile.curve, plain=runtime.info.padded(1))
+    return profile
 
 
 def _limits(use: Use | None) -> dict[str, Any]:

@@ -136,6 +136,18 @@ class Profile:
         passes = zip(self.curve.rows, self.curve.seconds[0], strict=True)
         return max(sum(acceptance**i for i in range(rows)) / seconds for rows, seconds in passes)
 
+    def draft_curve(self, chunk: int) -> Curve:
+        """What passes of a draft model cost: over a token or two, and over ``chunk`` of a prompt,
+        which has no logits."""
+        few = [i for i, size in enumerate(self.curve.rows) if size <= 2]
+        seconds = chunk / self.prefill_tokens_per_s
+        return Curve(
+            (*(self.curve.rows[i] for i in few), chunk),
+            self.curve.lengths,
+            tuple((*(row[i] for i in few), seconds) for row in self.curve.seconds),
+            tuple((*(row[i] for i in few), 0.0) for row in self.curve.spread),
+        )
+
     @property
     def setup(self) -> Setup:
         """What it is of."""

@@ -133,7 +133,8 @@ def profiles(folder: Path, *names: str, **more: Any) -> list[Path]:
     for i, name in enumerate(names):
         own = curve(0.1, 0.01 if i == 0 else 0.001)
         model = {**PROFILE.model, "name": name}
-        profile = replace(PROFILE, model=model, curve=own, pass_sizes=(), **more)
+        more = {"pass_sizes": (), "prefill_tokens_per_s": 5000.0, **more}
+        profile = replace(PROFILE, model=model, curve=own, **more)
         paths.append(folder / f"{name}.json")
         paths[-1].write_text(dumps(profile))
     return paths

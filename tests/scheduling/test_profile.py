@@ -72,6 +72,13 @@ def test_beyond_it_goes_on_as_steep_as_last() -> None:
     assert CURVE.at(0) == pytest.approx(CURVE.at(64))
 
 
+def test_a_draft_has_passes_of_one_or_two_tokens_and_prompts() -> None:
+    curve = PROFILE.draft_curve(24)
+    assert curve.rows == (1, 2, 24)
+    assert curve.seconds == ((0.030, 0.033, 0.3), (0.032, 0.036, 0.3))
+    assert len(curve.spread[1]) == 3
+
+
 def test_noise_that_falls_is_not_continued() -> None:
     falling = replace(CURVE, seconds=((0.03, 0.033, 0.05, 0.045), (0.02, 0.033, 0.05, 0.04)))
     assert falling.at(64)[8:] == pytest.approx(0.045)
