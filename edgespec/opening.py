@@ -20,6 +20,7 @@ from edgespec.export.sources import Source
 from edgespec.models import store
 from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, Runtime, capacity
@@ -27,6 +28,8 @@ from edgespec.scheduling.memory import Shape, built_shape, shape_of
 from edgespec.scheduling.placement import Place, fastest_first
 from edgespec.scheduling.planning import Asked, Plan, plan
 
+_COMPARED = 16
+"""Of so many tokens of two vocabularies one is compared: a wrong draft is only a slow one."""
 _ALIKE = 0.99
 """The share of tokens that two vocabularies must spell alike: names of unused ones do differ."""
 
@@ -63,13 +66,10 @@ def find(name: str, progress: Progress) -> Model:
         return _gguf(store.resolve(name, progress))
     if not is_bundle(folder):
         return _folder(folder)
-    bundle = read_bundle(folder, progress)
-    if bundle.target is None:
+    target, drafts, sampling = _read(folder, progress)
+    if target is None:
         raise UserError(f"{name} holds only a draft; chat with its target and --draft {name}")
-    tokenizer = Tokenizer.from_file(bundle.tokenizer)
-    drafts = tuple(_bundled(draft, tokenizer) for draft in bundle.drafts)
-    model = _bundled(bundle.target, tokenizer)
-    return replace(model, sampling=bundle.sampling, drafts=drafts)
+    return replace(target, sampling=sampling, drafts=drafts)
 
 
 def find_draft(name: str, target: Model, progress: Progress) -> Model:
@@ -79,19 +79,29 @@ def find_draft(name: str, target: Model, progress: Progress) -> Model:
     """
     folder = Path(os.path.expanduser(name))
     if is_bundle(folder):
-        bundle = read_bundle(folder, progress)
-        tokenizer = Tokenizer.from_file(bundle.tokenizer)
-        draft = _bundled((*bundle.drafts, *filter(None, [bundle.target]))[0], tokenizer)
+        own, drafts, _ = _read(folder, progress)
+        draft = (*drafts, *filter(None, [own]))[0]
     else:
         draft = find(name, progress)
     ours, theirs = target.tokenizer, draft.tokenizer
-    shared = range(min(ours.vocab_size, theirs.vocab_size))
+    compared = range(0, max(ours.vocab_size, theirs.vocab_size), _COMPARED)
+    shared = range(0, min(ours.vocab_size, theirs.vocab_size), _COMPARED)
     alike = sum(ours.token_text(id) == theirs.token_text(id) for id in shared)
-    if alike < _ALIKE * max(ours.vocab_size, theirs.vocab_size):
+    if alike < _ALIKE * len(compared):
         raise UserError(
             f"{name} has another tokenizer than the target; draft with a smaller model of its family"
         )
     return draft
+
+
+def _read(
+    folder: Path, progress: Progress
+) -> tuple[Model | None, tuple[Model, ...], Mapping[str, float]]:
+    """A bundle's target, its drafts and its sampling."""
+    bundle = read_bundle(folder, progress)
+    tokenizer = Tokenizer.from_file(bundle.tokenizer)
+    target = _bundled(bundle.target, tokenizer) if bundle.target else None
+    return target, tuple(_bundled(draft, tokenizer) for draft in bundle.drafts), bundle.sampling
 
 
 def choose_runtime(runtime: str, model: Model) -> str:
@@ -327,7 +337,6 @@ def _built_folder(path: Path, progress: Progress) -> Path:
     own = path.resolve().is_relative_to(store.models_dir().resolve())
     parent = path.parent if own else store.cache_dir() / "onnx"
     if path.is_dir():
-        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-        hashes = [store.sha256_of(file, progress) for file in files]
+        hashes = [store.sha256_of(file, progress) for file in checkpoint_files(path)]
         return onnx_folder(path, sha256("".join(hashes).encode()).hexdigest(), parent)
     return onnx_folder(path, store.sha256_of(path, progress), parent)
