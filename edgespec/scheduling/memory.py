@@ -24,8 +24,8 @@ from edgespec.runtimes import MAX_ROWS
 KIB, MIB = 1 << 10, 1 << 20
 
 
-DRAFT_ROWS = 2
-"""Rows of logits of a draft model's largest pass."""
+DRAFT_ROWS = PREFILL_CHUNK
+"""Rows of logits of a draft model's largest pass: it is timed on a prompt's."""
 CACHE_BYTES = {"float32": 4.0, "float16": 2.0, "q8_0": 34 / 32}
 """Of a number in the cache; q8_0 has blocks of 32 with a float16 scale."""
 CACHE_TYPES = {"onnx": ("float32",), "llama-cpp": ("float16", "q8_0")}

@@ -35,6 +35,8 @@ LEAST_CONTEXT = 256
 """Tokens for a question and an answer: with less a model is of no use."""
 _STEP = 64
 """Contexts that are chosen are multiples of so many tokens."""
+_MUCH = 1.1
+"""Where context must be given up anyway, something else is only for so many times as much context."""
 _ROWS = (MAX_ROWS, 8, 4, 2)
 _RESERVE, _SHARE = 8 * MIB, 25
 """Kept free of every budget, with one part in ``_SHARE`` of the prediction: it is one."""
@@ -120,15 +122,14 @@ def plan(asked: Asked, budget: int | None) -> Plan:
     """
     first, *others = _choices(asked)
     if budget is None:
-        whole = asked.context, *_with_context(asked, first, asked.context)
-        return Plan(*whole[1:], budget=None, least=_least(asked))
-    wanted = _fitted(asked, first, budget)
-    best = wanted
+        return Plan(*_with_context(asked, first, asked.context), None, _least(asked))
+    best = _fitted(asked, first, budget)
     for choice in others:
-        if best is not None and best[0].context == asked.context:
+        most = best[0].context if best else 0
+        if most == asked.context:
             break
         fitted = _fitted(asked, choice, budget)
-        if fitted and (best is None or fitted[0].context > best[0].context):
+        if fitted and (fitted[0].context == asked.context or fitted[0].context > _MUCH * most):
             best = fitted
     least = _least(asked)
     if best is None:

@@ -95,7 +95,10 @@ def test_budgets_are_kept_and_more_memory_gives_up_less(asked: Asked) -> None:
         contexts.append(chosen.use.context)
         losses.append(_losses(asked, chosen))
         assert bool(chosen.given_up) == (any(losses[-1]) or chosen.use.rows < 16)
-    assert contexts == sorted(contexts)
+    best = 0
+    for context in contexts:
+        best = max(best, context)
+        assert context >= best / 1.1 - 64  # something else is given up for a tenth more only
     assert contexts[0] == LEAST_CONTEXT
     assert losses == sorted(losses, reverse=True)  # dearer losses end first
     assert losses[0] == [True] * 4
