@@ -1,6 +1,6 @@
 """What a model takes of memory, byte by byte, before anything is loaded (after SpecMemo).
 
-The sizes come from the model's metadata. The constants were measured on Linux, x86-64, Python 3.12,
+The sizes come from the model's metadata. The constants were measured on Linux, x86-64, Python 3.11,
 onnxruntime 1.31 and llama-cpp-python 0.3.36, in processes of their own (``bench/memory.py``), from
 SmolLM2-135M (49k tokens of vocabulary, 94 MiB) to Qwen2.5-Coder-1.5B (152k, 1066 MiB).
 
@@ -32,7 +32,7 @@ CACHE_TYPES = {"onnx": ("float32",), "llama-cpp": ("float16", "q8_0")}
 """What each runtime keeps keys and values in, the usual one first.
 
 onnx: the CPU kernel of ``GroupQueryAttention`` also takes float16 with queries in float16, and int8
-and int4 with scales fixed beforehand, since ONNX Runtime 1.24 or so; the graphs built here have
+and int4 with scales fixed beforehand, in ONNX Runtime 1.31; the graphs built here have
 float32. llama.cpp: values in q8_0 need its flash attention, which it turns on by itself on a CPU,
 and heads of whole blocks.
 """
