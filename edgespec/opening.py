@@ -261,6 +261,7 @@ def load(
     folder = model.path
     if model.form != "built":
         folder = build_onnx(folder, _built_folder(folder, progress), progress)
+        _give_back_memory()
     return OnnxRuntime(
         folder,
         context=context,

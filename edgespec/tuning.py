@@ -118,16 +118,17 @@ def in_child(function: Callable[..., T], *arguments: Any, progress: Progress = s
     with _uninterrupted():  # starting; it would say so in a traceback
         child.start()
     sender.close()
+    ended = False
     try:
-        while True:
+        while not ended:
             kind, *told = receiver.recv()
-            if kind == "progress":
+            ended = kind != "progress"
+            if not ended:
                 progress(*told)
-            elif kind == "error":
-                raise UserError(told[0])
-            else:
-                result: T = told[0]
-                return result
+        if kind == "error":
+            raise UserError(told[0])
+        result: T = told[0]
+        return result
     except EOFError:
         child.join()
         raise UserError(
@@ -136,7 +137,7 @@ def in_child(function: Callable[..., T], *arguments: Any, progress: Progress = s
         ) from None
     finally:
         receiver.close()  # its next word fails
-        if child.is_alive() and sys.platform != "win32" and child.pid:
+        if not ended and child.is_alive() and sys.platform != "win32" and child.pid:
             os.kill(child.pid, signal.SIGINT)
         child.join(_GRACE_S)
         child.kill()

@@ -24,7 +24,7 @@ from edgespec.runtimes import MAX_ROWS
 KIB, MIB = 1 << 10, 1 << 20
 
 
-DRAFT_ROWS = PREFILL_CHUNK
+DRAFT_ROWS = 2
 """Rows of logits of a draft model's largest pass: it is timed on a prompt's."""
 CACHE_BYTES = {"float32": 4.0, "float16": 2.0, "q8_0": 34 / 32}
 """Of a number in the cache; q8_0 has blocks of 32 with a float16 scale."""
@@ -63,8 +63,9 @@ _TABLE_BYTES = 640
 """Of a suffix automaton, at most, and of lists of tokens, for each token of context."""
 _SAMPLING_ROWS = 4
 """Rows of the vocabulary's size that sampling works on: one row of logits at a time."""
-_BUILDING = 130 * MIB
-"""What building an onnx model takes beside the pages of its source."""
+_BUILT, _BUILDING = 24 * MIB, 106 * MIB
+"""What stays of having built an onnx model (the libraries that it imports, and memory in pieces too
+small to be given back), and what building it takes more, beside the pages of its source."""
 _REPACKED = {"x86": ("Q4_0", "Q4_K", "IQ4_NL", "Q2_K")}
 """Formats of which llama.cpp makes copies for its kernels; where it is not known: all."""
 _MOST = 1 << 40
@@ -154,6 +155,8 @@ def predict(
     ``draft`` is the model that drafts, if one does; ``tables``: whether the context is searched.
     """
     python = _PYTHON[use.runtime] + _ENGINE
+    if any((u.runtime, u.built) == ("onnx", False) for u in (use, *([draft[1]] if draft else []))):
+        python += _BUILT
     tokenizer = _linear(_TOKENIZER, shape.vocab_size)
     runtime, weights, cache, logits, activations = _parts(shape, use)
     tables_bytes = _TABLE_BYTES * use.context if tables else 0

@@ -10,8 +10,6 @@ from edgespec.errors import UserError
 from edgespec.scheduling import profile as profiles
 from edgespec.scheduling.profile import Profile, Setup
 
-_DEVICES = ("cpu", "gpu", "npu")
-
 
 @dataclass(frozen=True)
 class Place:
@@ -62,9 +60,13 @@ def fastest_first(
     right; else plain decoding is compared.
     """
     candidates: list[tuple[float, Place]] = []
+    measured = profiles.kept(profiles.fingerprint(path))
     for runtime in runtimes:
         here = replace(place, runtime=runtime)
-        devices = _DEVICES if place.device == "auto" and place.provider is None else (place.device,)
+        kept = {profile.device for profile in measured if profile.runtime == runtime}
+        devices: tuple[str, ...] = (place.device,) if kept else ()
+        if kept and place.device == "auto" and place.provider is None:
+            devices = ("cpu",) if kept == {"cpu"} else ("cpu", "gpu", "npu")
         found = [
             (profile.tokens_per_s(0.5 if speculates else 0.0), profile, device)
             for device in devices

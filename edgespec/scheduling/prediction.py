@@ -26,7 +26,6 @@ from edgespec.statistics import Statistics
 _LARGEST_FILE = 64 << 20
 _MAX_TOKENS = 1 << 20
 _VERSION = 1
-_READ_ROWS = 16
 _MODEL_FREE: Mapping[str, type[NoDrafter] | type[NgramDrafter]] = {
     "none": NoDrafter,
     "ngram": NgramDrafter,
@@ -132,9 +131,10 @@ def _guesses(draft: Runtime, prompt: Sequence[int], answer: Sequence[int]) -> Gu
     ids = draft.info.token_ids or range(draft.info.vocab_size)
     tokens, probabilities = [], []
     whole, first = [*prompt, *answer][: draft.info.context], len(prompt) - 1
+    count = draft.info.max_rows
     draft.truncate(0)
-    for start in range(0, len(whole) - 1, _READ_ROWS):
-        chunk = whole[start : min(start + _READ_ROWS, len(whole) - 1)]
+    for start in range(0, len(whole) - 1, count):
+        chunk = whole[start : min(start + count, len(whole) - 1)]
         rows = draft.forward(chunk, logits="all")
         draft.keep(range(len(chunk)))
         for row in rows[max(first - start, 0) :]:

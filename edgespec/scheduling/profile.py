@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from hashlib import sha256
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ _MAX_BYTES, _MAX_ITEMS, _MAX_TEXT = 1 << 20, 256, 400
 _MAX_SECONDS, _MAX_COUNT = 1e4, 1 << 50
 _CLEARLY = 0.95
 """Times that are not below this share of another's may be noise."""
+_MAX_KEPT = 1000
 _END = 1 << 20
 """Bytes of each end of a model's file that its fingerprint covers."""
 _WEIGHTS = re.compile(r"\.(onnx|data|onnx_data|safetensors|gguf)$|^config\.json$")
@@ -184,10 +187,11 @@ def setup(
         device = chosen.removesuffix("ExecutionProvider").lower() + (number and f":{number}")
         version = f"{onnxruntime.__version__}, built by {BUILDER_VERSION}"
     else:
-        from edgespec.runtimes.llama_cpp import choose_device
+        if device != "cpu":  # which every build has: it is not imported to learn that
+            from edgespec.runtimes.llama_cpp import choose_device
 
-        device, exact = choose_device(device), False  # no sizes of pass are promised to agree
-        version = _llama_version()
+            device = choose_device(device)
+        exact, version = False, _llama_version()  # no sizes of pass are promised to agree
     count = threads or physical_cores()
     return Setup(fingerprint(path), runtime, version, device, exact, count, machine())
 
@@ -251,6 +255,15 @@ def load(key: str, notice: Callable[[str], None] = lambda line: None) -> Profile
     return found
 
 
+def kept(fingerprint: str) -> list[Profile]:
+    """All profiles of a model that are kept, of whatever runtime; of this machine or of another."""
+    found = []
+    for path in sorted(store.profiles_dir().glob("*.json"))[:_MAX_KEPT]:
+        with contextlib.suppress(OSError, ValueError):  # `load` tells of those that are asked for
+            found.append(_parse(_read(path)))
+    return [profile for profile in found if profile.model["fingerprint"] == fingerprint]
+
+
 def save(profile: Profile, notice: Callable[[str], None] = lambda line: None) -> Path | None:
     """Keep ``profile`` under its key and return where.
 
@@ -302,10 +315,12 @@ def _key_of(profile: Profile) -> str:
 
 def _llama_version() -> str:
     """The package's, and its libraries' size: it is compiled at home, with whatever options."""
-    import llama_cpp
-
-    libraries = [f for f in (Path(llama_cpp.__file__).parent / "lib").glob("*") if f.is_file()]
-    return f"{llama_cpp.__version__}, {sum(f.stat().st_size for f in libraries)} bytes"
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise UserError("llama.cpp is not installed: pip install 'edgespec[llama]'")
+    libraries = [f for f in (Path(spec.origin).parent / "lib").glob("*") if f.is_file()]
+    size = sum(f.stat().st_size for f in libraries)
+    return f"{metadata.version('llama-cpp-python')}, {size} bytes"
 
 
 # -- the file: it may come from anywhere -------------------------------------------------------

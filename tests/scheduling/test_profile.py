@@ -348,3 +348,10 @@ def test_two_processes_may_save_at_once(home: Path) -> None:
 def _save_often(rate: float) -> None:
     for _ in range(200):
         assert save(replace(PROFILE, prefill_tokens_per_s=rate), print) is not None
+
+
+def test_the_example_in_the_documentation_is_a_profile() -> None:
+    path = Path(__file__).parents[2] / "docs" / "profile-example.json"
+    profile = read_profile(path)
+    assert dumps(profile) == path.read_text("utf-8")
+    assert not profile.quick
