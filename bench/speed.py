@@ -214,7 +214,7 @@ class Switch:
         if mode not in self._costs:
             target.truncate(0)
             curve = measure_curve(target, SIZES, budget_s=5.0)
-            self._costs[mode] = PassCosts(curve, plain=target.info.padded(1))
+            self._costs[mode] = PassCosts(curve)
         self.parts.scheduler = Scheduler([drafter], self._costs[mode])
         return self.parts
 

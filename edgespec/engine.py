@@ -158,11 +158,15 @@ class Engine:
                     f"{found.path} has {tokenizer.vocab_size} tokens in its tokenizer and "
                     f"{target.info.vocab_size} in its head; they do not belong together"
                 )
-            drafters: list[Drafter] = [DRAFTERS[draft]()] if draft in DRAFTERS else []
+            drafters: list[Drafter] = []
+            if (
+                drafting is None or draft in DRAFTERS
+            ):  # a model that does not fit has n-grams instead
+                drafters.append(DRAFTERS.get(draft, NgramDrafter)())
             costs = PassCosts()
             if draft != "none":
                 profile = _profile(target, found, place, _PROFILED, progress, notice)
-                costs = PassCosts(profile.curve, plain=target.info.padded(1))
+                costs = PassCosts(profile.curve)
             if drafting is not None and draft_model is not None:
                 beside = replace(place, runtime=own, exact=False)
                 profile = _profile(draft_model, drafting, beside, _DRAFT_PROFILED, progress, notice)
@@ -308,7 +312,8 @@ def _profile(
             rows=sizes,
             progress=progress,
         )
-        profiles.save(profile, notice)
+        if profile.steady:  # else the next opening may find a better moment
+            profiles.save(profile, notice)
     return profile
 
 

@@ -261,7 +261,7 @@ def load(
     folder = model.path
     if model.form != "built":
         folder = build_onnx(folder, _built_folder(folder, progress), progress)
-        _give_back_memory()
+        give_back_memory()
     return OnnxRuntime(
         folder,
         context=context,
@@ -283,11 +283,11 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> Model:
     size = _shape(file, tokenizer)
     model = Model(path, "gguf", file.architecture, context, tokenizer, shape=size)
     del file
-    _give_back_memory()
+    give_back_memory()
     return model
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Of lists of a vocabulary's tokens that are gone: glibc keeps tens of MB of them otherwise."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # musl has no such function

@@ -16,12 +16,13 @@ _OWN_FORGETTING = 0.75
 """What a pass leaves of the weight of those of its size before it: the last four or so count."""
 _FORGETTING = 0.99
 """What a pass leaves of the weight of all before it, of whatever size: load, heat and power change."""
-_HEARSAY = 0.01
-"""The weight of the curve's own word on plain decoding, where no pass has shown any."""
 _PACE_WEIGHT = 0.5
 """What a size is taken to share with all others weighs as much as half a pass of its own."""
-_SURPRISE = np.log(1.5)
-"""No pass says more than this about the factor by which the curve is off: hiccups take longer."""
+_SURPRISE, _RELIEF = np.log(1.5), np.log(20.0)
+"""By how much more, and less, than expected a pass may be believed to take: hiccups only take longer."""
+_STALE, _TRUSTED = 0.5, 8
+"""The weight below which plain decoding wants to be seen again, 70 passes after one; and the passes for
+which what was measured of it is trusted."""
 _NEAR = np.exp(-0.5 * (np.log2(_SIZES[:, None] / _SIZES) / 0.35) ** 2)
 """What a pass over a column's size tells of a row's: sizes a third of an octave away, half as much."""
 _LENGTHS_ALIKE = 64
@@ -36,15 +37,18 @@ class PassCosts:
     every pass: one factor for all sizes, as load and heat have it, and for each size what it and
     its neighbours depart from that. A pass that took half as long again shows within five, a hiccup
     hardly. Of ``plain``, the size that plain decoding has, the better is believed of what it last took
-    and of what the others suggest: where they alone slow down, only so would it be tried. The first pass of a size pays for its allocations, and is not counted.
+    and of what the others suggest: where they alone slow down, only so would it be tried. No size is
+    taken to cost more than a larger one. The first pass of a size pays for its allocations, and is not counted.
     """
 
-    def __init__(self, curve: Curve | None = None, *, plain: int = 1, slope: float = 0.09) -> None:
-        self._curve, self._slope, self._plain = curve, slope, plain - 1
+    plain = 1
+    """The size of plain decoding's passes."""
+
+    def __init__(self, curve: Curve | None = None, *, slope: float = 0.09) -> None:
+        self._curve, self._slope = curve, slope
+        self._passes = 0
         # Of each size: the weight of its passes, and of the logarithms of their factors.
         self._weight, self._sum = np.zeros(len(_SIZES)), np.zeros(len(_SIZES))
-        if curve is not None:
-            self._weight[self._plain] = _HEARSAY
         self._log_factors = self._sum.copy()
         self._seen: set[int] = set()
         self._bases: dict[int, npt.NDArray[np.float64]] = {}  # what the curve says, by length
@@ -58,16 +62,22 @@ class PassCosts:
         table = self._tables[bucket]
         return table[size - 1] if size <= len(table) else table[-1] * size / len(table)
 
+    @property
+    def plain_is_stale(self) -> bool:
+        """Whether plain decoding has not been seen for so long that it should be."""
+        return self._passes > _TRUSTED and bool(self._weight[self.plain - 1] < _STALE)
+
     def record(self, size: int, seconds: float, length: int = 0) -> None:
         """Learn that a pass over ``size`` tokens (padding included) took ``seconds``."""
         index = min(size, len(_SIZES)) - 1
+        self._passes += 1
         if size not in self._seen or seconds <= 0:
             self._seen.add(size)
             return
         factor = np.log(seconds / (self._base(length)[index] * size / (index + 1)))
-        if self._weight.sum() > _HEARSAY:
+        if self._weight.any():
             expected = self._log_factors[index]
-            factor = min(max(factor, expected - _SURPRISE), expected + _SURPRISE)
+            factor = min(max(factor, expected - _RELIEF), expected + _SURPRISE)
         self._weight *= _FORGETTING
         self._sum *= _FORGETTING
         self._weight[index] = _OWN_FORGETTING * self._weight[index] + 1
@@ -79,7 +89,9 @@ class PassCosts:
         bucket = length // _LENGTHS_ALIKE
         if bucket not in self._bases:
             prior = 1 + self._slope * (_SIZES - 1)
-            self._bases[bucket] = self._curve.at(length) if self._curve else prior
+            base = self._curve.at(length) if self._curve else prior
+            # No pass is dearer than one over more tokens: it was measured at a bad moment.
+            self._bases[bucket] = np.minimum.accumulate(base[::-1])[::-1]
         return self._bases[bucket]
 
     def _estimate(self) -> npt.NDArray[np.float64]:
@@ -90,7 +102,8 @@ class PassCosts:
         factors: npt.NDArray[np.float64] = (_NEAR @ self._sum + _PACE_WEIGHT * pace) / (
             near + _PACE_WEIGHT
         )
-        if self._weight[self._plain]:
-            own = self._sum[self._plain] / self._weight[self._plain]
-            factors[self._plain] = min(factors[self._plain], own)
+        plain = self.plain - 1
+        if self._weight[plain]:
+            own = self._sum[plain] / self._weight[plain]
+            factors[plain] = min(factors[plain], own)
         return factors

@@ -220,7 +220,7 @@ def _given_up(asked: Asked, first: _Choice, use: Use, draft: Use | None) -> Iter
         )
         yield f"{first.runtime}: {use.runtime} needs less ({change}) and says near ties otherwise"
     if asked.draft and draft is None:
-        yield f"the draft model ({saved(drafts=False)}): answers are slower, and the same"
+        yield f"the draft model ({saved(drafts=False)}): n-grams draft in its place, and answers are the same"
     if use.rows < first.rows:
         yield f"passes of more than {use.rows} rows: drafts are shorter, answers slower, and the same"
     usual = cache_types(use.runtime, asked.shape)[0]

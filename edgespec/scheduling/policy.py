@@ -34,7 +34,8 @@ class Scheduler:
 
     ``drafters`` are asked in turn, the cheapest to ask first; each is told what the best draft so far
     promises, and one that takes time to draft offers nothing unless it expects to do better. All of
-    them learn from what the target says, whoever drafted.
+    them learn from what the target says, whoever drafted. Now and then a pass is plain decoding's
+    even so, or what that takes would be believed for good.
     """
 
     def __init__(self, drafters: Sequence[Drafter], costs: PassCosts | None = None) -> None:
@@ -61,6 +62,7 @@ class Scheduler:
         if info is not self._info:
             most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
             self._info, self._padded = info, [info.padded(rows) for rows in range(most + 1)]
+            self.costs.plain = self._padded[1]
         length, padded = len(context) - 1, self._padded
         nodes = min(len(padded) - 1, left) - 1  # the target adds a token of its own
 
@@ -74,6 +76,8 @@ class Scheduler:
             draft, tokens = cut(drafter.propose(context, budget), budget)
             if draft:
                 best = Choice(drafter.name, draft, tokens, pass_seconds(1 + len(draft)), plain_s)
+        if best.draft and self.costs.plain_is_stale:
+            return Choice("none", EMPTY, 1.0, plain_s, plain_s)
         return best
 
     def learn(self, outcome: Outcome, size: int, seconds: float, length: int) -> None:

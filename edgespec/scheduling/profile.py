@@ -33,6 +33,8 @@ _MAX_SECONDS, _MAX_COUNT = 1e4, 1 << 50
 _CLEARLY = 0.95
 """Times that are not below this share of another's may be noise."""
 _MAX_KEPT = 1000
+_NOISY, _FALLS = 0.3, 0.1
+"""Spreads, and larger passes that take less, of a machine that did something else meanwhile."""
 _END = 1 << 20
 """Bytes of each end of a model's file that its fingerprint covers."""
 _WEIGHTS = re.compile(r"\.(onnx|data|onnx_data|safetensors|gguf)$|^config\.json$")
@@ -122,6 +124,13 @@ class Profile:
     def bandwidth(self) -> float:
         """Bytes of weights read a second, in the smallest pass."""
         return float(self.model["weight_bytes"]) / self.curve.seconds[0][0]
+
+    @property
+    def steady(self) -> bool:
+        """Whether the machine let it be measured: more than one pass of a size, and much alike."""
+        spread = float(np.median(self.curve.spread))
+        falls = np.diff(self.curve.seconds, axis=1) < -_FALLS * np.array(self.curve.seconds)[:, 1:]
+        return 0 < spread < _NOISY and not falls.any()
 
     @property
     def best_threads(self) -> int:

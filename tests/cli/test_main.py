@@ -34,7 +34,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 def examples(text: str) -> list[list[str]]:
     """The arguments of every edgespec command in a text: lines that run it, pipes cut off."""
     found = []
-    for line in text.splitlines():
+    for line in re.sub(r"\\\n *", "", text).splitlines():
         match = re.match(r"^ *(?:\$ )?(?:[^`]*\| )?(?:python -m )?edgespec\s+([a-z-].*)$", line)
         if match:
             lexer = shlex.shlex(match[1], posix=True, punctuation_chars="|<>;&")

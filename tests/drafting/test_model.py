@@ -25,6 +25,8 @@ from tests.memory_runtime import LetterTemplate, LetterTokenizer, MemoryRuntime
 class Fixed(PassCosts):
     """A pass takes ``start`` and ``each`` for every token, whatever it really takes."""
 
+    plain_is_stale = False
+
     def __init__(self, start: float, each: float = 0.0) -> None:
         super().__init__()
         self.start, self.each = start, each

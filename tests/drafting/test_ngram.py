@@ -47,7 +47,7 @@ def test_confidence_grows_with_the_match() -> None:
     confidence = NgramDrafter().propose([1, 2, 3, 4, 5, 6, 1, 2], Budget(4)).confidence
     assert confidence is not None
     assert list(confidence) == sorted(confidence)
-    assert confidence[0] == 2 / 10
+    assert confidence[0] == 2 / 5
 
 
 def test_confidence_follows_what_the_target_says() -> None:
@@ -84,9 +84,9 @@ def test_learning_stops_at_the_first_difference() -> None:
     told(drafter, context, [2, 9])  # a match of 1 was right, one of 2 wrong
     confidence = drafter.propose(context, Budget(5)).confidence
     assert confidence is not None
-    assert confidence[0] > 1 / 9
-    assert confidence[1] < 2 / 10
-    assert confidence[2:] == [m / (m + 8) for m in (3, 4, 5)]
+    assert confidence[0] > 1 / 4
+    assert confidence[1] < 2 / 5
+    assert confidence[2:] == [m / (m + 3) for m in (3, 4, 5)]
 
 
 def test_estimates_begin_again_with_every_prompt() -> None:
@@ -97,7 +97,7 @@ def test_estimates_begin_again_with_every_prompt() -> None:
     learnt = drafter.propose(context, Budget(3)).confidence
     drafter.observe(Outcome(Draft(), 0, [1], NOTHING))
     context += [1, 2, 3]  # one said, two more by the user
-    assert drafter.propose(context, Budget(3)).confidence == [16 / 24] * 3
+    assert drafter.propose(context, Budget(3)).confidence == [16 / 19] * 3
     assert fresh is not None
     assert learnt is not None
-    assert learnt[0] > max(fresh[0], 16 / 24)
+    assert learnt[0] > max(fresh[0], 16 / 19)

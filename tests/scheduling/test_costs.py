@@ -78,6 +78,26 @@ def test_a_hiccup_the_first_pass_of_a_size_and_clocks_that_stand_or_jump_hardly_
         assert costs.seconds(1) == pytest.approx(0.01, rel=0.06)
 
 
+def test_no_size_is_taken_to_cost_more_than_a_larger_one() -> None:
+    """It was measured at a bad moment, and would never be tried."""
+    bad = curve()
+    seconds = (0.3, *bad.seconds[0][1:])
+    costs = PassCosts(Curve(bad.rows, (0,), (seconds,), (bad.spread[0],)))
+    assert costs.seconds(1) == costs.seconds(2) == pytest.approx(0.011)
+
+
+def test_plain_decoding_wants_to_be_seen_now_and_then() -> None:
+    costs = PassCosts(curve())
+    stale = []
+    for _ in range(400):
+        stale.append(costs.plain_is_stale)
+        passes(costs, 1 if stale[-1] else 8, 0.01 if stale[-1] else 0.017, 1)
+    assert not any(stale[:9]), "what was measured is trusted at first"
+    assert 5 <= sum(stale) <= 8
+    passes(costs, 1, 0.001, 1)
+    assert costs.seconds(1) < 0.005, "only slower passes may be hiccups"
+
+
 def test_what_is_old_is_forgotten() -> None:
     costs = PassCosts(curve())
     passes(costs, 8, 0.034, 10)

@@ -12,6 +12,7 @@ from edgespec.bench.common import in_child
 from edgespec.bench.memory import Case, fill
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
+from edgespec.opening import give_back_memory
 from edgespec.scheduling.memory import (
     CACHE_TYPES,
     Memory,
@@ -173,6 +174,7 @@ def _growth(folder: str) -> tuple[list[int], list[int]]:
 
 
 def _resident() -> int:
+    give_back_memory()  # or what prompts left in the heap would be taken again, or given back
     with open("/proc/self/status", encoding="ascii") as status:
         line = next(line for line in status if line.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024
