@@ -22,6 +22,7 @@ from edgespec.opening import load
 from edgespec.runtimes.devices import PROVIDERS, physical_cores
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.profile import Profile
 from tests.export.gguf_files import replace_bytes
 from tests.hf_folder import safetensors_folder
 from tests.tiny import tiny_gguf
@@ -418,8 +419,9 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
 
 def test_passes_are_timed_once_and_a_corrupt_profile_is_told_and_made_anew(
-    tiny: Path, home: Path
+    tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Profile, "steady", True)  # whatever else this machine is doing
     heard: list[str] = []
     notices: list[str] = []
 
@@ -438,6 +440,10 @@ def test_passes_are_timed_once_and_a_corrupt_profile_is_told_and_made_anew(
     profile.write_text(profile.read_text()[:100])
     assert notices == []
     assert opened()
+    monkeypatch.setattr(Profile, "steady", False)
+    profile.unlink()
+    assert opened()
+    assert opened(), "what was measured at a bad moment is not kept"
     assert all("is not used" in notice and "edgespec tune" in notice for notice in notices)
     assert notices
 

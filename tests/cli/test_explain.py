@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgespec.cli.explain import explanation
-from edgespec.scheduling.profile import read_profile
+from edgespec.scheduling.profile import dumps
 from edgespec.statistics import Statistics
 from tests.cli.conftest import Run, error_of
+from tests.scheduling.test_profile import PROFILE
 
 COUNT = ("generate", "--raw", "-p", "one two three four " * 8, "--max-tokens", 24)
 
@@ -48,11 +50,8 @@ def test_a_trace_predicts_what_was_traced(with_model: Path, run: Run, tmp_path: 
     kept = json.loads(trace.read_text("utf-8"))
     assert kept["answer"] == said["token_ids"]
     assert len(kept["prompt"]) == said["stats"]["prompt_tokens"]
-    [profile] = [
-        path
-        for path in (with_model / "profiles").glob("*.json")
-        if (found := read_profile(path)).exact and found.model["name"] == kept["model"]
-    ]
+    profile = tmp_path / "profile.json"
+    profile.write_text(dumps(replace(PROFILE, model={**PROFILE.model, "name": kept["model"]})))
     files = ("--device-profile", profile, "--trace", trace)
     found = json.loads(run("plan", *files, "--json").stdout)
     none, ngram = found["predictions"]

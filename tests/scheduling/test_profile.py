@@ -79,6 +79,16 @@ def test_a_draft_has_passes_of_one_or_two_tokens_and_prompts() -> None:
     assert len(curve.spread[1]) == 3
 
 
+def test_a_profile_of_a_busy_machine_is_not_steady() -> None:
+    def steady(**changed: object) -> bool:
+        return replace(PROFILE, curve=replace(CURVE, **changed)).steady
+
+    assert steady()
+    assert not steady(spread=((0.0,) * 4,) * 2), "one sample each"
+    assert not steady(spread=((0.4,) * 4,) * 2)
+    assert not steady(seconds=((0.3, 0.033, 0.042, 0.068), CURVE.seconds[1]))
+
+
 def test_noise_that_falls_is_not_continued() -> None:
     falling = replace(CURVE, seconds=((0.03, 0.033, 0.05, 0.045), (0.02, 0.033, 0.05, 0.04)))
     assert falling.at(64)[8:] == pytest.approx(0.045)
