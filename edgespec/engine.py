@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from edgespec.decoding import PREFILL_CHUNK
 from edgespec.drafting import Drafter
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.ngram import NgramDrafter
-from edgespec.drafting.none import NoDrafter
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
@@ -28,25 +26,21 @@ from edgespec.opening import (
 )
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import DEFAULT_CONTEXT, ModelInfo, Runtime
+from edgespec.runtimes.devices import check_threads
 from edgespec.sampling import Sampling
 from edgespec.scheduling import profile as profiles
 from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.measuring import measure_profile
+from edgespec.scheduling.measuring import QUICK_ROWS, measure_profile
 from edgespec.scheduling.memory import Use
 from edgespec.scheduling.placement import Place, known
 from edgespec.scheduling.planning import Plan
 from edgespec.scheduling.policy import Scheduler
+from edgespec.scheduling.prediction import MODEL_FREE
 from edgespec.scheduling.profile import Profile
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {
-    "auto": NgramDrafter,
-    "none": NoDrafter,
-    "ngram": NgramDrafter,
-}
-_PROFILED = (1, 2, 4, 8)
-"""Sizes of pass that are timed before the first answer, where `edgespec tune` was not run."""
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"auto": NgramDrafter, **MODEL_FREE}
 _DRAFT_PROFILED = (1, 2)
 """Of a draft: after a rejection, and after a draft accepted whole."""
 _PROFILED_S = 0.9
@@ -99,16 +93,13 @@ class Engine:
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
         a core. What is auto or left open of runtime, device and threads is what profiles of this
-        machine (`edgespec tune`) say is the fastest; without a profile, passes are timed for a second. ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is
-        auto), context, cache, draft model and passes are chosen to fit. ``planned`` is told what was
-        chosen, before it is loaded, wherever its memory can be foreseen; ``notice`` what a user should
-        know though nothing went wrong.
-        Raises ``UserError`` for what the caller can put right.
+        machine (`edgespec tune`) say is the fastest; without a profile, passes are timed for a second.
+        ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is auto),
+        context, cache, draft model and passes are chosen to fit. ``planned`` is told what was chosen,
+        before it is loaded, wherever its memory can be foreseen; ``notice`` what a user should know
+        though nothing went wrong. Raises ``UserError`` for what the caller can put right.
         """
-        if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
-            raise UserError(
-                f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}"
-            )
+        check_threads(threads)
         found = find(str(model), progress)
         tokenizer = found.tokenizer
         source = tokenizer.chat_template
@@ -165,7 +156,7 @@ class Engine:
                 drafters.append(DRAFTERS.get(draft, NgramDrafter)())
             costs = PassCosts()
             if draft != "none":
-                profile = _profile(target, found, place, _PROFILED, progress, notice)
+                profile = _profile(target, found, place, QUICK_ROWS, progress, notice)
                 costs = PassCosts(profile.curve)
             if drafting is not None and draft_model is not None:
                 beside = replace(place, runtime=own, exact=False)

@@ -125,12 +125,19 @@ def choose_runtime(runtime: str, model: Model) -> str:
     return runtime
 
 
-def allowed_runtimes(runtime: str, model: Model) -> list[str]:
-    """The runtimes that may run ``model``, that of ``choose_runtime`` first."""
-    first = choose_runtime(runtime, model)
-    if runtime != "auto" or model.form != "gguf" or find_spec("llama_cpp") is None:
-        return [first]
-    return list(dict.fromkeys([first, "llama-cpp"]))
+def allowed_runtimes(place: Place, model: Model) -> list[str]:
+    """The runtimes that may run ``model`` as ``place`` asks, that of ``choose_runtime`` first.
+
+    Raises ``UserError`` where it asks for what none of them can do.
+    """
+    runtimes = [choose_runtime(place.runtime, model)]
+    if place.runtime == "auto" and model.form == "gguf" and find_spec("llama_cpp") is not None:
+        runtimes = list(dict.fromkeys([*runtimes, "llama-cpp"]))
+    if place.provider is None:
+        return runtimes
+    if "onnx" not in runtimes:
+        raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
+    return ["onnx"]
 
 
 def find_places(
@@ -144,11 +151,7 @@ def find_places(
 
     Raises ``UserError`` where it cannot run so.
     """
-    runtimes = allowed_runtimes(place.runtime, model)
-    if place.provider is not None:
-        if "onnx" not in runtimes:
-            raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
-        runtimes = ["onnx"]
+    runtimes = allowed_runtimes(place, model)
     return fastest_first(model.path, runtimes, place, speculates=speculates, notice=notice)
 
 

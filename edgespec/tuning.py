@@ -22,7 +22,7 @@ from edgespec.errors import UserError
 from edgespec.opening import Model, allowed_runtimes, draft_runtime, find, find_draft, load
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
-from edgespec.runtimes.devices import physical_cores
+from edgespec.runtimes.devices import check_threads, physical_cores
 from edgespec.scheduling import profile as profiles
 from edgespec.scheduling.measuring import (
     FULL_S,
@@ -73,21 +73,17 @@ def tune(
     half a minute a runtime, and as long as the model takes to build where it was not yet. What
     keeps one of several runtimes from being measured is told to ``notice``. Raises ``UserError``.
     """
-    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
-        raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
+    check_threads(threads)
     found = find(model, progress)
     drafting = find_draft(draft, found, progress) if draft is not None else None
-    kinds = allowed_runtimes(runtime, found)
-    if provider is not None:
-        kinds = [kind for kind in kinds if kind == "onnx"]
-        if not kinds:
-            raise UserError("--provider chooses among ONNX Runtime's; it needs --runtime onnx")
+    asked = Place(runtime, device, provider, exact, threads)
+    kinds = allowed_runtimes(asked, found)
     progress("timing the memory", 0, 1)
     speed = memory_bandwidth(threads or physical_cores())
     measured: list[Profile] = []
     drafts: list[Profile] = []
     for kind in kinds:
-        place = Place(kind, device, provider, exact, threads)
+        place = replace(asked, runtime=kind)
         try:
             measured += _measured(found, place, progress)
             if drafting is not None:

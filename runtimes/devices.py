@@ -80,6 +80,12 @@ def physical_cores() -> int:
         return len(allowed)
 
 
+def check_threads(threads: int | None) -> None:
+    """Raise ``UserError`` for a number of threads that this machine does not run; ``None`` is open."""
+    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
+        raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
+
+
 def power_source(supplies: Path = Path("/sys/class/power_supply")) -> str:
     """``mains``, ``battery``, or ``unknown`` where nothing tells: processors are slower on a battery.
 

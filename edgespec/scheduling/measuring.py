@@ -22,7 +22,8 @@ LENGTHS = (64, 512, 1536)
 """Tokens in the cache: a question, a conversation, a document."""
 FULL_S, QUICK_S = 16.0, 1.8
 """Seconds for all of it."""
-_QUICK_ROWS = (1, 2, 4, 8)
+QUICK_ROWS = (1, 2, 4, 8)
+"""Sizes measured before a first answer."""
 _EVERYWHERE = (1, 4, 8, 2, 16, 32)
 """Sizes measured at every length, and first. What the others cost more there lies between these."""
 _OFTEN = 16
@@ -69,7 +70,7 @@ def measure_profile(
     """The profile of a model that is loaded as ``setup`` says; a ``quick`` one at the present length,
     in at most 2 s (where a few passes do not take longer)."""
     budget_s = budget_s or (QUICK_S if quick else FULL_S)
-    rows = rows or (_QUICK_ROWS if quick else ROWS)
+    rows = rows or (QUICK_ROWS if quick else ROWS)
     measuring = _Measuring(runtime, rows, budget_s, progress)
     curve = measuring.curve((runtime.length,) if quick else LENGTHS)
     rate, info = measuring.prefill_tokens_per_s(), runtime.info

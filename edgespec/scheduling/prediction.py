@@ -26,10 +26,11 @@ from edgespec.statistics import Statistics
 _LARGEST_FILE = 64 << 20
 _MAX_TOKENS = 1 << 20
 _VERSION = 1
-_MODEL_FREE: Mapping[str, type[NoDrafter] | type[NgramDrafter]] = {
+MODEL_FREE: Mapping[str, type[NoDrafter] | type[NgramDrafter]] = {
     "none": NoDrafter,
     "ngram": NgramDrafter,
 }
+"""The drafters that need no model, by their names."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def foresee(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list[
     drafts = sorted(set.intersection(*(set(trace.drafts) for trace in traces)) & set(profiles))
     found = []
     plain = 0.0
-    for drafter in (*_MODEL_FREE, *drafts):
+    for drafter in (*MODEL_FREE, *drafts):
         stats = predict(
             traces,
             profile.curve,
@@ -272,7 +273,7 @@ def predict(
     take what ``draft_curve`` says. Raises ``UserError`` where a trace or a curve is missing.
     """
     words = {word: None for trace in traces for word in (*trace.prompt, *trace.answer)}
-    for trace in traces if drafter not in _MODEL_FREE else ():
+    for trace in traces if drafter not in MODEL_FREE else ():
         if draft_curve is None or drafter not in trace.drafts:
             raise UserError(
                 f"nothing tells how {drafter} would draft: record the trace with --draft, "
@@ -286,8 +287,8 @@ def predict(
     target = Replay((), curve, clock, info)
     draft = ReplayDraft((), draft_curve or curve, clock, info)
     drafts: Drafter
-    if drafter in _MODEL_FREE:
-        drafts = _MODEL_FREE[drafter]()
+    if drafter in MODEL_FREE:
+        drafts = MODEL_FREE[drafter]()
     else:
         drafts = ModelDrafter(draft, info.vocab_size, PassCosts(draft_curve), clock=clock)
     scheduler = Scheduler([drafts], PassCosts(curve))
