@@ -304,6 +304,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 _pool_threads: int | None = None
 
 
+def pool_threads() -> int | None:
+    """The threads that models of this process run on; ``None`` where there was none yet."""
+    return _pool_threads
+
+
 def share_threads(threads: int) -> int:
     """One thread pool for all sessions of the process: two that spin fight for the cores."""
     global _pool_threads

@@ -54,7 +54,8 @@ def fastest_first(
 ) -> list[Place]:
     """``place`` on each of ``runtimes``, those that promise the most tokens per second first.
 
-    What is open in ``place``, device and threads, is as the fastest profile has it. Runtimes without
+    What is open in ``place``, device and threads, is as the fastest profile has it; threads are those of
+    the process's pool, where it runs models already. Runtimes without
     a profile come last, in their order; if the first of ``runtimes`` has none, nothing tells that
     another is faster, and their order stays. ``speculates``: every second guess is taken to be
     right; else plain decoding is compared.
@@ -62,7 +63,7 @@ def fastest_first(
     candidates: list[tuple[float, Place]] = []
     measured = profiles.kept(profiles.fingerprint(path))
     for runtime in runtimes:
-        here = replace(place, runtime=runtime)
+        here = replace(place, runtime=runtime, threads=place.threads or _pool_threads(runtime))
         kept = {profile.device for profile in measured if profile.runtime == runtime}
         devices: tuple[str, ...] = (place.device,) if kept else ()
         if kept and place.device == "auto" and place.provider is None:
@@ -74,13 +75,21 @@ def fastest_first(
         ]
         if found:
             rate, profile, device = max(found, key=lambda one: one[0])
-            here = replace(here, device=device, threads=place.threads or profile.threads)
+            here = replace(here, device=device, threads=here.threads or profile.threads)
             candidates.append((rate, here))
         else:
             candidates.append((0.0, here))
     if not candidates[0][0]:
         return [here for _, here in candidates]
     return [here for _, here in sorted(candidates, key=lambda one: -one[0])]
+
+
+def _pool_threads(runtime: str) -> int | None:
+    if runtime != "onnx":
+        return None
+    from edgespec.runtimes import onnx
+
+    return onnx.pool_threads()
 
 
 def _known(path: Path, place: Place, notice: Callable[[str], None]) -> Profile | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.runtimes import onnx
 from edgespec.scheduling.placement import Place, fastest_first, known
 from edgespec.scheduling.profile import Curve, save
 from tests.scheduling.test_profile import PROFILE
@@ -18,6 +19,7 @@ BOTH = ("onnx", "llama-cpp")
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file, on a machine without profiles."""
     monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(onnx, "_pool_threads", None)  # as if no model had run here before
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights")
     return path
@@ -75,6 +77,24 @@ def test_the_threads_that_were_the_fastest_are_used_unless_told_otherwise(model:
     assert profile.curve.seconds[0][0] == 0.02
     [asked] = fastest_first(model, ["onnx"], Place("auto", threads=cores), speculates=True)
     assert asked.threads == cores
+
+
+def test_a_process_that_runs_models_goes_on_with_its_threads(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All models of a process share one pool: what another would prefer must not keep it from opening."""
+    place = Place("onnx")
+    cores = place.setup(model).threads
+    keep(model, place, 0.04, threads={cores: 0.04, cores + 1: 0.02})
+    keep(model, replace(place, threads=cores + 1), 0.02)
+    monkeypatch.setattr(onnx, "_pool_threads", cores)
+    [found] = fastest_first(model, ["onnx"], Place("auto"), speculates=True)
+    assert found.threads == cores
+    monkeypatch.setattr(onnx, "_pool_threads", cores + 2)
+    [found] = fastest_first(model, ["onnx"], Place("auto"), speculates=True)
+    assert found.threads == cores + 2, "though nothing tells how fast that is"
+    [asked] = fastest_first(model, ["onnx"], Place("auto", threads=cores), speculates=True)
+    assert asked.threads == cores, "the runtime will say that it cannot"
 
 
 def test_another_model_or_padding_has_its_own_profile(model: Path, tmp_path: Path) -> None:
