@@ -23,12 +23,11 @@ from edgespec.decoding import prefill
 from edgespec.engine import Engine
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
+from edgespec.scheduling.memory import CACHE_BYTES, CACHE_TYPES, shape_of
 from edgespec.scheduling.planning import Plan
 from edgespec.session import Session
 from edgespec.statistics import peak_memory_bytes
 
-_CACHE_ITEM_BYTES = {"onnx": 4, "llama-cpp": 2}
-"""Of a number in the cache: float32 and float16."""
 _GENERATED = 32
 
 
@@ -86,16 +85,9 @@ def fill(case: Case) -> Peaks:
 
 
 def cache_bytes(file: GGUFFile, context: int, runtime: str) -> int:
-    """The key-value cache of ``context`` tokens."""
-
-    def value(key: str, default: int) -> int:
-        return int(file.metadata.get(f"{file.architecture}.{key}", default))
-
-    heads = value("attention.head_count", 1)
-    width = value("embedding_length", 0) // heads
-    key, val = value("attention.key_length", width), value("attention.value_length", width)
-    rows = value("block_count", 0) * value("attention.head_count_kv", heads)
-    return rows * (key + val) * context * _CACHE_ITEM_BYTES[runtime]
+    """The key-value cache of ``context`` tokens, in the type that ``runtime`` usually has."""
+    numbers = shape_of(file, vocab_size=0).cache_numbers * context
+    return int(numbers * CACHE_BYTES[CACHE_TYPES[runtime][0]])
 
 
 def _columns(case: Case, weights: int) -> tuple[dict[str, int], dict[str, float]]:
