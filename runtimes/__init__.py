@@ -29,6 +29,7 @@ class ModelInfo:
     ``vocab_size`` is the columns of the logits. A draft's head may have been trimmed: ``token_ids``
     are then the tokens that its columns are for; ``None``: every token, in order.
     ``max_rows`` is the most rows of logits that a pass is meant to have: memory was planned for these.
+    ``trees``: whether a pass may be a tree, or chains only.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelInfo:
     pass_sizes: tuple[int, ...] = ()
     token_ids: tuple[int, ...] | None = None
     max_rows: int = MAX_ROWS
+    trees: bool = False
 
     def padded(self, rows: int) -> int:
         """The size that a pass over ``rows`` tokens is padded to."""

@@ -126,6 +126,7 @@ class LlamaCppRuntime:
             runtime="llama-cpp",
             token_ids=tuple(file.metadata[TOKEN_IDS]) if embedding else None,
             max_rows=rows,
+            trees=True,
         )
         # The C batch points into these arrays, so a pass only fills them.
         self._tokens = np.zeros(context, np.int32)

@@ -106,6 +106,7 @@ class TorchRuntime:
             device=device,
             runtime="torch",
             token_ids=tuple(kept) if kept else None,
+            trees=True,
         )
 
     def forward(
