@@ -11,7 +11,8 @@ import pytest
 from edgespec.decoding import PREFILL_CHUNK, Step, decode
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
-from edgespec.drafting.model import _BINS, _GREEDY_PRIOR, Calibration, ModelDrafter, bin_of
+from edgespec.drafting.calibration import BINS, GREEDY_PRIOR, Calibration, bin_of
+from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.none import NoDrafter
 from edgespec.runtimes import FloatArray, Logits
 from edgespec.sampling import Sampling, probabilities
@@ -441,26 +442,26 @@ def test_every_drafted_token_counts_in_the_figures() -> None:
 def test_bins_are_finer_towards_certainty() -> None:
     bins = [bin_of(top) for top in (0.0, 0.2, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)]
     assert bins == [0, 0, 2, 4, 6, 13, 15, 15]
-    assert max(bins) == _BINS - 1
+    assert max(bins) == BINS - 1
 
 
 def test_the_calibration_learns_what_probabilities_are_worth_and_stays_monotone() -> None:
     rng = np.random.default_rng(0)
-    calibration = Calibration(_GREEDY_PRIOR)
-    assert calibration.rates == pytest.approx(_GREEDY_PRIOR)
+    calibration = Calibration(GREEDY_PRIOR)
+    assert calibration.rates == pytest.approx(GREEDY_PRIOR)
     for _ in range(3000):  # overconfident: right half as often as it thinks
-        bin = int(rng.integers(_BINS))
-        calibration.learn(bin, rng.random() < _GREEDY_PRIOR[bin] / 2)
+        bin = int(rng.integers(BINS))
+        calibration.learn(bin, rng.random() < GREEDY_PRIOR[bin] / 2)
         assert calibration.rates == sorted(calibration.rates)
-    assert len(calibration.rates) == _BINS
-    np.testing.assert_allclose(calibration.rates[4:], _GREEDY_PRIOR[4:] / 2, atol=0.15)
+    assert len(calibration.rates) == BINS
+    np.testing.assert_allclose(calibration.rates[4:], GREEDY_PRIOR[4:] / 2, atol=0.15)
 
 
 def test_bad_luck_is_forgotten() -> None:
-    calibration = Calibration(_GREEDY_PRIOR)
+    calibration = Calibration(GREEDY_PRIOR)
     for _ in range(30):
         calibration.learn(5, False)
     assert calibration.rates[5] < 0.3
     for _ in range(3000):
-        calibration.learn(_BINS - 1, True)
-    assert calibration.rates[5] == pytest.approx(_GREEDY_PRIOR[5], abs=0.1)
+        calibration.learn(BINS - 1, True)
+    assert calibration.rates[5] == pytest.approx(GREEDY_PRIOR[5], abs=0.1)
