@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from edgespec.acceptance import accept
+from edgespec.acceptance import Rule, accept
 from edgespec.drafting import Outcome
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
@@ -65,6 +65,7 @@ def decode(
     sampling: Sampling | None = None,
     stop_tokens: AbstractSet[int] = frozenset(),
     rng: np.random.Generator | None = None,
+    rule: Rule = "lossless",
     clock: Callable[[], float] = perf_counter,
 ) -> Iterator[Step]:
     """Say at most ``max_tokens`` tokens after ``context``, appending them to it, a step at a time.
@@ -73,7 +74,8 @@ def decode(
     after a stop token, after ``max_tokens``, or when the cache is full (then the last token said is
     the first that has no place in it). Whenever it is left, even by an exception, the cache holds a
     prefix of ``context``; after a step it holds ``context[:-1]`` whatever was drafted, so that what
-    follows is evaluated in the same passes with and without drafting. ``clock`` gives seconds.
+    follows is evaluated in the same passes with and without drafting. ``rule`` is how drafted tokens are
+    accepted. ``clock`` gives seconds.
     """
     if max_tokens <= 0:
         return
@@ -89,11 +91,13 @@ def decode(
         draft = choice.draft
         drafted_at = clock()
 
-        parents = None if draft.parents is None else [-1, *(p + 1 for p in draft.parents)]
+        parents = None
+        if draft.parents is not None and not draft.is_chain:
+            parents = [-1, *(p + 1 for p in draft.parents)]
         logits = target.forward([context[-1], *draft.tokens], parents)
         passed_at = clock()
 
-        verdict = accept(draft, logits, sampling, context, rng)
+        verdict = accept(draft, logits, sampling, context, rng, rule)
         said = verdict.tokens
         stop = next((i for i, token in enumerate(said) if token in stop_tokens), None)
         if stop is not None:

@@ -97,25 +97,40 @@ def draw(p: FloatArray, rng: np.random.Generator) -> int:
     return block * _BLOCK + int(token)
 
 
+def gumbel_top_k(p: FloatArray, k: int, rng: np.random.Generator) -> list[int]:
+    """At most ``k`` tokens drawn from ``p [V]`` without replacement, in the order drawn, in one go.
+
+    They are those with the largest log p + Gumbel noise (Kool et al. 2019), in that order; or, as
+    here, with the least Exponential / p, whose logarithm that is. Fewer where p has fewer.
+    """
+    tokens = np.flatnonzero(p)
+    arrivals = rng.exponential(size=tokens.size) / p[tokens]
+    if k < tokens.size:
+        first = np.argpartition(arrivals, k)[:k]
+        tokens, arrivals = tokens[first], arrivals[first]
+    found: list[int] = tokens[arrivals.argsort()].tolist()
+    return found
+
+
 def _distribution(logits: FloatArray, sampling: Sampling) -> FloatArray:
     """One row of ``probabilities``, ``[V]``. Only the few candidates that matter are sorted."""
-    candidates = slice(None) if not sampling.top_k else _top(logits, sampling.top_k)
+    candidates = slice(None) if not sampling.top_k else top(logits, sampling.top_k)
     scores = logits[candidates] - logits.max()  # before dividing: no temperature can overflow
     p = np.exp(scores / np.float32(sampling.temperature))
     p /= p.sum()
     if sampling.top_p < 1:
         # all tokens below (1 - top_p) / V together have less than 1 - top_p: the nucleus is above
-        top = np.sort(p[p >= (1 - sampling.top_p) / p.size])[::-1]
-        last = int(top.cumsum(dtype=np.float64).searchsorted(sampling.top_p))
-        p[p < top[min(last, top.size - 1)]] = 0
+        nucleus = np.sort(p[p >= (1 - sampling.top_p) / p.size])[::-1]
+        last = int(nucleus.cumsum(dtype=np.float64).searchsorted(sampling.top_p))
+        p[p < nucleus[min(last, nucleus.size - 1)]] = 0
     p[p < sampling.min_p * p.max()] = 0
     distribution = np.zeros(logits.shape, dtype=np.float32)
     distribution[candidates] = p / p.sum()
     return distribution
 
 
-def _top(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
-    """Where the ``count`` largest of ``logits [V]`` are, and those tied with the last of them."""
+def top(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
+    """Where the ``count`` largest of ``logits [V]`` are, and those tied with the last, in no order."""
     if count >= logits.size:
         return np.arange(logits.size)
     # the count-th largest of the blocks' maxima is a lower bound, and leaves few to partition
@@ -123,5 +138,5 @@ def _top(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
     bound = np.partition(blocks, -count)[-count] if count <= blocks.size else -np.inf
     candidates = np.flatnonzero(logits >= bound)
     values = logits[candidates]
-    top: npt.NDArray[np.intp] = candidates[values >= np.partition(values, -count)[-count]]
-    return top
+    largest: npt.NDArray[np.intp] = candidates[values >= np.partition(values, -count)[-count]]
+    return largest

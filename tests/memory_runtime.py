@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Outcome
 from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.sampling import gumbel_top_k
 
 Row = tuple[int, int]  # the token and how it was evaluated
 
@@ -35,13 +36,23 @@ class MemoryRuntime:
         mute: Sequence[int] = (),
     ) -> None:
         self.info = ModelInfo(
-            "memory", "markov", vocab_size, 1, context, 1, "cpu", "memory", tuple(pass_sizes)
+            "memory",
+            "markov",
+            vocab_size,
+            1,
+            context,
+            1,
+            "cpu",
+            "memory",
+            tuple(pass_sizes),
+            trees=not pass_sizes,
         )
         self.order, self.scale, self.seed, self.period = order, scale, seed, period
         self.mute = list(mute)
         self.cache: list[Row] = []
         self.length = 0
         self.pending: list[list[Row]] = []
+        self.parents: list[int] = []
         self.passes: list[int] = []
         self.rows_evaluated = 0
         self._memo: dict[tuple[Row, ...], FloatArray] = {}
@@ -73,9 +84,12 @@ class MemoryRuntime:
         how = 0 if size in self.info.pass_sizes or not self.info.pass_sizes else size
         self.passes.append(len(tokens))
         self.rows_evaluated += len(tokens)
-        parents = range(-1, len(tokens) - 1) if parents is None else parents
+        chain = list(range(-1, len(tokens) - 1))
+        self.parents = chain if parents is None else list(parents)
+        assert self.info.trees or self.parents == chain, "only chains are exact"
+        assert all(-1 <= parent < row for row, parent in enumerate(self.parents))
         self.pending = []
-        for token, parent in zip(tokens, parents, strict=True):
+        for token, parent in zip(tokens, self.parents, strict=True):
             before = self.pending[parent] if parent >= 0 else self.cache[-self.order :]
             self.pending.append([*before, (token, how)])
         asked = {"all": self.pending, "last": self.pending[-1:], "none": []}[logits]
@@ -83,7 +97,8 @@ class MemoryRuntime:
         return np.array(out, dtype=np.float32).reshape(len(out), self.info.vocab_size)
 
     def keep(self, rows: Sequence[int]) -> None:
-        assert list(rows) == list(range(len(rows))), "not a chain's path"
+        before = [-1, *rows][: len(rows)]
+        assert [self.parents[row] for row in rows] == before, "not a path from the cache's end"
         self.cache += [self.pending[row][-1] for row in rows]
         self.length = len(self.cache)
         self.pending = []
@@ -135,26 +150,74 @@ class RandomDrafter:
         self.outcomes.append(outcome)
 
 
+class RandomTrees(RandomDrafter):
+    """Offers any tree: other branches first, the same token twice, much more than is allowed."""
+
+    name = "trees"
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        count = int(self.rng.integers(0, budget.nodes + 4))
+        start: list[Row] = [*self.target.cache, (context[-1], 0)]
+        tokens: list[int] = []
+        parents: list[int] = []
+        paths: list[list[Row]] = []
+        for i in range(count):
+            parents.append(int(self.rng.integers(max(-1, i - 4), i)))
+            before = paths[parents[-1]] if parents[-1] >= 0 else start
+            truth = int(self.target.logits_after(before).argmax())
+            wrong = int(self.rng.integers(self.target.info.vocab_size))
+            tokens.append(truth if self.rng.random() < 0.6 else wrong)
+            paths.append([*before, (tokens[-1], 0)])
+        return Draft(tokens, parents)
+
+
 class ModelDrafter:
-    """Draws from q, a known distribution that is not the target's."""
+    """Draws from q, a known distribution that is not the target's: ``widths`` candidates for a
+    place, by their depth."""
 
     name = "q"
 
-    def __init__(self, target: MemoryRuntime, length: int = 3, seed: int = 0) -> None:
-        self.length, self.vocab_size = length, target.info.vocab_size
+    def __init__(
+        self,
+        target: MemoryRuntime,
+        widths: Sequence[int] = (1, 1, 1),
+        with_replacement: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.widths, self.with_replacement = widths, with_replacement
+        self.vocab_size = target.info.vocab_size
         self.rng = np.random.default_rng(seed)
         self.q = self.rng.dirichlet(np.ones(self.vocab_size), self.vocab_size).astype(np.float32)
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
-        tokens, rows, last = [], [], context[-1]
-        for _ in range(min(self.length, budget.nodes)):
-            rows.append(self.q[last])
-            last = int(
-                self.rng.choice(self.vocab_size, p=rows[-1] / rows[-1].sum(dtype=np.float64))
-            )
-            tokens.append(last)
-        q = np.array(rows, dtype=np.float32).reshape(len(rows), self.vocab_size)
-        return Draft(tokens, probabilities=q)
+        tokens: list[int] = []
+        parents: list[int] = []
+        rows: list[FloatArray] = []
+        places = [(-1, context[-1])]
+        for width in self.widths:
+            deeper = []
+            for parent, last in places:
+                q = self.q[last]
+                for token in self.draw(q, width):
+                    deeper.append((len(tokens), token))
+                    tokens.append(token)
+                    parents.append(parent)
+                    rows.append(q)
+            places = deeper
+        draft = Draft(
+            tokens,
+            parents,
+            probabilities=np.array(rows),
+            with_replacement=self.with_replacement,
+        )
+        return draft.first(budget.nodes)
+
+    def draw(self, q: FloatArray, count: int) -> list[int]:
+        if not self.with_replacement:
+            return gumbel_top_k(q, count, self.rng)
+        whole = q.sum(dtype=np.float64)
+        found: list[int] = self.rng.choice(self.vocab_size, count, p=q / whole).tolist()
+        return found
 
     def observe(self, outcome: Outcome) -> None:
         pass
@@ -165,11 +228,11 @@ class CertainDrafter:
 
     name = "certain"
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
+        self.draft = Draft(tokens, parents)
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
-        return Draft(self.tokens[: budget.nodes])
+        return self.draft.first(budget.nodes)
 
     def observe(self, outcome: Outcome) -> None:
         pass

@@ -14,7 +14,7 @@ from edgespec.runtimes import ContextOverflow
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import Scheduler
-from tests.memory_runtime import CertainDrafter, MemoryRuntime, RandomDrafter
+from tests.memory_runtime import CertainDrafter, MemoryRuntime, RandomDrafter, RandomTrees
 
 Make = Callable[[MemoryRuntime], Drafter]
 DRAFTERS: dict[str, Make] = {
@@ -143,13 +143,53 @@ def test_drafts_stay_within_the_budget_and_outcomes_tell_the_truth() -> None:
         )
 
 
-def test_a_tree_is_refused_loudly() -> None:
-    class Tree(CertainDrafter):
-        def propose(self, context: object, budget: Budget) -> Draft:
-            return Draft([1, 2], parents=[-1, -1])
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_output_is_the_same_whatever_trees_are_drafted(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(0, 12, int(rng.integers(1, 40))).tolist()
+    stop = frozenset({int(rng.integers(12))}) if seed % 2 else frozenset()
+    sampling = Sampling(repetition_penalty=1.3 if seed % 3 == 2 else 1.0)
 
-    with pytest.raises(ValueError, match="tree"):
-        say(MemoryRuntime(), Tree([]), [1, 2])
+    def run(make: Make) -> tuple[list[int], list[Step]]:
+        target = MemoryRuntime(seed=seed, period=5, pass_sizes=())
+        return say(target, make(target), prompt, 80, stop, sampling)
+
+    plain, _ = run(lambda target: NoDrafter())
+    drafted, steps = run(lambda target: RandomTrees(target, seed))
+    assert drafted == plain
+    if len(plain) > 20:
+        assert any(not step.choice.draft.is_chain for step in steps)
+        branched = [s for s in steps if s.accepted and s.tokens[0] != s.choice.draft.tokens[0]]
+        assert branched or any(
+            list(s.choice.draft.tokens[: s.accepted]) != s.tokens[: s.accepted] for s in steps
+        )
+
+
+def test_more_nodes_than_allowed_are_cut_to_the_first_which_are_a_tree() -> None:
+    target = MemoryRuntime(vocab_size=8, period=8, order=1, scale=0.1, pass_sizes=())
+    drafter = CertainDrafter([7, 1, 1, 2, 2, 3] * 4, [-1, -1, 0, 1, 2, 3, *range(5, 23)])
+    said, steps = say(target, drafter, [0], 6)
+    assert said == [1, 2, 3, 4, 5, 6]
+    assert [(s.drafted, s.accepted) for s in steps] == [(5, 2), (2, 0), (1, 0), (0, 0)]
+
+
+def test_a_stop_token_inside_a_tree_ends_the_answer_there() -> None:
+    target = MemoryRuntime(vocab_size=8, period=8, order=1, scale=0.1, pass_sizes=())
+    drafter = CertainDrafter([3, 1, 2, 3, 3, 4], [-1, -1, 1, 0, 2, 4])
+    said, steps = say(target, drafter, [0], 50, frozenset({3}))
+    assert said == [1, 2, 3]
+    assert [(s.drafted, s.accepted) for s in steps] == [(6, 3)]
+
+
+def test_what_is_kept_of_a_tree_must_be_a_path() -> None:
+    target = MemoryRuntime(pass_sizes=())
+    for rows in ([0, 2], [1], [0, 1, 3], [0, 0]):
+        target.forward([1, 2, 3, 4], [-1, 0, 1, 0])
+        with pytest.raises(AssertionError, match="path"):
+            target.keep(rows)
+    target.forward([1, 2, 3, 4], [-1, 0, 1, 0])
+    target.keep([0, 3])
+    assert target.tokens == [1, 4]
 
 
 def test_padding_is_spent_on_the_best_guess_there_is() -> None:
@@ -233,6 +273,19 @@ def test_a_seed_gives_the_same_words_with_and_without_certain_drafts() -> None:
     plain = run(lambda target: NoDrafter())
     for make in DRAFTERS.values():
         assert run(make) == plain
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_seed_gives_the_same_words_with_and_without_certain_trees(seed: int) -> None:
+    def run(make: Make) -> tuple[list[int], list[Step]]:
+        target = MemoryRuntime(period=5, pass_sizes=())
+        sampling = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=seed)
+        return say(target, make(target), [1, 2, 3] * 5, 80, sampling=sampling)
+
+    plain, _ = run(lambda target: NoDrafter())
+    drafted, steps = run(lambda target: RandomTrees(target, seed))
+    assert drafted == plain
+    assert len(steps) < len(plain)
 
 
 def test_the_drafter_learns_before_the_context_grows() -> None:

@@ -43,10 +43,40 @@ def test_the_penalty_sees_earlier_tokens_of_the_draft() -> None:
     assert accept(Draft([1, 1]), logits, sampling, [1], rng).tokens == [2]
 
 
-def test_trees_are_refused_and_a_chain_with_parents_is_not() -> None:
-    rng = np.random.default_rng(0)
-    logits = logits_saying(3, 1, 4)
-    assert accept(Draft([3, 1], [-1, 0]), logits, Sampling(), [7], rng).tokens == [3, 1, 4]
-    for temperature in (0.0, 1.0):
-        with pytest.raises(ValueError, match="tree"):
-            accept(Draft([3, 1], [-1, -1]), logits, Sampling(temperature), [7], rng)
+def test_a_chain_with_parents_is_a_chain() -> None:
+    verdict = accept(
+        Draft([3, 1], [-1, 0]), logits_saying(3, 1, 4), Sampling(), [7], np.random.default_rng(0)
+    )
+    assert verdict.tokens == [3, 1, 4]
+    assert list(verdict.rows) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parents", "said", "rows"),
+    [
+        ([9, 3], [-1, -1], [3, 8], [0, 2]),  # the second candidate
+        ([9, 8], [-1, -1], [3], [0]),  # none of them
+        ([9, 3, 7, 2, 8], [-1, -1, 0, 1, 1], [3, 8, 5], [0, 2, 5]),
+        ([3, 3, 9, 7, 7], [-1, -1, 0, 0, 1], [3, 7, 4], [0, 1, 4]),  # twice the same: the first
+        ([9, 3, 8], [-1, 0, 1], [3], [0]),  # right tokens after a wrong one
+    ],
+)
+def test_a_tree_is_followed_along_the_argmax(
+    tokens: list[int], parents: list[int], said: list[int], rows: list[int]
+) -> None:
+    row_says = {(9, 3): (3, 0, 8), (9, 8): (3, 0, 0), (9, 3, 7, 2, 8): (3, 0, 8, 0, 0, 5)}
+    row_says |= {(3, 3, 9, 7, 7): (3, 7, 8, 0, 4, 6), (9, 3, 8): (3, 3, 8, 1)}
+    logits = logits_saying(*row_says[tuple(tokens)])
+    verdict = accept(Draft(tokens, parents), logits, Sampling(), [7], np.random.default_rng(0))
+    assert verdict.tokens == said
+    assert list(verdict.rows) == rows
+
+
+def test_distributions_and_seeds_do_not_matter() -> None:
+    q = np.full((2, 10), 0.1, dtype=np.float32)
+    logits = logits_saying(3, 8, 1)
+    for with_replacement in (False, True):
+        draft = Draft([9, 3], [-1, -1], q, with_replacement=with_replacement)
+        for seed in range(3):
+            verdict = accept(draft, logits, Sampling(), [7], np.random.default_rng(seed))
+            assert verdict.tokens == [3, 1]

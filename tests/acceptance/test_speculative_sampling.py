@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgespec.acceptance import speculative_sampling
-from edgespec.decoding import decode
+from edgespec import acceptance
+from edgespec.acceptance import accept, speculative_sampling
+from edgespec.acceptance.target import Target
 from edgespec.draft import Draft
 from edgespec.drafting import Drafter
 from edgespec.drafting import model as drafting_model
 from edgespec.runtimes import FloatArray
-from edgespec.sampling import Sampling, draw, probabilities
-from edgespec.scheduling.policy import Scheduler
+from edgespec.sampling import Sampling, draw, gumbel_top_k, probabilities
+from tests.acceptance.distributions import Make, answered, assert_caught, check, emitted, sigmas
 from tests.drafting.test_model import Fixed, Trimmed
 from tests.memory_runtime import CertainDrafter, MemoryRuntime, ModelDrafter
 
-Rule = Callable[[int, FloatArray, "FloatArray | None", np.random.Generator], int]
-SAMPLES = 6_000
-STEPS = 3
-PROMPT = [0, 3, 1]
-
-
-def sigmas(counts: np.ndarray, expected: np.ndarray) -> float:
-    """How unlikely Pearson's chi-squared is, in standard deviations (Wilson and Hilferty 1931)."""
-    enough = expected >= 5
-    pooled = [(counts[enough], expected[enough])]
-    if not enough.all():
-        pooled.append((counts[~enough].sum(keepdims=True), expected[~enough].sum(keepdims=True)))
-    chi2 = sum(float(((c - e) ** 2 / e).sum()) for c, e in pooled)
-    df = sum(c.size for c, _ in pooled) - 1
-    return float(((chi2 / df) ** (1 / 3) - (1 - 2 / (9 * df))) / np.sqrt(2 / (9 * df)))
-
-
-def total_variation(counts: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """The distance of the counts from what is expected, and what chance alone gives at most."""
-    n = expected.sum()
-    distance = float(np.abs(counts - expected).sum() / (2 * n))
-    p = expected / n
-    # the mean of |N(0, p (1-p) / n)| over the cells, and three deviations (McDiarmid)
-    chance = float(np.sqrt(2 * p * (1 - p) / (np.pi * n)).sum() / 2)
-    return distance, chance + 3 / np.sqrt(4 * n)
-
-
-def emitted(make: Callable[[MemoryRuntime], Drafter], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the next three tokens over many answers of the loop, and what is expected."""
-    target = MemoryRuntime(vocab_size=5, order=2, scale=1.0, seed=3, pass_sizes=())
-    scheduler = Scheduler([make(target)], Fixed(1.0, 0.1))
-    rng = np.random.default_rng(seed)
-    sampling = Sampling(temperature=1.0, seed=seed)
-    counts, drafted = np.zeros((5,) * STEPS), 0
-    for _ in range(SAMPLES):
-        context = list(PROMPT)
-        target.truncate(min(target.length, len(PROMPT) - 1))
-        for step in decode(
-            target, scheduler, context, max_tokens=STEPS + 1, sampling=sampling, rng=rng
-        ):
-            drafted += step.drafted
-        counts[tuple(context[len(PROMPT) : len(PROMPT) + STEPS])] += 1
-    assert make is plain or drafted > SAMPLES, "or nothing is tested"
-    return counts, target.joint(PROMPT, STEPS) * SAMPLES
+Answer = tuple[int, "int | None"]
 
 
 def plain(target: MemoryRuntime) -> Drafter:
@@ -73,8 +31,17 @@ def certain(target: MemoryRuntime) -> Drafter:
     return CertainDrafter([2, 0, 4])
 
 
+def certain_tree(target: MemoryRuntime) -> Drafter:
+    """Twice the same candidate, and a branch that comes before the rest of the first."""
+    return CertainDrafter([2, 0, 2, 0, 4, 1, 3, 0], [-1, -1, -1, 0, 0, 1, 3, 4])
+
+
 def probabilistic(target: MemoryRuntime) -> Drafter:
-    return ModelDrafter(target, length=3, seed=5)
+    return ModelDrafter(target, seed=5)
+
+
+def drawn_tree(target: MemoryRuntime) -> Drafter:
+    return ModelDrafter(target, (3, 2, 1), seed=5)
 
 
 def another_model(target: MemoryRuntime) -> Drafter:
@@ -88,23 +55,23 @@ def trimmed_model(target: MemoryRuntime) -> Drafter:
     return drafting_model.ModelDrafter(Trimmed(runtime, [1, 2, 4]), 5, Fixed(0.02))
 
 
-DRAFTERS = [plain, certain, probabilistic, another_model, trimmed_model]
+@pytest.mark.parametrize(
+    "make", [certain, certain_tree, probabilistic, drawn_tree, another_model, trimmed_model]
+)
+def test_emitted_distribution_is_the_targets(make: Make) -> None:
+    assert check(make) > 1_000, "or nothing is tested"
 
 
-def marginals(counts: np.ndarray) -> list[np.ndarray]:
-    """Each position's own distribution, then the joint one."""
-    axes = range(counts.ndim)
-    each = [counts.sum(axis=tuple(a for a in axes if a != axis)) for axis in axes]
-    return [*each, counts.ravel()]
+def test_the_check_passes_where_nothing_is_drafted() -> None:
+    assert check(plain) == 0
 
 
-@pytest.mark.parametrize("make", DRAFTERS)
-def test_emitted_distribution_is_the_targets(make: Callable[[MemoryRuntime], Drafter]) -> None:
-    counts, expected = emitted(make, seed=11)
-    for got, wanted in zip(marginals(counts), marginals(expected), strict=True):
-        assert sigmas(got, wanted) < 4
-        distance, chance = total_variation(got, wanted)
-        assert distance < chance
+def test_more_candidates_are_accepted_more_often() -> None:
+    by_width = [
+        emitted(lambda target, w=width: ModelDrafter(target, (w,), seed=5), 1_000)[2]
+        for width in (1, 2, 4)
+    ]
+    assert by_width[0] * 1.1 < by_width[1] < by_width[2] / 1.1
 
 
 def test_a_draft_cut_by_what_was_drawn_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,51 +85,126 @@ def test_a_draft_cut_by_what_was_drawn_is_caught(monkeypatch: pytest.MonkeyPatch
 
     whole = drafting_model.ModelDrafter.propose
     monkeypatch.setattr(drafting_model.ModelDrafter, "propose", propose)
-    counts, expected = emitted(trimmed_model, seed=11)
-    assert sigmas(counts.ravel(), expected.ravel()) > 8
+    assert_caught(trimmed_model)
 
 
-def always_accept(token: int, p: FloatArray, q: FloatArray | None, rng: np.random.Generator) -> int:
-    return token
-
-
-def answer_from_p(token: int, p: FloatArray, q: FloatArray | None, rng: np.random.Generator) -> int:
-    """After a rejection draw from p: q is not subtracted, a certain token is not taken out."""
-    ratio = p[token] / (1.0 if q is None else q[token])
-    return token if rng.random() < ratio else draw(p, rng)
-
-
-def accept_by_p_alone(
-    token: int, p: FloatArray, q: FloatArray | None, rng: np.random.Generator
-) -> int:
-    """Treat a drawn token as a certain one: accept with p instead of p/q."""
-    if rng.random() < p[token] * (0.7 if q is None else 1.0):
-        return token
-    q = np.eye(len(p), dtype=np.float32)[token] if q is None else q
-    return draw(np.maximum(p - q, 0), rng)
-
-
-def wrong_residual(
-    token: int, p: FloatArray, q: FloatArray | None, rng: np.random.Generator
-) -> int:
-    """The residual's sign is wrong: max(0, q - p)."""
-    q = np.eye(len(p), dtype=np.float32)[token] if q is None else q
-    if rng.random() * q[token] < p[token]:
-        return token
-    return draw(np.maximum(q - p, 0), rng)
-
-
-@pytest.mark.parametrize("make", [certain, probabilistic])
-@pytest.mark.parametrize("rule", [always_accept, answer_from_p, accept_by_p_alone, wrong_residual])
-def test_the_check_catches_a_broken_rule(
-    make: Callable[[MemoryRuntime], Drafter], rule: Rule, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("make", [certain, certain_tree])
+@pytest.mark.parametrize("flaw", ["always accepts", "the first of the siblings only"])
+def test_a_broken_rule_for_certain_guesses_is_caught(
+    make: Make, flaw: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speculative_sampling, "verify", rule)
-    counts, expected = emitted(make, seed=11)
-    joint, wanted = counts.ravel(), expected.ravel()
-    distance, chance = total_variation(joint, wanted)
-    assert sigmas(joint, wanted) > 8
-    assert distance > chance
+    def broken(
+        row: int,
+        siblings: Sequence[int],
+        draft: Draft,
+        target: Target,
+        greedy: bool,
+        rng: np.random.Generator,
+    ) -> Answer:
+        p = target.p(row)
+        if not siblings:
+            return draw(p, rng), None
+        token = draft.tokens[siblings[0]]
+        if flaw == "always accepts" or rng.random() < p[token]:
+            return token, siblings[0]
+        return draw(p, rng), None  # without taking the token out
+
+    monkeypatch.setattr(acceptance, "_verify", broken)
+    assert_caught(make)
+
+
+def broken_verify(flaw: str) -> Callable[..., Answer]:
+    def verify(
+        candidates: Sequence[int], p: FloatArray, q: FloatArray, rng: np.random.Generator
+    ) -> Answer:
+        whole = p
+        for i, token in enumerate(candidates):
+            ratio = p[token] if flaw == "accepts by p alone" else p[token] / q[token]
+            if flaw == "always accepts" or rng.random() < ratio:
+                return token, i
+            residual = np.maximum(q - p if flaw == "the residual's sign" else p - q, 0)
+            if flaw == "the residual is not renormalised":
+                p = residual
+            elif flaw != "p is not reduced":
+                p = residual / (residual.sum() or 1)
+            if flaw != "q is not reduced":
+                q = q * (np.arange(len(q)) != token)
+                if flaw != "q is not renormalised":
+                    q = q / (q.sum() or 1)
+        return draw(whole if flaw == "the answer is drawn from p" or not p.any() else p, rng), None
+
+    return verify
+
+
+CHAIN_FLAWS = [
+    "always accepts",
+    "accepts by p alone",
+    "the residual's sign",
+    "the answer is drawn from p",
+]
+TREE_FLAWS = [
+    "p is not reduced",
+    "the residual is not renormalised",
+    "q is not reduced",
+    "q is not renormalised",
+]
+
+
+@pytest.mark.parametrize("make", [probabilistic, drawn_tree])
+@pytest.mark.parametrize("flaw", CHAIN_FLAWS)
+def test_a_broken_rule_for_drawn_guesses_is_caught(
+    make: Make, flaw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculative_sampling, "verify", broken_verify(flaw))
+    assert_caught(make)
+
+
+def test_the_answer_to_several_candidates_is_the_targets() -> None:
+    assert answered(speculative_sampling.verify, with_replacement=False) < 4
+
+
+@pytest.mark.parametrize("flaw", CHAIN_FLAWS + TREE_FLAWS)
+def test_a_broken_rule_for_several_candidates_is_caught(flaw: str) -> None:
+    assert answered(broken_verify(flaw), with_replacement=False) > 8
+
+
+def test_the_broken_rules_differ_from_the_true_one_by_their_flaws_alone() -> None:
+    assert answered(broken_verify("none"), with_replacement=False) < 4
+
+
+def test_candidates_drawn_in_another_way_than_the_rule_takes_them_for_are_caught() -> None:
+    """The likeliest first."""
+
+    def sorts(
+        candidates: Sequence[int], p: FloatArray, q: FloatArray, rng: np.random.Generator
+    ) -> Answer:
+        ordered = sorted(candidates, key=lambda token: -q[token])
+        token, accepted = speculative_sampling.verify(ordered, p, q, rng)
+        return token, None if accepted is None else candidates.index(token)
+
+    assert answered(sorts, with_replacement=False) > 8
+
+
+def drawn_shallow_tree(target: MemoryRuntime) -> Drafter:
+    return ModelDrafter(target, (3, 2), seed=5)
+
+
+@pytest.mark.parametrize("make", [certain_tree, drawn_shallow_tree])
+@pytest.mark.parametrize("flaw", ["the parent's", "the next sibling's"])
+def test_an_answer_from_the_wrong_row_is_caught(
+    make: Make, flaw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Target.p
+
+    def wrong(self: Target, row: int) -> FloatArray:
+        """The target's own answer, where nothing follows."""
+        draft = self._draft
+        if row and draft.parents and not draft.children()[row]:
+            row = draft.parents[row - 1] + 1 if flaw == "the parent's" else min(row + 1, len(draft))
+        return right(self, row)
+
+    monkeypatch.setattr(Target, "p", wrong)
+    assert_caught(make)
 
 
 @pytest.mark.parametrize("kind", ["certain", "drawn"])
@@ -172,16 +214,13 @@ def test_filters_and_penalty_apply_to_what_is_verified(kind: str) -> None:
     q = np.full((2, 4), 0.25, dtype=np.float32) if kind == "drawn" else None
     rng = np.random.default_rng(0)
     sampling = Sampling(temperature=1.0, top_k=2, repetition_penalty=3.0)
-    said = [
-        speculative_sampling.accept(Draft([3, 0], None, q), logits, sampling, [], rng)
-        for _ in range(300)
-    ]
+    said = [accept(Draft([3, 0], None, q), logits, sampling, [], rng).tokens for _ in range(300)]
     assert {tokens[0] for tokens in said} == {0, 1}
     # once 0 was said its logit is 1, tied with 2's for the second place
     second = np.zeros(4)
     for _ in range(3000):
         drafted = [0, int(rng.integers(4)) if kind == "drawn" else 0]
-        tokens = speculative_sampling.accept(Draft(drafted, None, q), logits, sampling, [], rng)
+        tokens = accept(Draft(drafted, None, q), logits, sampling, [], rng).tokens
         if tokens[0] == 0 and len(tokens) > 1:
             second[tokens[1]] += 1
     wanted = probabilities(logits[:1], sampling, [0])[0] * second.sum()
@@ -190,14 +229,54 @@ def test_filters_and_penalty_apply_to_what_is_verified(kind: str) -> None:
     assert sigmas(second[:3], wanted[:3]) < 4
 
 
-def test_a_token_that_its_drafter_could_not_have_drawn_is_an_error() -> None:
-    p = np.full(4, 0.25, dtype=np.float32)
-    q = np.array([0, 1, 0, 0], dtype=np.float32)
+def test_the_penalty_sees_the_path_and_not_the_other_branches() -> None:
+    logits = np.zeros((4, 3), dtype=np.float32)
+    draft = Draft([0, 1, 2], [-1, -1, 1])
+    target = Target(draft, logits + 2, Sampling(temperature=1.0, repetition_penalty=2.0), [2])
+    e = np.exp(1.0)
+    for row, penalised in enumerate([[2], [0, 2], [1, 2], [1, 2]]):
+        weights = np.where(np.isin(np.arange(3), penalised), e, e * e)
+        np.testing.assert_allclose(target.p(row), weights / weights.sum(), rtol=1e-6)
+        assert target.best(row) == min({0, 1, 2} - set(penalised))
+
+
+@pytest.mark.parametrize("candidates", [[0], [1, 0], [1, 1]])
+def test_a_token_that_its_drafter_could_not_have_drawn_is_an_error(candidates: list[int]) -> None:
+    p = np.array([0.2, 0, 0.4, 0.4], dtype=np.float32)
+    q = np.array([0, 0.5, 0.5, 0], dtype=np.float32)
     with pytest.raises(ValueError, match="probability 0"):
-        speculative_sampling.verify(0, p, q, np.random.default_rng(0))
+        speculative_sampling.verify(candidates, p, q, np.random.default_rng(0))
 
 
 def test_p_equal_to_q_is_always_accepted() -> None:
     p = np.array([0.5, 0.25, 0.25, 0], dtype=np.float32)
     rng = np.random.default_rng(0)
-    assert all(speculative_sampling.verify(1, p, p, rng) == 1 for _ in range(200))
+    for _ in range(200):
+        assert speculative_sampling.verify([1, 0], p, p, rng) == (1, 0)
+
+
+def test_gumbel_top_k_draws_one_after_the_other_without_replacement() -> None:
+    p = np.array([0.5, 0, 0.3, 0.15, 0.05], dtype=np.float32)
+    rng = np.random.default_rng(0)
+    samples = 20_000
+    counts, expected = np.zeros((5,) * 3), np.zeros((5,) * 3)
+    for _ in range(samples):
+        counts[tuple(gumbel_top_k(p, 3, rng))] += 1
+    for a in range(5):
+        for b in set(range(5)) - {a}:
+            for c in set(range(5)) - {a, b}:
+                left_b, left_c = 1 - p[a], 1 - p[a] - p[b]
+                expected[a, b, c] = samples * p[a] * p[b] / left_b * p[c] / left_c
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    assert sigmas(counts[possible], expected[possible]) < 4
+    reordered = np.swapaxes(counts, 0, 1)  # the right tokens, in another order
+    assert sigmas(reordered[possible], expected[possible]) > 8
+
+
+def test_gumbel_top_k_gives_no_more_than_there_are() -> None:
+    rng = np.random.default_rng(0)
+    p = np.array([0.5, 0, 0.5], dtype=np.float32)
+    assert sorted(gumbel_top_k(p, 7, rng)) == [0, 2]
+    assert gumbel_top_k(p, 0, rng) == []
+    assert len(gumbel_top_k(p, 1, rng)) == 1
