@@ -11,7 +11,7 @@ from edgespec.export.sources import name_of
 from edgespec.models.store import locked, reason
 from edgespec.progress import Progress, silent
 
-BUILDER_VERSION = 5
+BUILDER_VERSION = 6
 """Part of the key of every built model: raise it when what is built changes."""
 
 

@@ -33,7 +33,10 @@ class Decoder:
     ``attention_rows`` int64 ``[a]``, a ≥ n, the rows that attention sees, the n rows first (more of
     them make its kernel another one, see ``OnnxRuntime``); ``rows`` int64 ``[1]``, n;
     ``last_position`` int32 ``[1]`` and ``total_length`` int32 ``[]``, tokens in the cache after the
-    pass, those a rows counted, less one and whole; and ``past_key_i``/``past_value_i`` float32
+    pass, those a rows counted, less one and whole; ``position_ids`` int64 ``[1, a]``, what each row is
+    rotated by; ``attention_bias`` float32 ``[1, 1, a, total_length]``, added to attention's scores of
+    what causality and windows leave (0 for a chain; in a tree, rows that are no ancestors are hidden
+    by it); and ``past_key_i``/``past_value_i`` float32
     ``[1, kv_heads, capacity, head_dim]``. Outputs: ``logits`` float32 ``[m, vocab_size]`` and the
     same caches, appended in place when bound to the same memory.
     """
@@ -56,6 +59,8 @@ class Decoder:
         graph.input("rows", np.int64, [1])
         graph.input("last_position", np.int32, [1])
         graph.input("total_length", np.int32, [])
+        graph.input("position_ids", np.int64, [1, "a"])
+        graph.input("attention_bias", np.float32, [1, 1, "a", "t"])
         graph.constant("zero", np.array([0], np.int64))
         graph.constant("one", np.array([1], np.int64))
         self.rotary("", config.rope_base, config.rope_scale)
@@ -210,10 +215,10 @@ class Decoder:
             graph.output(output, np.float32, shape)
         prefix = "local_" if local and config.rope_local_base else ""
         rotated = config.is_rotated(layer)
-        tables = [prefix + "cos", prefix + "sin"] if rotated else ["", ""]
+        rotary = [prefix + "cos", prefix + "sin", "position_ids"] if rotated else ["", "", ""]
         attended = graph.node(
             "GroupQueryAttention",
-            [query, key, projected, *past, "last_position", "total_length", *tables],
+            [query, key, projected, *past, "last_position", "total_length", *rotary, "attention_bias"],
             [f"{name}attended", *present], MICROSOFT,
             num_heads=config.heads, kv_num_heads=config.kv_heads, scale=config.head_dim**-0.5,
             do_rotary=int(rotated), rotary_interleaved=int(config.rope_interleaved),

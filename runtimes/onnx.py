@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +25,7 @@ from edgespec.runtimes import (
     capacity,
 )
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
+from edgespec.runtimes.onnx_session import open_session, release_pages
 
 PROBED_SIZES = 16
 """Batch invariance is probed for passes of up to so many rows."""
@@ -36,20 +35,14 @@ _WIDE_HEAD = 128
 _WIDE_HEADS_ATTEND_TO = 65
 """Over heads wider than ``_WIDE_HEAD`` and fewer positions than this, MLAS sums a query's product with
 a key in longer runs, whose bits differ: exact passes never attend to fewer."""
-_NO_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-"""An option of ONNX Runtime that it takes from the environment alone, while it makes a session. Flash
-attention goes by blocks of positions, in the last of which those runs change; it is no faster here."""
 _MAX_SMALLEST = 4
 """Padding single tokens to more rows than this would cost more than exactness is worth."""
 _PROBE_CONTEXT = 55
 """Where the probe begins. Its rows lie on both sides of 64, a power of two, where kernels like to change."""
-_MAPPED_BYTES = 1 << 16
-"""Larger constants stay in the file's mapping. Norms and biases are read in every pass, and touching
-one there would make up to 2 MB of weights around it resident, which nobody reads."""
-_ROWS_HELD = 512
-"""Rows of the embedding that are looked up before those in memory are forgotten."""
 _WINDOWS_COUNT_THE_TOKEN = (1, 24)
 """Before this version of ONNX Runtime a window did not include the token itself (its PR #25927)."""
+_HIDDEN = -1e9
+"""Added to the score of a position that a row does not see: its share is then 0, exactly."""
 
 
 class _Pass(NamedTuple):
@@ -63,37 +56,46 @@ class _Pass(NamedTuple):
     logits: FloatArray
 
 
-class Chains:
-    """What runtimes whose passes are chains have to know of their cache: see ``Runtime``."""
+class Bookkeeping:
+    """Which rows of a cache are committed and which the last pass appended; see ``Runtime``."""
 
     info: ModelInfo
 
     def __init__(self) -> None:
         self.length = 0
-        self._appended = 0
+        self._parents: Sequence[int] = ()
+        """Of the rows that the last pass appended, until they are kept or forgotten."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        if list(rows) != list(range(len(rows))) or len(rows) > self._appended:
-            raise ValueError(f"rows {list(rows)} are not a path of the last pass")
+        appended, before = len(self._parents), -1
+        for row in rows:
+            if not 0 <= row < appended or self._parents[row] != before:
+                raise ValueError(f"rows {list(rows)} are not a path of the last pass")
+            before = row
         self.length += len(rows)
-        self._appended = 0
+        self._parents = ()
 
     def truncate(self, length: int) -> None:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate {self.length} tokens to {length}")
-        self.length, self._appended = length, 0
+        self.length, self._parents = length, ()
 
-    def _check(self, rows: int, parents: Sequence[int] | None) -> None:
-        """Raise what a pass over ``rows`` tokens calls for."""
-        if parents is not None and list(parents) != list(range(-1, rows - 1)):
-            raise NotImplementedError("the onnx runtime verifies chains, not trees")
+    def _append(self, rows: int, parents: Sequence[int] | None) -> None:
+        """Note the rows of a pass, before it runs. Raises what they call for."""
+        chain = range(-1, rows - 1)
+        if parents is not None and list(parents) != list(chain):
+            if not self.info.trees:
+                raise NotImplementedError(f"{self.info.name} is run here in chains, not in trees")
+            if len(parents) != rows or not all(-1 <= p < row for row, p in enumerate(parents)):
+                raise ValueError(f"{list(parents)} are not the parents of {rows} rows")
         if self.length + rows > self.info.context:
             raise ContextOverflow(
                 f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
             )
+        self._parents = chain if parents is None else parents
 
 
-class OnnxRuntime(Chains):
+class OnnxRuntime(Bookkeeping):
     """A built model on ONNX Runtime; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
@@ -101,6 +103,13 @@ class OnnxRuntime(Chains):
     single row (its kernel for one differs) nor few positions with wide heads, sizes of pass are probed for
     batch invariance (once; the result is kept beside the model) and passes are padded to sizes that
     agree with each other, none larger than ``rows``, the most rows of logits that a pass may have.
+
+    A tree is one pass too. Its rows lie one after the other in the cache, each hides those that are not
+    its ancestors from itself, and ``keep`` moves the rows of a path together; the first branch, laid
+    out without gaps, is where it belongs and has the bits of a chain. Trees want the CPU's kernel and
+    a cache that no sliding window is shorter than: windows are counted in rows of the cache, where
+    other branches lie in between (``info.trees``).
+
     Raises ``UserError`` for a model that is incomplete or a provider that is not installed.
     """
 
@@ -130,14 +139,22 @@ class OnnxRuntime(Chains):
         chosen = choose_provider(device, provider, ort.get_available_providers())
         self._threads = share_threads(threads or physical_cores())
         progress("loading the model", 0, 1)
-        self._session, self._weights, self._mapping, self._embedding = _open_session(
+        self._session, self._weights, self._mapping, self._embedding = open_session(
             folder, manifest, chosen, device
         )
         progress("loading the model", 1, 1)
-        shapes = {n.name: n.shape for n in self._session.get_inputs() if n.name.startswith("past_")}
+        inputs = {node.name: node.shape for node in self._session.get_inputs()}
+        if "attention_bias" not in inputs:
+            raise UserError(f"{folder} was built by an older edgespec; export it again")
+        shapes = {name: shape for name, shape in inputs.items() if name.startswith("past_")}
         wide = any(head_dim > _WIDE_HEAD for *_, head_dim in shapes.values())
         self._least_attended = _WIDE_HEADS_ATTEND_TO if wide else 0
-        self._caches = _allocate_caches(shapes, context + max(PROBED_SIZES, self._least_attended))
+        positions = context + max(PROBED_SIZES, self._least_attended)
+        self._caches = _allocate_caches(shapes, positions)
+        self._bound_caches = {
+            name: ort.OrtValue.ortvalue_from_numpy(cache) for name, cache in self._caches.items()
+        }
+        self._no_bias = np.zeros(PROBED_SIZES * positions, np.float32)  # read only
         self._logits = np.empty((PROBED_SIZES * self._vocab_size,), np.float32)
         self.info = ModelInfo(
             name=str(manifest["name"]),
@@ -150,6 +167,7 @@ class OnnxRuntime(Chains):
             runtime="onnx",
             token_ids=None if manifest["token_ids"] is None else tuple(manifest["token_ids"]),
             max_rows=rows,
+            trees=chosen == "CPUExecutionProvider" and not 0 < int(manifest["window"]) < context,
         )
         if exact:
             sizes = self._invariant_sizes(folder, progress)
@@ -161,7 +179,7 @@ class OnnxRuntime(Chains):
         self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
     ) -> FloatArray:
         rows = len(tokens)
-        self._check(rows, parents)
+        self._append(rows, parents)
         size = self.info.padded(rows) if logits == "all" else rows
         attended = size
         if self.info.pass_sizes:
@@ -171,22 +189,54 @@ class OnnxRuntime(Chains):
         step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits], attended)
         step.inputs["tokens"][0, :rows] = tokens
         step.inputs["tokens"][0, rows:] = tokens[-1]  # padding: rows that nobody reads
+        positions, bias = self._lay_out(attended, parents)
         step.inputs["last_position"][0] = self.length + attended - 1
-        step.inputs["total_length"][...] = self.length + attended
-        self._appended = rows
+        step.inputs["total_length"][...] = bias.shape[1]
+        step.inputs["position_ids"][0] = positions
+        step.binding.bind_input(
+            "attention_bias", "cpu", 0, np.float32, (1, 1, *bias.shape), bias.ctypes.data
+        )
         self._session.run_with_iobinding(step.binding)
         if size > PROBED_SIZES:  # a prompt's positions in the tables, and their surroundings
-            _release_pages(self._mapping)
+            release_pages(self._mapping)
         return step.logits[:rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        start = self.length
+        super().keep(rows)
+        if (first := next((i for i, row in enumerate(rows) if row != i), None)) is not None:
+            moved = np.add(rows[first:], start)
+            for cache in self._caches.values():
+                cache[:, :, start + first : self.length] = cache[:, :, moved]
 
     def close(self) -> None:
         self._passes.clear()
         self._caches.clear()
+        self._bound_caches.clear()
         if hasattr(self, "_session"):  # closing twice is harmless
             del self._session, self._weights, self._mapping
             if self._embedding:
                 self._embedding.close()
                 self._embedding = None
+
+    def _lay_out(
+        self, attended: int, parents: Sequence[int] | None
+    ) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """The rows' positions, ``[attended]``, and what is added to their scores, ``[attended, total]``."""
+        end = self.length + attended
+        positions = np.arange(self.length, end)
+        if parents is None:
+            size = attended * end
+            zeros = (
+                self._no_bias[:size] if size <= len(self._no_bias) else np.zeros(size, np.float32)
+            )
+            return positions, zeros.reshape(attended, end)
+        # The kernel takes no position ids where all positions are new; so it is told of one more.
+        bias = np.zeros((attended, end if self.length else end + 1), np.float32)
+        sees, rows = _ancestors(parents), len(parents)
+        positions[:rows] = self.length - 1 + sees.sum(axis=1)
+        bias[:rows, self.length : self.length + rows][~sees] = _HIDDEN
+        return positions, bias
 
     def _pass(self, n: int, m: int, attended: int) -> _Pass:
         if (n, m, attended) in self._passes:
@@ -195,6 +245,7 @@ class OnnxRuntime(Chains):
         tokens, rows = np.zeros((1, n), np.int64), np.arange(n - m, n, dtype=np.int64)
         attention_rows = np.minimum(np.arange(attended), n - 1)
         count = np.array([n], np.int64)
+        positions = np.zeros((1, attended), np.int64)
         last_position, total_length = np.zeros(1, np.int32), np.zeros((), np.int32)
         size = m * self._vocab_size
         flat = self._logits[:size] if m <= PROBED_SIZES else np.empty(size, np.float32)
@@ -204,12 +255,13 @@ class OnnxRuntime(Chains):
             "logit_rows": rows,
             "attention_rows": attention_rows,
             "rows": count,
+            "position_ids": positions,
             "last_position": last_position,
             "total_length": total_length,
         }
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name, cache in self._caches.items():
+        for name, cache in self._bound_caches.items():
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past", "present"), cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
@@ -260,14 +312,23 @@ class OnnxRuntime(Chains):
         return tuple(agreeing) if len(agreeing) > 1 and agreeing[0] <= _MAX_SMALLEST else ()
 
 
-def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, Any]:
+def _ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which rows of a tree each row sees, ``[rows, rows]``: its ancestors and itself."""
+    sees = np.eye(len(parents), dtype=np.bool_)
+    for row, parent in enumerate(parents):
+        if parent >= 0:
+            sees[row] |= sees[parent]
+    return sees
+
+
+def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, FloatArray]:
     """Zeroed caches; the system gives them memory when they are first written.
 
     A head's rows lie together, so every head's part grows from its start: by pages of 4 KiB, and of
     2 MiB where a cache has 4 MiB or more, which NumPy asks Linux to use large pages for.
     """
     return {
-        name: ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, capacity, head_dim), np.float32))
+        name: np.zeros((1, heads, capacity, head_dim), np.float32)
         for name, (_, heads, _, head_dim) in shapes.items()
     }
 
@@ -321,146 +382,3 @@ def share_threads(threads: int) -> int:
             f"start another one to use {threads}"
         )
     return threads
-
-
-def session_options() -> ort.SessionOptions:
-    """Options that every session here has."""
-    options = ort.SessionOptions()
-    options.use_per_session_threads = False
-    options.log_severity_level = 3
-    # An arena would keep the largest prompt's activations for good.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    return options
-
-
-def start_session(
-    path: Path, options: ort.SessionOptions, provider: str, device: str
-) -> ort.InferenceSession:
-    """A session on ``provider``, for ``gpu:N`` on that one. Raises ``UserError`` where it does not start."""
-    settings: dict[str, str] = {}
-    if ":" in device and provider != "CPUExecutionProvider":
-        settings["device_id"] = device.partition(":")[2]
-    session = ort.InferenceSession(str(path), options, [(provider, settings)])
-    if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself
-        raise UserError(
-            f"ONNX Runtime cannot start {provider} on this machine; "
-            "install what it needs, or use --device cpu"
-        )
-    return session
-
-
-@contextlib.contextmanager
-def loading(folder: Path, remedy: str) -> Iterator[None]:
-    """What goes wrong inside becomes a ``UserError`` of one line that ends in ``remedy``."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # ONNX Runtime's exceptions have no common base
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"ONNX Runtime cannot load {folder}: {reason}; {remedy}") from error
-
-
-class _Embedding:
-    """The input embedding: a table in memory of which only rows that were looked up take any.
-
-    In the file's mapping a row would bring up to 2 MiB around it along, the pieces in which Linux
-    caches files.
-    """
-
-    def __init__(self, path: Path, dtype: str, shape: list[int], offset: int) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (see close)
-        rows, columns = shape
-        self._offset, self._row_bytes = offset, columns * np.dtype(dtype).itemsize
-        private = {} if os.name == "nt" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-        self._memory = mmap.mmap(-1, rows * self._row_bytes, **private)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without large pages
-                self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.table = np.frombuffer(self._memory, dtype).reshape(shape)
-        self._held = 0
-
-    def look_up(self, tokens: Sequence[int]) -> None:
-        """Put the rows of ``tokens`` in their places."""
-        self._held += len(tokens)
-        if self._held > _ROWS_HELD and hasattr(mmap, "MADV_DONTNEED"):
-            self._memory.madvise(mmap.MADV_DONTNEED)
-            self._held = len(tokens)
-        for token in set(tokens):
-            self._file.seek(self._offset + token * self._row_bytes)
-            self._file.readinto(self.table[token].view(np.uint8))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _open_session(
-    folder: Path, manifest: dict[str, Any], provider: str, device: str
-) -> tuple[ort.InferenceSession, list[Any], mmap.mmap, _Embedding | None]:
-    """The session, and the weights in their mapping and the embedding, which must live as long.
-
-    There is no ``_Embedding`` where it is the head too, as it is: that product reads all of it.
-    """
-    options = session_options()
-    with loading(folder, "if it is damaged, delete it and it will be built again"):
-        with open(folder / "model.onnx.data", "rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        weights, embedding = [], None
-        has_own_head = any(name in ("output", "token_embd") for name, *_ in manifest["constants"])
-        for name, dtype, shape, offset in manifest["constants"]:
-            if name == "embedding" and has_own_head:
-                embedding = _Embedding(folder / "model.onnx.data", dtype, shape, offset)
-                weights.append(ort.OrtValue.ortvalue_from_numpy(embedding.table))
-                options.add_initializer(name, weights[-1])
-                continue
-            count = int(np.prod(shape, dtype=np.int64))
-            array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
-            kept = array if array.nbytes > _MAPPED_BYTES else array.copy()
-            weights.append(ort.OrtValue.ortvalue_from_numpy(kept))
-            options.add_initializer(name, weights[-1])
-        with _read_pages_released(mapping), _no_flash_attention():
-            session = start_session(folder / "model.onnx", options, provider, device)
-    return session, weights, mapping, embedding
-
-
-@contextlib.contextmanager
-def _no_flash_attention() -> Iterator[None]:
-    before = os.environ.get(_NO_FLASH_ATTENTION)
-    os.environ[_NO_FLASH_ATTENTION] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_NO_FLASH_ATTENTION]
-        else:
-            os.environ[_NO_FLASH_ATTENTION] = before
-
-
-@contextlib.contextmanager
-def _read_pages_released(mapping: mmap.mmap) -> Iterator[None]:
-    """Keep what ONNX Runtime has read of ``mapping`` out of resident memory.
-
-    It packs every product's weights for its kernels, on the heap, and does not look at the file
-    again; without this both would be resident. Pages given back come again from the file if touched.
-    It reads some GB a second, so that every 5 ms are tens of MB.
-    """
-    loaded = threading.Event()
-
-    def release() -> None:
-        while not loaded.wait(0.005):
-            _release_pages(mapping)
-
-    releaser = threading.Thread(target=release, daemon=True)
-    releaser.start()
-    try:
-        yield
-    finally:
-        loaded.set()
-        releaser.join()
-        _release_pages(mapping)
-
-
-def _release_pages(mapping: mmap.mmap) -> None:
-    if hasattr(mmap, "MADV_DONTNEED"):  # Windows trims a process's working set itself
-        mapping.madvise(mmap.MADV_DONTNEED)

@@ -27,7 +27,8 @@ from edgespec.runtimes import (
     capacity,
 )
 from edgespec.runtimes.devices import choose_provider, physical_cores
-from edgespec.runtimes.onnx import Chains, loading, session_options, share_threads, start_session
+from edgespec.runtimes.onnx import Bookkeeping, share_threads
+from edgespec.runtimes.onnx_session import loading, session_options, start_session
 
 _REMEDY = "export it again"
 _CONFIG_BYTES = 1 << 20
@@ -63,7 +64,7 @@ class _Cache:
         return used.reshape(1, self.heads, rows, self.head_dim)
 
 
-class OptimumRuntime(Chains):
+class OptimumRuntime(Bookkeeping):
     """A model that Optimum exported; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``model.onnx``, the weights beside it where they are, and ``config.json``.
@@ -118,7 +119,7 @@ class OptimumRuntime(Chains):
         self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
     ) -> FloatArray:
         rows = len(tokens)
-        self._check(rows, parents)
+        self._append(rows, parents)
         total = self.length + rows
         if self._stored != self.length:
             self._drop_rows()
@@ -138,12 +139,11 @@ class OptimumRuntime(Chains):
         # The graph computes the logits of every row, asked for or not.
         _bind(binding.bind_output, "logits", found)
         self._session.run_with_iobinding(binding)
-        self._appended = rows
         first = {"all": 0, "last": rows - 1, "none": rows}[logits]
         return found[0, first:].astype(np.float32, copy=False)
 
     def keep(self, rows: Sequence[int]) -> None:
-        stored = self.length + self._appended
+        stored = self.length + len(self._parents)
         super().keep(rows)
         if len(rows):  # else the past is still where it was
             self._side, self._stored = 1 - self._side, stored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,23 @@ from edgespec.runtimes import ContextOverflow, FloatArray, Runtime
 
 TOKENS = [72, 101, 257, 31, 5, 144, 260, 9, 77, 12, 201, 33, 8, 250, 64, 18, 99, 7, 121, 45]
 OTHERS = [3, 88, 17, 140]
+#   0 ─ 1 ─ 3 ─ 5      Branches interleaved, so that no branch lies in one piece.
+#   │   └─ 4
+#   └─ 2 ─ 6
+TREE, PARENTS = TOKENS[8:15], [-1, 0, 0, 1, 1, 3, 2]
 
 
 class RuntimeContract:
     """Tests of a runtime, ``loaded`` (a fixture of the subclass), with room for at least 40 tokens.
 
     ``tolerance`` is how far a logit may be off where the same row is computed in a pass of another
-    size. What the tests look for moves logits by several units.
+    size. What the tests look for moves logits by several units. ``trees``: whether it verifies them,
+    of which ``rounds`` are made at random.
     """
 
     tolerance: float
     trees = True
+    rounds = 10
 
     @pytest.fixture
     def runtime(self, loaded: Runtime) -> Runtime:
@@ -107,24 +115,78 @@ class RuntimeContract:
         self.assert_same(found, runtime.forward(tokens[:6] + OTHERS)[-len(OTHERS) :])
 
     def test_tree_equals_its_chains(self, runtime: Runtime) -> None:
+        assert runtime.info.trees == self.trees
         if not self.trees:
             with pytest.raises(NotImplementedError):
                 runtime.forward([1, 2], [-1, -1])
             return
-        #   0 ─ 1 ─ 3 ─ 5      Branches interleaved, so that no branch lies in one piece.
-        #   │   └─ 4
-        #   └─ 2 ─ 6
-        tokens, parents = TOKENS[8:15], [-1, 0, 0, 1, 1, 3, 2]
         paths = [[0, 1, 3, 5], [0, 1, 4], [0, 2, 6]]
         runtime.forward(TOKENS[:8])
         runtime.keep(range(8))
-        chains = [runtime.forward([tokens[row] for row in path]).copy() for path in paths]
+        chains = [runtime.forward([TREE[row] for row in path]).copy() for path in paths]
         for path, chain in zip(paths, chains, strict=True):
-            self.assert_same(runtime.forward(tokens, parents)[path], chain)
+            self.assert_same(runtime.forward(TREE, PARENTS)[path], chain)
         for path in [*paths, [0, 1], [0], []]:
-            chain = runtime.forward([*(tokens[row] for row in path), *OTHERS]).copy()
-            runtime.forward(tokens, parents)
+            chain = runtime.forward([*(TREE[row] for row in path), *OTHERS]).copy()
+            runtime.forward(TREE, PARENTS)
             runtime.keep(path)
             assert runtime.length == 8 + len(path)
             self.assert_same(runtime.forward(OTHERS), chain[len(path) :])
             runtime.truncate(8)
+
+    def test_tree_at_the_end_of_the_context(self, runtime: Runtime) -> None:
+        if not self.trees:
+            return
+        count = runtime.info.context - len(TREE)
+        before, path = (TOKENS * count)[:count], [0, 2, 6]
+        expected = runtime.forward([*before, *(TREE[row] for row in path), *OTHERS])
+        expected = expected[count:].copy()
+        with pytest.raises(ContextOverflow):
+            runtime.forward([*before, 1, *TREE], [*range(-1, count), *np.add(PARENTS, count + 1)])
+        runtime.forward(before, logits="none")
+        runtime.keep(range(count))
+        self.assert_same(runtime.forward(TREE, PARENTS)[path], expected[: len(path)])
+        runtime.keep(path)
+        self.assert_same(runtime.forward(OTHERS), expected[len(path) :])
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_random_trees(self, runtime: Runtime, seed: int) -> None:
+        """Kept, cut and followed by others at random, also where nothing came before."""
+        if self.trees:
+            assert_trees_equal_their_chains(runtime, seed, self.rounds, self.tolerance)
+
+
+def assert_trees_equal_their_chains(
+    runtime: Runtime, seed: int, rounds: int, tolerance: float
+) -> None:
+    random = np.random.default_rng(seed)
+    runtime.truncate(0)
+    committed: list[int] = []
+    found: list[tuple[list[int], FloatArray]] = []
+    for _ in range(rounds):
+        rows = int(random.integers(1, 1 + min(12, runtime.info.context - len(committed))))
+        trunk = int(random.integers(1, rows + 1))
+        parents = [
+            *range(-1, trunk - 1),
+            *(int(random.integers(-1, r)) for r in range(trunk, rows)),
+        ]
+        tokens = random.integers(0, 250, rows).tolist()
+        logits = runtime.forward(tokens, parents).copy()
+        for leaf in set(range(rows)) - set(parents):
+            path = path_to(leaf, parents)
+            found.append(([*committed, *(tokens[row] for row in path)], logits[path]))
+        kept = path_to(int(random.integers(-1, rows)), parents)
+        runtime.keep(kept)
+        committed += [tokens[row] for row in kept]
+        if random.random() < 0.2 or len(committed) == runtime.info.context:
+            del committed[int(random.integers(0, len(committed) + 1)) :]
+            runtime.truncate(len(committed))
+        assert runtime.length == len(committed)
+    for chain, logits in found:
+        runtime.truncate(0)
+        expected = runtime.forward(chain)[-len(logits) :]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
+
+
+def path_to(row: int, parents: Sequence[int]) -> list[int]:
+    return [] if row < 0 else [*path_to(parents[row], parents), row]

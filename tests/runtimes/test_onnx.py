@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -19,20 +20,31 @@ from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
-from tests.onnx_support import ARCHITECTURES
-from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract
+from tests.onnx_support import ARCHITECTURES, WINDOWS
+from tests.runtimes.contract import (
+    OTHERS,
+    PARENTS,
+    TOKENS,
+    TREE,
+    RuntimeContract,
+    assert_trees_equal_their_chains,
+)
 from tests.tiny import TINY, tiny_gguf
 
 REMEMBERED = "pass_sizes.json"
 
 
-class Contract(RuntimeContract):
-    trees = False
+CONTEXT = 64
+
+
+def load_tiny(folder: Path, architecture: str, exact: bool = True, **overrides: Any) -> OnnxRuntime:
+    source = tiny_gguf(folder / "a.gguf", architecture, **overrides)
+    return OnnxRuntime(build_onnx(source, folder / "built"), context=CONTEXT, exact=exact)
 
 
 @pytest.mark.parametrize("exact", [True, False], scope="class")
 @pytest.mark.parametrize("architecture", ARCHITECTURES, scope="class")
-class TestTiny(Contract):
+class TestTiny(RuntimeContract):
     tolerance = 1e-3
 
     @pytest.fixture(scope="class")
@@ -40,23 +52,149 @@ class TestTiny(Contract):
     def loaded(
         cls, architecture: str, exact: bool, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[OnnxRuntime]:
-        folder = tmp_path_factory.mktemp("tiny")
-        # Sliding layers see less than the tests' length.
-        source = tiny_gguf(folder / "a.gguf", architecture, window=8)
-        runtime = OnnxRuntime(build_onnx(source, folder / "built"), context=64, exact=exact)
+        runtime = load_tiny(tmp_path_factory.mktemp("tiny"), architecture, exact, window=CONTEXT)
         yield runtime
         runtime.close()
 
 
-class TestSmolLM2(Contract):
+@pytest.mark.skipif(not WINDOWS, reason="this ONNX Runtime has other windows")
+@pytest.mark.parametrize("exact", [True, False], scope="class")
+@pytest.mark.parametrize(
+    ("architecture", "window"),
+    [("gemma3", {"window": 8}), ("llama", {"window_everywhere": 8})],
+    scope="class",
+)
+class TestWindows(RuntimeContract):
+    """Layers that see less than the tests' length: among branches of a tree, they would see too little."""
+
+    tolerance = 1e-3
+    trees = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def loaded(
+        cls,
+        architecture: str,
+        window: dict[str, int],
+        exact: bool,
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Iterator[OnnxRuntime]:
+        runtime = load_tiny(tmp_path_factory.mktemp("tiny"), architecture, exact, **window)
+        yield runtime
+        runtime.close()
+
+
+class TestSmolLM2(RuntimeContract):
     tolerance = 1.5  # activations are rounded to 8 bits, where a last bit's difference is a step
+    rounds = 5
 
     @pytest.fixture(scope="class")
     @classmethod
     def loaded(cls, smollm2_onnx: Path) -> Iterator[OnnxRuntime]:
-        runtime = OnnxRuntime(smollm2_onnx, context=64, exact=False)
+        runtime = OnnxRuntime(smollm2_onnx, context=CONTEXT, exact=False)
         yield runtime
         runtime.close()
+
+
+TREES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"tied": True, "rope_factors": True}),
+    ("llama", {"kv_heads": 1, "layers": 1}),
+    ("llama", {"types": {"attn_v": "F16"}}),  # queries, keys and values come apart
+    ("llama", {"hidden": 352, "heads": 11, "kv_heads": 11, "head_dim": 32}),
+    ("llama", {"head_dim": 256}),  # wide
+    ("llama", {"window_everywhere": CONTEXT}),
+    ("phi3", {"rope_dims": 48, "window_everywhere": CONTEXT}),
+    ("gemma3", {"rope_scaling": 4.0, "layers": 13, "window": CONTEXT}),  # two global layers
+]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [case for case in TREES if WINDOWS or not any("window" in key for key in case[1])],
+)
+def test_trees_of_variants_equal_their_chains(
+    tmp_path: Path, architecture: str, overrides: dict[str, Any], exact: bool
+) -> None:
+    runtime = load_tiny(tmp_path, architecture, exact, **overrides)
+    assert runtime.info.trees
+    assert_trees_equal_their_chains(runtime, seed=5, rounds=10, tolerance=1e-3)
+    runtime.close()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("quant", ["F32", "Q4_K", "Q8_0"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_trees_first_branch_is_a_chain_to_the_bit(
+    tmp_path: Path, architecture: str, quant: str, exact: bool
+) -> None:
+    """In a pass of the same size, or padded to one that agrees; and what follows is, too."""
+    runtime = load_tiny(tmp_path, architecture, exact, quant=quant, window=CONTEXT)
+    for length in (0, 1, 20, 45):
+        for tree, parents, branch in [
+            (TOKENS[:7], [-1, 0, 1, 1, 2, 0, -1], 3),
+            (TOKENS[:4], [-1, -1, -1, 1], 1),
+            (TOKENS[:10], [-1, 0, 1, 2, 3, 4, 0, 6, 7, 8], 6),
+        ]:
+            runtime.truncate(0)
+            if length:
+                runtime.forward((TOKENS * 3)[:length], logits="none")
+                runtime.keep(range(length))
+            chain = tree[:branch] if exact else tree
+            expected = [runtime.forward(chain)[:branch].copy()]
+            runtime.keep(range(branch))
+            expected.append(runtime.forward(OTHERS).copy())
+            runtime.truncate(length)
+            found = [runtime.forward(tree, parents)[:branch].copy()]
+            runtime.keep(range(branch))
+            found.append(runtime.forward(OTHERS).copy())
+            for rows, wanted in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(rows, wanted)
+    runtime.close()
+
+
+def test_keeping_the_first_branch_copies_nothing(built: Path) -> None:
+    runtime = OnnxRuntime(built)
+    for cache in runtime._caches.values():
+        cache.flags.writeable = False  # for NumPy; ONNX Runtime goes on
+    runtime.forward(TREE, PARENTS)
+    runtime.keep([0, 1])
+    runtime.forward(TREE, PARENTS)
+    with pytest.raises(ValueError, match="read-only"):
+        runtime.keep([0, 2])
+    runtime.close()
+
+
+@pytest.mark.parametrize("parents", [[-1, 0], [-1, 0, 2], [-1, 3, 0], [-2, 0, 0], [-1, 0, 0, 0]])
+def test_what_is_no_tree_is_an_error(built: Path, parents: list[int]) -> None:
+    runtime = OnnxRuntime(built, exact=False)
+    with pytest.raises(ValueError, match="are not the parents of 3 rows"):
+        runtime.forward([1, 2, 3], parents)
+    runtime.close()
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 3], [0, 0], [0, 1, 2], [7], [-1], [0, 1, 3, 5, 6]])
+def test_only_a_path_can_be_kept(built: Path, rows: list[int]) -> None:
+    runtime = OnnxRuntime(built, exact=False)
+    runtime.forward(TREE, PARENTS)
+    with pytest.raises(ValueError, match="are not a path of the last pass"):
+        runtime.keep(rows)
+    assert runtime.length == 0
+    runtime.keep([0, 2, 6])
+    with pytest.raises(ValueError, match="are not a path of the last pass"):
+        runtime.keep([0])  # it was kept or forgotten
+    runtime.close()
+
+
+def test_another_provider_runs_chains(built: Path) -> None:
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider that leaves all nodes to the CPU's")
+    runtime = OnnxRuntime(built, provider="azure", exact=False)
+    assert not runtime.info.trees
+    assert runtime.forward(TREE).shape == (len(TREE), runtime.info.vocab_size)
+    with pytest.raises(NotImplementedError):
+        runtime.forward(TREE, PARENTS)
+    runtime.close()
 
 
 @pytest.fixture
@@ -352,6 +490,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "constants are numbers": edited("constants", [1, 2]),
     "constants lie outside": moved,
 }
+
+
+def test_a_model_of_an_older_builder_is_a_user_error(built: Path) -> None:
+    """In a bundle; those in the cache are named by the builder's version."""
+    model = onnx.load(str(built / "model.onnx"), load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            del node.input[9:]
+    for name in ("position_ids", "attention_bias"):
+        model.graph.input.remove(next(node for node in model.graph.input if node.name == name))
+    onnx.save(model, str(built / "model.onnx"))
+    edited(
+        "files", {name: (built / name).stat().st_size for name in ("model.onnx", "model.onnx.data")}
+    )(built)
+    with pytest.raises(UserError, match="built by an older edgespec; export it again"):
+        OnnxRuntime(built)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
