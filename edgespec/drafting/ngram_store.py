@@ -1,0 +1,245 @@
+"""The n-gram caches on disk: one file a model, and whether any are kept. See ``docs/cache.md``.
+
+A file is a header and the table as it lies in memory: reading it is one read and a checksum. It is
+replaced whole, by a rename, under a lock that the system releases when its holder dies; so a killed
+process or a full disk leaves the file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from edgespec.errors import UserError
+from edgespec.models import store
+
+WAYS = 8
+"""Slots of a bucket: where an n-gram may lie."""
+SUCCESSORS = 4
+"""Tokens that are kept of those that followed an n-gram."""
+SLOT = np.dtype(
+    [("key", "u8"), ("used", "u4"), ("counts", "u1", SUCCESSORS), ("tokens", "u4", SUCCESSORS)]
+)
+"""An n-gram: a hash of its tokens (0: the slot is free), when it was last seen, what followed how
+often, the most frequent first (count 0: no token)."""
+Slots = npt.NDArray[np.void]
+"""``SLOT``s, ``[buckets, WAYS]``, a power of two of buckets."""
+BUCKET_BYTES = WAYS * SLOT.itemsize
+
+_MAGIC, _VERSION = b"edgengrm", 1
+# magic, version, vocabulary, buckets, entries, clock, serial, payload's CRC, key, name; its own CRC.
+# In the machine's byte order, as the table is: from another order the magic comes out right and the
+# version wrong.
+_HEADER = struct.Struct("=8sIIIIIQI32s128s")
+_CRC = struct.Struct("=I")
+_START = _HEADER.size + _CRC.size
+_MAX_BUCKETS = 1 << 22
+"""A gibibyte: more is no cache of ours."""
+_MAX_LISTED = 1000
+_LOCK_S = 10.0
+"""A save or a load of another process takes a second at most."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself."""
+
+    vocab_size: int
+    buckets: int
+    entries: int
+    clock: int
+    """Tokens that were learnt, at most 2³² - 1."""
+    serial: int
+    """Another one each time that the file is written."""
+    checksum: int
+    key: str
+    name: str
+    """The model's, for people."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file in the folder, for ``edgespec cache show``."""
+
+    path: Path
+    size: int
+    modified: float
+    """Seconds since the epoch."""
+    header: Header | None
+    """``None`` where it is not a cache that would be read."""
+
+
+def directory() -> Path:
+    """The folder of the caches: ``$EDGESPEC_HOME/ngrams``, else in the user's data folder."""
+    home = os.environ.get("EDGESPEC_HOME")
+    base = (
+        Path(home).expanduser().absolute()
+        if home
+        else platformdirs.user_data_path("edgespec", False)
+    )
+    return base / "ngrams"
+
+
+def path_of(key: str) -> Path:
+    """Where the cache of ``key`` is kept."""
+    return directory() / f"{key}.ngrams"
+
+
+def key_of(*identity: str | int) -> str:
+    """A key of all that makes token ids mean something else: the model, its vocabulary."""
+    return sha256("\n".join(map(str, identity)).encode()).hexdigest()[:32]
+
+
+def enabled() -> bool:
+    """Whether the user lets caches be read and written; so it is until ``switch(False)``."""
+    return not _off().exists()
+
+
+def switch(on: bool) -> None:
+    """Keep caches from now on, or neither read nor write any. Those on disk stay."""
+    try:
+        if on:
+            _off().unlink(missing_ok=True)
+        else:
+            _off().parent.mkdir(parents=True, exist_ok=True)
+            _off().touch()
+    except OSError as error:
+        raise UserError(f"cannot change {_off()}: {store.reason(error)}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, which is made if need be; others wait. Raises ``OSError``, also for a lock
+    that is not given back."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=_LOCK_S):
+            yield
+    except Timeout as error:
+        raise OSError(0, "another process holds its lock") from error
+
+
+def serial_of(path: Path) -> int | None:
+    """Which writing of the file is there; ``None``: no file, or none to be read."""
+    with contextlib.suppress(FileNotFoundError, ValueError), path.open("rb") as file:
+        return _header(file.read(_START)).serial
+    return None
+
+
+def read(path: Path, key: str, vocab_size: int) -> tuple[Header, Slots]:
+    """The cache of ``key``. Raises ``ValueError`` for anything else, ``OSError`` as files do."""
+    with path.open("rb") as file:
+        header = _header(file.read(_START))
+        if header.key != key or header.vocab_size != vocab_size:
+            raise ValueError("it is of another model")
+        if os.fstat(file.fileno()).st_size != _START + header.buckets * BUCKET_BYTES:
+            raise ValueError("it is not whole")
+        slots = np.zeros((header.buckets, WAYS), SLOT)
+        if file.readinto(slots.view(np.uint8).data) != slots.nbytes:
+            raise ValueError("it is not whole")
+    if zlib.crc32(slots.view(np.uint8).data) != header.checksum:
+        raise ValueError("its checksum is wrong")
+    # whoever can write the file can write a checksum: no guess may be beyond the vocabulary
+    if slots["tokens"].max() >= vocab_size or not slots["counts"][slots["key"] != 0, 0].all():
+        raise ValueError("it has values out of bounds")
+    np.minimum(slots["used"], header.clock, out=slots["used"])
+    return header, slots
+
+
+def write(path: Path, key: str, name: str, vocab_size: int, clock: int, slots: Slots) -> int:
+    """Replace the file, whose folder is ``locked``; its serial. Raises ``OSError``: it is as it was."""
+    payload = slots.view(np.uint8).data
+    serial = secrets.randbits(63) + 1
+    shown = "".join(filter(str.isprintable, name)).encode()[:128].decode(errors="ignore")
+    header = _HEADER.pack(
+        *(_MAGIC, _VERSION, vocab_size, len(slots), int(np.count_nonzero(slots["key"])), clock),
+        *(serial, zlib.crc32(payload), key.encode(), shown.encode()),
+    )
+    part = path.with_suffix(
+        ".part"
+    )  # one a model, for the lock is held: a killed process leaves one
+    try:
+        with open(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o600), "wb"
+        ) as file:
+            file.write(header + _CRC.pack(zlib.crc32(header)))
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    return serial
+
+
+def kept() -> list[Kept]:
+    """The caches on disk, the last used first."""
+    found = []
+    for path in sorted(directory().glob("*.ngrams"))[:_MAX_LISTED]:
+        with contextlib.suppress(OSError):  # deleted meanwhile, or not ours to read
+            stat, header = path.stat(), None
+            with contextlib.suppress(ValueError), path.open("rb") as file:
+                header = _header(file.read(_START))
+            found.append(Kept(path, stat.st_size, stat.st_mtime, header))
+    return sorted(found, key=lambda cache: -cache.modified)
+
+
+def clear(name: str | None = None) -> int:
+    """Delete the caches of the model ``name``, or all; how many. Raises ``UserError``."""
+    if not directory().is_dir():
+        found = []
+    else:
+        found = [c for c in kept() if name is None or (c.header and c.header.name == name)]
+    if name is not None and not found:
+        raise UserError(f"there is no cache of {name!r}; `edgespec cache show` lists them")
+    try:
+        if directory().is_dir():
+            with locked(directory()):
+                for cache in found:
+                    cache.path.unlink(missing_ok=True)
+                    cache.path.with_suffix(".part").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot clear {directory()}: {store.reason(error)}") from error
+    return len(found)
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _off() -> Path:
+    home = os.environ.get("EDGESPEC_HOME")
+    base = Path(home).expanduser().absolute() / "config" if home else None
+    return (base or platformdirs.user_config_path("edgespec", False)) / "cache-off"
+
+
+def _header(found: bytes) -> Header:
+    """Raises ``ValueError`` where it is none of this version, or not as it was written."""
+    if len(found) < _START or not found.startswith(_MAGIC):
+        raise ValueError("it is no n-gram cache")
+    _, version, vocab_size, buckets, entries, clock, serial, checksum, key, name = (
+        _HEADER.unpack_from(found)
+    )
+    if version != _VERSION:
+        raise ValueError(f"it has version {version} of the format, not {_VERSION}")
+    if zlib.crc32(found[: _HEADER.size]) != _CRC.unpack_from(found, _HEADER.size)[0]:
+        raise ValueError("its checksum is wrong")
+    if not 0 < buckets <= _MAX_BUCKETS or buckets & (buckets - 1):
+        raise ValueError("it has values out of bounds")
+    text = [part.rstrip(b"\0").decode() for part in (key, name)]  # UnicodeDecodeError is one
+    if not all(map(str.isprintable, text)):
+        raise ValueError("it has values out of bounds")
+    return Header(vocab_size, buckets, entries, clock, serial, checksum, text[0], text[1])
