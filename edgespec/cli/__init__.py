@@ -15,6 +15,7 @@ _COMMANDS = {
     "chat": "edgespec.cli.chat",
     "generate": "edgespec.cli.generate",
     "models": "edgespec.cli.models",
+    "cache": "edgespec.cli.cache",
     "export": "edgespec.cli.export",
     "tune": "edgespec.cli.tune",
     "plan": "edgespec.cli.plan",

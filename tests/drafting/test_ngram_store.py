@@ -99,7 +99,7 @@ def test_flipped_bits(saved: Path) -> None:
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
         saved.write_bytes(content)
-        with pytest.raises(ValueError, match="^its? "):
+        with pytest.raises(ValueError, match=r"^its? "):
             files.read(saved, KEY, VOCAB)
     assert "checksum" in ignored(saved)
 
@@ -326,12 +326,6 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 
 # -- the folder ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path))
-    return tmp_path
 
 
 def keep(model: str) -> Path:
