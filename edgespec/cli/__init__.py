@@ -19,6 +19,7 @@ _COMMANDS = {
     "export": "edgespec.cli.export",
     "tune": "edgespec.cli.tune",
     "plan": "edgespec.cli.plan",
+    "index": "edgespec.cli.index",
     "doctor": "edgespec.cli.doctor",
 }
 """Imported when they are needed: a command does not wait for the others to load."""

@@ -1,0 +1,119 @@
+"""``edgespec index``: the user's own files, to look up what follows in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+
+import click
+
+from edgespec.cli.options import notice
+from edgespec.cli.progress import ProgressBar
+from edgespec.models.catalogue import DEFAULT_MODEL
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="PATH…", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    metavar="MODEL",
+    show_default=DEFAULT_MODEL,
+    help="For whose tokens: the index serves every model with this one's tokenizer.",
+)
+@click.option("--name", metavar="NAME", help="What to call it. Default: as the first PATH.")
+@click.option("--list", "listed", is_flag=True, help="List the indexes there are, and check them.")
+@click.option("--remove", metavar="NAME", help="Delete an index.")
+def index(
+    paths: tuple[Path, ...],
+    model: str | None,
+    name: str | None,
+    listed: bool,
+    remove: str | None,
+) -> None:
+    """Index your files, so that answers which quote them come faster.
+
+    When a model is about to say what stands in one of the files, what follows there is offered as
+    a draft. The words of an answer are the same with and without it.
+
+    Folders are read with all that is in them: UTF-8 text, except hidden files and links. Index them
+    again when they have changed. An index holds the text of the files: only you can read it, it stays
+    on this machine, and --remove deletes it.
+
+    \b
+    Index two folders for a model:
+      edgespec index ~/notes ~/src/project --model qwen2.5-coder-1.5b-instruct
+    What there is:
+      edgespec index --list
+    """
+    if bool(paths) + listed + (remove is not None) != 1:
+        raise click.UsageError("Give files or folders to index, or --list, or --remove NAME.")
+    if (model or name) and not paths:
+        raise click.UsageError("--model and --name are for files or folders to index.")
+    if listed:
+        _list()
+    elif remove is not None:
+        from edgespec.drafting import datastore
+
+        datastore.remove(remove)
+        click.echo(f"Removed {remove}.")
+    else:
+        _build(paths, model or DEFAULT_MODEL, name)
+
+
+def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
+    from edgespec.drafting import datastore
+    from edgespec.opening import find
+
+    progress, started = ProgressBar(), monotonic()
+    try:
+        tokenizer = find(model, progress).tokenizer
+        built, skipped = datastore.build(paths, tokenizer, model, name, progress)
+    finally:
+        progress.stop()
+    if skipped:
+        notice(datastore.skipped_line(skipped))
+    facts, size = built.facts, built.path.stat().st_size
+    click.echo(
+        f"Indexed {facts.name}: {_counted(facts.files, 'file')} with {_size(facts.text_bytes)} of text, "
+        f"{_size(size)} on disk, in {monotonic() - started:.0f} s."
+    )
+
+
+def _list() -> None:
+    from edgespec.drafting import datastore
+
+    found = datastore.kept()
+    if not found:
+        notice("there are no indexes; `edgespec index PATH…` makes one")
+        return
+    rows: list[tuple[str, ...]] = [("NAME", "FOR THE TOKENS OF", "FILES", "TEXT", "SIZE", "MADE", "OF")]
+    damaged = []
+    progress = ProgressBar()
+    for done, path in enumerate(found):
+        progress("checking", done, len(found))
+        try:
+            kept = datastore.Datastore(path)
+            kept.check()
+        except (OSError, ValueError) as error:
+            damaged.append(f"{path} is not used: {error}; `edgespec index` makes it anew")
+            continue
+        facts = kept.facts
+        text, size = _size(facts.text_bytes), _size(path.stat().st_size)
+        day, of = facts.created[:10], ", ".join(facts.paths)
+        row = (facts.name, facts.model, f"{facts.files:,}", text, size, day, of)
+        rows.append(tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row))
+    progress.stop()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+    for line in damaged:
+        notice(line)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -1,0 +1,96 @@
+"""``edgespec index``: the index itself is tested in tests/drafting."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgespec.drafting.datastore import Datastore, indexes_dir, kept
+from tests.cli.conftest import COMMAND, Run, error_of, spawn
+from tests.cli.terminal import Terminal
+
+
+@pytest.fixture
+def folder(tmp_path: Path, home: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("hello world " * 1000, encoding="utf-8")
+    (folder / ".hidden").write_text("hello", encoding="utf-8")
+    return folder
+
+
+def test_index_list_and_remove(folder: Path, tiny_model: Path, run: Run) -> None:
+    built = run("index", folder, "--model", tiny_model)
+    assert built.stdout.startswith("Indexed notes: 1 file with 12 kB of text, ")
+    assert "[skipped 1 hidden]\n" in built.stderr
+    header, row = run("index", "--list").stdout.splitlines()
+    assert header.split()[0] == "NAME"
+    assert row.split() == [
+        *("notes", str(tiny_model), "1", "12", "kB"),
+        *(f"{kept()[0].stat().st_size / 1e3:.0f}", "kB"),
+        *(Datastore(kept()[0]).facts.created[:10], str(folder)),
+    ]
+    assert run("index", "--remove", "notes").stdout == "Removed notes.\n"
+    assert kept() == []
+    empty = run("index", "--list")
+    assert (empty.stdout, empty.exit_code) == ("", 0)
+    assert empty.stderr == "[there are no indexes; `edgespec index PATH…` makes one]\n"
+
+
+def test_names(folder: Path, tiny_model: Path, run: Run) -> None:
+    run("index", folder, "--model", tiny_model, "--name", "mine")
+    assert Datastore(kept()[0]).facts.name == "mine"
+    assert "cannot be called 'a b'" in error_of(
+        run("index", folder, "--model", tiny_model, "--name", "a b")
+    )
+
+
+def test_errors(folder: Path, tiny_model: Path, run: Run) -> None:
+    assert "there is no file or folder nowhere" in error_of(
+        run("index", "nowhere", "--model", tiny_model)
+    )
+    assert "no model is named 'x'" in error_of(run("index", folder, "--model", "x"))
+    assert "there is no index 'x'; `edgespec index --list`" in error_of(
+        run("index", "--remove", "x")
+    )
+    for arguments in ([], [folder, "--list"], ["--list", "--remove", "x"]):
+        assert "Give files or folders to index" in error_of(run("index", *arguments))
+    for option in ("--model", "--name"):
+        assert "for files or folders" in error_of(run("index", "--list", option, "x"))
+
+
+def test_list_tells_of_a_damaged_index(folder: Path, tiny_model: Path, run: Run) -> None:
+    for name in ("one", "two"):
+        run("index", folder, "--model", tiny_model, "--name", name)
+    [path, _] = kept()
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    listed = run("index", "--list")
+    assert [row.split()[0] for row in listed.stdout.splitlines()] == ["NAME", "two"]
+    assert f"[{path} is not used: it is damaged; `edgespec index` makes it anew]" in listed.stderr
+
+
+def test_two_processes_build_the_same(folder: Path, tiny_model: Path) -> None:
+    builds = [spawn("index", folder, "--model", tiny_model) for _ in range(2)]
+    for process in builds:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    [path] = kept()
+    Datastore(path).check()
+    assert not list(indexes_dir().glob("*.partial"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal and signals")
+def test_ctrl_c_leaves_nothing(folder: Path, tiny_model: Path) -> None:
+    for i in range(2000):
+        (folder / f"{i}").write_text(f"{i} " * 5000, encoding="utf-8")
+    command = [*COMMAND, "index", str(folder), "--model", str(tiny_model)]
+    with Terminal(command) as terminal:
+        terminal.until("reading and tokenizing .*%.*:")  # a bar with the remaining time
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.ends(60) == 130
+    assert [path for path in indexes_dir().iterdir() if path.suffix != ".lock"] == []
