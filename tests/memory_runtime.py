@@ -150,25 +150,31 @@ class RandomDrafter:
         self.outcomes.append(outcome)
 
 
-class RandomTrees(RandomDrafter):
-    """Offers any tree: other branches first, the same token twice, much more than is allowed."""
+class RandomTrees:
+    """Offers any tree: right and wrong tokens, other branches first, the same token twice, much more
+    than is allowed. ``context``, prompt and answer, is where it knows the right ones from."""
 
     name = "trees"
 
+    def __init__(self, context: Sequence[int], wrong: Sequence[int], seed: int = 0) -> None:
+        self.context, self.wrong = context, wrong
+        self.rng = np.random.default_rng(seed)
+
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
         count = int(self.rng.integers(0, budget.nodes + 4))
-        start: list[Row] = [*self.target.cache, (context[-1], 0)]
         tokens: list[int] = []
         parents: list[int] = []
-        paths: list[list[Row]] = []
+        places: list[int] = []  # in the context
         for i in range(count):
             parents.append(int(self.rng.integers(max(-1, i - 4), i)))
-            before = paths[parents[-1]] if parents[-1] >= 0 else start
-            truth = int(self.target.logits_after(before).argmax())
-            wrong = int(self.rng.integers(self.target.info.vocab_size))
-            tokens.append(truth if self.rng.random() < 0.6 else wrong)
-            paths.append([*before, (tokens[-1], 0)])
+            places.append(places[parents[-1]] + 1 if parents[-1] >= 0 else len(context))
+            right = self.context[places[-1] : places[-1] + 1]
+            wrong = [int(self.rng.choice(self.wrong))]
+            tokens += right if right and self.rng.random() < 0.6 else wrong
         return Draft(tokens, parents)
+
+    def observe(self, outcome: Outcome) -> None:
+        pass
 
 
 class ModelDrafter:
