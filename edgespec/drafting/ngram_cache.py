@@ -331,7 +331,6 @@ def _best(ours: Slots, theirs: Slots, half_life: int) -> Slots:
     both = np.concatenate([ours, theirs], axis=1)
     bits = np.frexp(both["counts"].sum(axis=2, dtype=np.float64))[1]  # as int.bit_length
     worth = both["used"].astype(np.int64) + half_life * bits.astype(np.int64)
-    worth[both["key"] == 0] = -1
     order = np.argsort(-worth, axis=1, kind="stable")
     best: Slots = np.take_along_axis(both, order[:, :WAYS], axis=1)
     return best
