@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 from edgespec.decoding import PREFILL_CHUNK
 from edgespec.drafting import Drafter
+from edgespec.drafting.cross_vocabulary import between
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.ngram import NgramDrafter
 from edgespec.errors import UserError
@@ -88,7 +89,7 @@ class Engine:
 
         ``runtime`` is auto, onnx or llama-cpp; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
         execution provider of ONNX Runtime. ``draft`` is auto (ngram, and what the bundle has), none,
-        ngram, or a model with the same tokenizer, named as ``model`` is; it runs where the target
+        ngram, or a smaller model, named as ``model`` is; it runs where the target
         does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
@@ -167,6 +168,8 @@ class Engine:
                         target.info.vocab_size,
                         PassCosts(profile.draft_curve(PREFILL_CHUNK)),
                         readable=drafting.tokenizer.vocab_size,
+                        vocabulary=between(tokenizer, drafting.tokenizer),
+                        cascade=True,
                     )
                 )
             loaded = Loaded(
@@ -327,7 +330,7 @@ def _draft_model(draft: str, target: Model, progress: Progress) -> Model | None:
     if draft in DRAFTERS:
         return None
     try:
-        return find_draft(draft, target, progress)
+        return find_draft(draft, progress)
     except UnknownModel as error:
         choice = ", ".join(DRAFTERS)
         raise UserError(

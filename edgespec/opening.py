@@ -28,11 +28,6 @@ from edgespec.scheduling.memory import Shape, built_shape, shape_of
 from edgespec.scheduling.placement import Place, fastest_first
 from edgespec.scheduling.planning import Asked, Plan, plan
 
-_COMPARED = 16
-"""Of so many tokens of two vocabularies one is compared: a wrong draft is only a slow one."""
-_ALIKE = 0.99
-"""The share of tokens that two vocabularies must spell alike: names of unused ones do differ."""
-
 
 @dataclass(frozen=True)
 class Model:
@@ -72,26 +67,16 @@ def find(name: str, progress: Progress) -> Model:
     return replace(target, sampling=sampling, drafts=drafts)
 
 
-def find_draft(name: str, target: Model, progress: Progress) -> Model:
-    """A model to draft for ``target``: as ``find``, or a bundle that holds only a draft.
+def find_draft(name: str, progress: Progress) -> Model:
+    """A model to draft for another: as ``find``, or a bundle that holds only a draft.
 
-    Raises ``UserError`` where there is none, or its tokens are not the target's.
+    Raises ``UserError`` where there is none.
     """
     folder = Path(os.path.expanduser(name))
-    if is_bundle(folder):
-        own, drafts, _ = _read(folder, progress)
-        draft = (*drafts, *filter(None, [own]))[0]
-    else:
-        draft = find(name, progress)
-    ours, theirs = target.tokenizer, draft.tokenizer
-    compared = range(0, max(ours.vocab_size, theirs.vocab_size), _COMPARED)
-    shared = range(0, min(ours.vocab_size, theirs.vocab_size), _COMPARED)
-    alike = sum(ours.token_text(id) == theirs.token_text(id) for id in shared)
-    if alike < _ALIKE * len(compared):
-        raise UserError(
-            f"{name} has another tokenizer than the target; draft with a smaller model of its family"
-        )
-    return draft
+    if not is_bundle(folder):
+        return find(name, progress)
+    own, drafts, _ = _read(folder, progress)
+    return (*drafts, *filter(None, [own]))[0]
 
 
 def _read(

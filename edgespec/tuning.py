@@ -75,7 +75,7 @@ def tune(
     """
     check_threads(threads)
     found = find(model, progress)
-    drafting = find_draft(draft, found, progress) if draft is not None else None
+    drafting = find_draft(draft, progress) if draft is not None else None
     asked = Place(runtime, device, provider, exact, threads)
     kinds = allowed_runtimes(asked, found)
     progress("timing the memory", 0, 1)
