@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,27 @@ def new_folder(out: Path) -> Iterator[Path]:
         if os.path.lexists(out):
             raise UserError(f"{out} exists; name another folder or remove it first")
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with scratch_folder(out) as partial:
             yield partial
-            partial.chmod(0o777 & ~_umask())  # mkdtemp's is the user's alone
             os.rename(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         why = f"{error.strerror or error}; free some space there, or name another folder"
         raise UserError(f"cannot write {error.filename or out}: {why}") from error
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+@contextlib.contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that is gone in the end, unless it was moved.
+
+    It has its name before it is there (``tempfile`` says it afterwards), so that a Ctrl-C in between
+    leaves nothing.
+    """
+    folder = out.parent / f".{out.name}.{secrets.token_hex(8)}"
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def add_model(

@@ -52,15 +52,19 @@ def nearest(weights: FloatArray, bits: int, group: int, whole: bool = True) -> C
 
 
 def gptq(
-    weights: FloatArray, factor: FloatArray, bits: int, group: int, whole: bool = True
+    weights: FloatArray, factor: FloatArray | None, bits: int, group: int, whole: bool = True
 ) -> Codes:
     """Codes for ``weights`` ``[rows, K]`` whose products with the inputs differ least.
 
-    ``factor`` is ``inverse_factor`` of the inputs' Hessian; zero points are ``whole`` or not. Rows do not depend on each other.
+    ``factor`` is ``inverse_factor`` of the inputs' Hessian; ``None``: nothing is known of them, and each
+    weight is rounded alone, in the range of its group that errs least. Zero points are ``whole`` or not.
+    Rows do not depend on each other.
     """
     columns = weights.shape[1]
-    # What an error in each input costs, once the inputs after it have made up for it.
-    importance = np.asarray(1 / np.diag(factor) ** 2, np.float32)
+    importance = np.ones(columns, np.float32)
+    if factor is not None:
+        # What an error in each input costs, once the inputs after it have made up for it.
+        importance = np.asarray(1 / np.diag(factor) ** 2, np.float32)
     left = np.array(weights.T, np.float32, order="C")
     codes = np.empty(left.shape, np.uint8)
     scales: list[npt.NDArray[np.float16]] = []
@@ -72,6 +76,9 @@ def gptq(
         scales.append(scale)
         zero_points.append(offset)
         step = scale.astype(np.float32)
+        if factor is None:
+            codes[start:end] = _codes(block, step, offset, bits)
+            continue
         errors = np.empty_like(block)
         for i, column in enumerate(range(start, end)):
             code = _codes(block[i], step, offset, bits)

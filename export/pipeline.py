@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from edgespec.errors import UserError
-from edgespec.export.bundle import add_model, new_folder, sampling_defaults, write_manifest
+from edgespec.export.bundle import (
+    add_model,
+    new_folder,
+    sampling_defaults,
+    scratch_folder,
+    write_manifest,
+)
 from edgespec.export.calibration import calibration_windows
 from edgespec.export.quality import Quality, check, held_out, measure
 from edgespec.export.sources import KEPT_LAYERS, TOKEN_IDS, Source, open_source
@@ -49,8 +54,8 @@ _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
 _MEASURED_CONTEXT = 1024
 _LAYER_WINDOWS = 4
 """Windows of the calibration text that layers are chosen by."""
-_SMALL_HEAD = 4
-"""The part of the vocabulary in the smaller of the two heads that are timed to know what a row costs."""
+_MEASURED_HEADS = (4, 2)
+"""Parts of the vocabulary (a quarter, half) in the heads that are timed to know what a row costs."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +128,8 @@ def export(
     recipe.check(answers)
     source = open_source(path)
     tokenizer = _tokenizer(source)
-    with new_folder(out) as folder, tempfile.TemporaryDirectory(
-        prefix=f".{out.name}.", dir=out.parent
-    ) as scratch, ExitStack() as opened:  # fmt: skip
-        work = _Work(source, tokenizer, recipe, Path(scratch), opened, progress)
+    with new_folder(out) as folder, scratch_folder(out) as scratch, ExitStack() as opened:
+        work = _Work(source, tokenizer, recipe, scratch, opened, progress)
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer")
         packed = [_packed_draft(folder, draft, progress) for draft in recipe.drafts]
@@ -135,6 +138,7 @@ def export(
         if recipe.trim_vocab is not None:
             samples, held = work.samples(answers)
             made = work.trimmed(made, samples, held, answers, target)
+        made = work.weighted(made)
         name = "model.gguf" if recipe.format == "gguf" else "model"
         work.write(made, folder / name)
         runtime = work.open(folder / name)
@@ -197,8 +201,8 @@ class _Work:
         return min(_MEASURED_CONTEXT, longest)
 
     def changed(self) -> Source:
-        """The source with the layers and the weights that are asked for."""
-        made, recipe, windows = self.source, self.recipe, []
+        """The source with the layers that are asked for, and the weights where llama.cpp makes them."""
+        made, recipe = self.source, self.recipe
         if recipe.keep_layers is not None:
             from edgespec.export.sources.pruned import KeptLayers, choose_layers
 
@@ -207,16 +211,26 @@ class _Work:
                 text = calibration_windows(self.tokenizer)[:_LAYER_WINDOWS]
                 layers = choose_layers(made, layers, text, self.progress)
             made = KeptLayers(made, layers)
-        if recipe.format == "gguf" and recipe.weights in _QUANTIZATIONS:
+        if self._quantizer is not None:
             from edgespec.export.to_gguf import write_gguf
 
             path = self.scratch / "quantized.gguf"
-            kind = _QUANTIZATIONS[recipe.weights]
-            write_gguf(made, path, self.progress, quantize=kind)
+            write_gguf(made, path, self.progress, quantize=self._quantizer)
             return GGUFFile(path)
-        if recipe.weights == "int4":
-            windows = calibration_windows(self.tokenizer)
-        return with_weights(made, recipe.weights, windows, self.progress)
+        return made
+
+    def weighted(self, made: Source) -> Source:
+        """``made``, trimmed already where it is to be, with the weights that are asked for."""
+        if self._quantizer is not None:
+            return made
+        calibrated = self.recipe.weights == "int4" and not self.recipe.makes_a_draft
+        windows = calibration_windows(self.tokenizer) if calibrated else None
+        return with_weights(made, self.recipe.weights, windows, self.progress)
+
+    @property
+    def _quantizer(self) -> str | None:
+        """What llama.cpp's quantizer makes of the weights, where it makes them."""
+        return _QUANTIZATIONS.get(self.recipe.weights) if self.recipe.format == "gguf" else None
 
     def samples(self, answers: Sequence[Answer]) -> tuple[list[Counts], Counts]:
         """How often each token occurs in the answers, the prompts and the corpus, and in what is held
@@ -267,19 +281,21 @@ class _Work:
     ) -> int:
         from edgespec.export.sources.trimmed import TrimmedHead
 
-        whole = self.whole()
-        path = self.scratch / ("small.gguf" if self.recipe.format == "gguf" else "small")
-        few = whole.info.vocab_size // _SMALL_HEAD
-        self.write(TrimmedHead(made, choose_tokens(frequencies, few, self.tokenizer)), path)
-        small = self.open(path)
-        alpha = acceptance(held_out_answers(answers), whole)
+        measured = []
+        for part in _MEASURED_HEADS:
+            path = self.scratch / (f"head-{part}" + ".gguf" * (self.recipe.format == "gguf"))
+            rows = self.tokenizer.vocab_size // part
+            trimmed = TrimmedHead(made, choose_tokens(frequencies, rows, self.tokenizer))
+            self.write(self.weighted(trimmed), path)
+            measured.append((rows, pass_seconds(self.open(path))))
+        alpha = acceptance(held_out_answers(answers), self.whole())
         seconds = {n: pass_seconds(target, n) for n in (1, 2, 4, 8, 16)}
         return best_size(
             frequencies,
             held,
             self.tokenizer,
             alpha,
-            linear_cost((few, pass_seconds(small)), (whole.info.vocab_size, pass_seconds(whole))),
+            linear_cost(*measured),
             lambda n: float(np.interp(n, list(seconds), list(seconds.values()))),
         ).tokens
 

@@ -1,7 +1,9 @@
 """``--weights``: a source's matrices in other formats, as another source.
 
 ``fp16`` and ``int8`` (Q8_0) are rounded when they are asked for; ``int4`` is calibrated when the source is
-made: GPTQ, in the format for each matrix that its sensitivity calls for.
+made: GPTQ, in the format for each matrix that its sensitivity calls for. That takes hours for a large
+model, and a target is worth them: what it loses, its answers lose. A draft's losses cost acceptance
+alone, which is measured, so the int4 of a draft is rounded too, in seconds.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import numpy.typing as npt
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.gptq import Codes, gptq, inverse_factor
-from edgespec.export.quants import dequantize, encode, row_bytes
+from edgespec.export.quants import FORMATS, dequantize, encode, row_bytes
 from edgespec.export.sources import Source
+from edgespec.export.sources.trimmed import EMBEDDING, HEAD
 from edgespec.models.gguf import TensorInfo
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import FloatArray
@@ -36,6 +39,8 @@ matrices that need it most."""
 _FOUR: dict[str, tuple[int, bool]] = {"U4_64": (64, True), "U4_32": (32, True), "Q4_1": (32, False)}
 """4-bit formats: weights in a group, and whether zero points are whole. 4.4, 4.75 and 5 bits a weight."""
 _EIGHT, _EIGHT_GROUP = "I8_64", 64
+_DRAFT = "U4_32"
+"""What a draft's matrices become in int4."""
 _PART_WEIGHTS = 1 << 24
 """Weights in float32 at a time."""
 
@@ -43,21 +48,24 @@ _PART_WEIGHTS = 1 << 24
 def with_weights(
     source: Source,
     weights: str,
-    windows: Sequence[Sequence[int]] = (),
+    windows: Sequence[Sequence[int]] | None = None,
     progress: Progress = silent,
 ) -> Source:
     """``source`` with its matrices as ``weights``, one of ``WEIGHTS``, says.
 
-    ``windows``: the token ids that int4 is calibrated on (``calibration.calibration_windows``); only
-    it needs them, and the extra ``[torch]``. Raises ``UserError`` where a format does not hold them.
+    ``windows``: the token ids that int4 is calibrated on (``calibration.calibration_windows``), which
+    needs the extra ``[torch]``; ``None``: int4 is rounded, good enough for a draft. Raises ``UserError``
+    where a format does not hold the weights.
     """
     if weights == "exact":
         return source
     if weights == "fp16":
-        return Rounded(source, "F16")
+        return Rounded(source, dict.fromkeys(matrices(source), "F16"))
     if weights == "int8":
-        return Rounded(source, "Q8_0")
+        return Rounded(source, {name: _int8(source.tensors[name]) for name in matrices(source)})
     if weights == "int4":
+        if windows is None:
+            return Rounded(source, draft_types(source))
         return quantize_int4(source, windows, progress)
     raise UserError(f"--weights {weights[:64]!r} is none of {', '.join(WEIGHTS)}")
 
@@ -73,46 +81,54 @@ def bits_per_weight(source: Source) -> float:
     return 8 * sum(info.nbytes for info in infos) / sum(math.prod(info.shape) for info in infos)
 
 
-class Rounded:
-    """``source`` with every matrix rounded to ``F16`` or ``Q8_0`` when it is read.
+def _int8(info: TensorInfo) -> str:
+    return "F16" if info.shape[-1] % 32 else "Q8_0"  # whose blocks must fill the rows
 
-    Rows that are no multiple of Q8_0's blocks become F16.
+
+def draft_types(source: Source) -> dict[str, str]:
+    """The formats of a draft in int4: of every matrix that is multiplied and not in 4 bits already.
+
+    An embedding that only rows are looked up of stays; one that is the head as well gives the head
+    rows of its own.
+    """
+    infos = {name: source.tensors[name] for name in matrices(source) if name != EMBEDDING}
+    infos.setdefault(HEAD, source.tensors[EMBEDDING])
+    return {
+        name: _DRAFT
+        for name, info in infos.items()
+        if info.type not in FORMATS or FORMATS[info.type].bits > 4
+    }
+
+
+class Rounded:
+    """``source`` with matrices in other formats, ``types``, rounded when they are read.
+
+    A head that ``source`` does not have is made of its embedding.
     """
 
-    def __init__(self, source: Source, type: str) -> None:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+    def __init__(self, source: Source, types: Mapping[str, str]) -> None:
         self._source = source
         self.path = source.path
         self.metadata = source.metadata
+        self._origins = {name: name if name in source.tensors else EMBEDDING for name in types}
         tensors = dict(source.tensors)
-        for name in matrices(source):
-            info = tensors[name]
-            block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[type]]
-            kind = GGMLQuantizationType["F16" if info.shape[-1] % block else type]
-            block, size = GGML_QUANT_SIZES[kind]
-            row = info.shape[-1] // block * size
-            tensors[name] = replace(info, type=kind.name, row_bytes=row)
+        for name, type in types.items():
+            info = source.tensors[self._origins[name]]
+            size = _row_bytes(type, info.shape[-1])
+            tensors[name] = replace(info, name=name, type=type, row_bytes=size)
         self.tensors: Mapping[str, TensorInfo] = tensors
 
     def tensor(self, name: str) -> Bytes:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import quantize
-
-        raw, old, new = self._source.tensor(name), self._source.tensors[name], self.tensors[name]
-        if old.type == new.type:
-            return raw
-        rounded = np.empty((new.rows, new.row_bytes), np.uint8)
-        for part in row_parts(new.shape):
-            values = dequantize(raw[part], old.type, old.shape[-1])
-            with np.errstate(over="ignore"):
-                rounded[part] = quantize(values, GGMLQuantizationType[new.type]).view(np.uint8)
-            if new.type == "F16" and not np.isfinite(rounded[part].view(np.float16)).all():
-                raise UserError(
-                    f"float16 does not hold the weights of {name} in {self.path.name}; "
-                    "take --weights exact"
-                )
-        return rounded
+        origin, type = self._origins.get(name, name), self.tensors[name].type
+        if type == self._source.tensors[origin].type:
+            return self._source.tensor(origin)
+        rows = quantized(self._source, origin, type)
+        if type == "F16" and not np.isfinite(rows.view(np.float16)).all():
+            raise UserError(
+                f"float16 does not hold the weights of {name} in {self.path.name}; "
+                "take --weights exact"
+            )
+        return rows
 
 
 class Replaced:
@@ -142,7 +158,7 @@ def quantize_int4(
     decides which takes which. Then layer by layer, each calibrated on what the quantized layers before
     it make of the text.
     """
-    from edgespec.export.calibration import EMBEDDING, HEAD, Layers, shared_inputs
+    from edgespec.export.calibration import Layers, shared_inputs
 
     if not windows:
         raise ValueError("int4 needs a text to be calibrated on")
@@ -263,21 +279,31 @@ def choose_types(source: Source, errors: Mapping[str, Mapping[str, float]]) -> d
         types[name] = type
 
 
-def quantized(source: Source, name: str, type: str, factor: FloatArray) -> Bytes:
+def quantized(source: Source, name: str, type: str, factor: FloatArray | None = None) -> Bytes:
     """The rows of a matrix in another format."""
     info, raw = source.tensors[name], source.tensor(name)
-    rows = np.empty((info.rows, row_bytes(type, info.shape[-1])), np.uint8)
+    rows = np.empty((info.rows, _row_bytes(type, info.shape[-1])), np.uint8)
     for part in row_parts(info.shape):
         values = dequantize(raw[part], info.type, info.shape[-1])
         rows[part] = quantized_rows(values, type, factor)
     return rows
 
 
-def quantized_rows(values: FloatArray, type: str, factor: FloatArray) -> Bytes:
-    """Rows in 4 bits, by GPTQ, or in 8."""
+def quantized_rows(values: FloatArray, type: str, factor: FloatArray | None = None) -> Bytes:
+    """Rows in 4 bits, by GPTQ where there is a ``factor``, in 8, or in float16."""
     if type in _FOUR:
         return stored_rows(gptq(values, factor, 4, *_FOUR[type]), type)
-    return symmetric_rows(values)
+    if type == _EIGHT:
+        return symmetric_rows(values)
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    with np.errstate(over="ignore"):
+        return np.asarray(quantize(values, GGMLQuantizationType[type])).view(np.uint8)
+
+
+def _row_bytes(type: str, columns: int) -> int:
+    return 2 * columns if type == "F16" else row_bytes(type, columns)
 
 
 def stored_rows(found: Codes, type: str) -> Bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from edgespec.export.pipeline import Recipe, export
 from edgespec.models.bundle import read_bundle
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
@@ -105,6 +107,36 @@ def test_a_draft_keeps_what_the_target_says(run: Run, tiny_model: Path, tmp_path
     assert "no prompts" in error_of(with_none)
 
 
+@pytest.mark.parametrize(
+    ("model", "tokens", "least"),
+    [
+        ("tiny_model", 290, 0.25),
+        pytest.param("smollm2", 4096, 0.99, marks=pytest.mark.slow),  # Q4_1: only the head changes
+    ],
+)
+def test_a_draft_in_int4_reads_less(
+    run: Run, tmp_path: Path, request: pytest.FixtureRequest, model: str, tokens: int, least: float
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the sea is salty and the rivers are not\n" * 50, encoding="utf-8")
+    options = ("--trim-vocab", tokens, "--corpus", corpus, "--weights")
+    found = []
+    for weights in ("exact", "int4"):
+        out = tmp_path / weights
+        result = run("export", request.getfixturevalue(model), out, *options, weights)
+        assert result.exit_code == 0, result.output
+        assert "acceptance" in result.stdout
+        [draft] = manifest_of(out)["drafts"]
+        assert draft["provenance"]["options"]["weights"] == weights
+        found.append((draft["token_ids"], draft["quality"]))
+    (ids, exact), (same, small) = found
+    assert ids == same
+    assert small["bytes_per_token"] < least * exact["bytes_per_token"]
+    for name in ("bytes_per_token_before", "acceptance_before"):
+        assert small[name] == exact[name]
+    assert 0 < small["acceptance"] <= small["acceptance_before"]
+
+
 def test_layers_are_kept(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     assert run("export", tiny_model, tmp_path / "out", "--keep-layers", "1,").exit_code == 2
     result = run("export", tiny_model, tmp_path / "out", "--keep-layers", "0,1")
@@ -184,6 +216,26 @@ def test_an_output_that_exists_is_left_alone(run: Run, tiny_model: Path, tmp_pat
     (tmp_path / "out").mkdir()
     assert "exists" in error_of(run("export", tiny_model, tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_ctrl_c_as_a_folder_appears_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    made, mkdir = [], os.mkdir
+
+    def interrupted(path: str | os.PathLike[str], *arguments: Any) -> None:
+        mkdir(path, *arguments)
+        if Path(path).name.startswith(".out."):
+            made.append(path)
+            if len(made) == nth:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny_model, tmp_path / "out", Recipe())
+    assert len(made) == nth
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")

@@ -186,6 +186,67 @@ def test_formats_go_where_a_byte_saves_most_error_while_the_average_allows(
     assert MAX_BITS - 0.1 < bits_per_weight(chosen) <= MAX_BITS
 
 
+def searched(weights: FloatArray, group: int) -> FloatArray:
+    """Every group rounded in the range, of some parts of its own, that errs least; group by group."""
+    found = np.empty_like(weights)
+    for row, start in np.ndindex(len(weights), -(-weights.shape[1] // group)):
+        part = (row, slice(group * start, group * (start + 1)))
+        candidates = []
+        for shrink in np.linspace(1.0, 0.6, 17, dtype=np.float32):
+            low, high = (min(weights[part].min() * shrink, 0), max(weights[part].max() * shrink, 0))
+            step = np.float32(np.float16((high - low) / 15))
+            zero = np.clip(np.rint(-low / step), 0, 15)
+            codes = np.clip(np.rint(weights[part] / step + zero), 0, 15)
+            candidates.append(step * (codes - zero))
+        found[part] = min(candidates, key=lambda c: float(((c - weights[part]) ** 2).sum()))
+    return found
+
+
+def test_a_drafts_int4_is_rounded_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", "qwen2", feed_forward=100))
+    assert "output.weight" not in source.tensors  # the embedding is the head as well
+    draft = with_weights(source, "int4")
+    for name, info in draft.tensors.items():
+        origin = name if name in source.tensors else "token_embd.weight"
+        assert (info.name, info.shape) == (name, source.tensors[origin].shape)
+        assert draft.tensor(name).shape == (info.rows, info.row_bytes)
+        if len(info.shape) == 1 or name == "token_embd.weight":
+            assert np.array_equal(draft.tensor(name), source.tensor(name))
+            continue
+        assert info.type == "U4_32"
+        exact, found = values(source, origin), values(draft, name)
+        near = nearest(exact, 4, 32).weights()
+        assert np.square(found - exact).sum() < 0.95 * np.square(near - exact).sum()
+        np.testing.assert_allclose(found[:3], searched(exact[:3], 32), rtol=0, atol=1e-6)
+    floats = Replaced(draft)
+    for name, info in draft.tensors.items():
+        if info.type == "U4_32":
+            floats.replace(name, "F32", values(draft, name).view(np.uint8))
+    runtimes = []
+    for label, each in (("floats", floats), ("draft", draft)):
+        (tmp_path / label).mkdir()
+        write_onnx(each, tmp_path / label)
+        runtimes.append(OnnxRuntime(tmp_path / label, context=256, exact=False))
+    windows = np.random.default_rng(0).integers(0, 256, (2, 128)).tolist()
+    whole, small = (runtime.info.weight_bytes for runtime in runtimes)
+    assert small < 0.2 * whole  # 32 bits a weight became 5.1, in kernels' blocks
+    assert quality.measure(*runtimes, windows, 5.0).kl_divergence < 0.02
+
+
+def test_what_is_in_4_bits_already_stays(tmp_path: Path) -> None:
+    source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", quant="Q4_0"))
+    changed = {
+        name for name, info in with_weights(source, "int4").tensors.items() if info.type == "U4_32"
+    }
+    assert changed == {name for name in matrices(source) if source.tensors[name].type != "Q4_0"} - {
+        "token_embd.weight"
+    }
+    assert len(changed) < len(matrices(source)) - 1
+
+
 def test_without_torch_int4_is_one_line(source: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'edgespec\[torch\]'") as error:
