@@ -3,7 +3,7 @@
 ``fp16`` and ``int8`` (Q8_0) are rounded when they are asked for; ``int4`` is calibrated when the source is
 made: GPTQ, in the format for each matrix that its sensitivity calls for. That takes hours for a large
 model, and a target is worth them: what it loses, its answers lose. A draft's losses cost acceptance
-alone, which is measured, so the int4 of a draft is rounded too, in seconds.
+alone, which is measured, so the int4 of a draft is rounded too, in minutes.
 """
 
 from __future__ import annotations

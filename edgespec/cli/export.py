@@ -37,7 +37,7 @@ _ANSWER_TOKENS = 256
     default="exact",
     show_default=True,
     help="The weights as they are, or smaller ones. In ONNX, int4 of a target is calibrated (extra "
-    "torch; up to hours), as its answers suffer; of a draft it is rounded in seconds: that costs "
+    "torch; up to hours), as its answers suffer; of a draft it is rounded in minutes: that costs "
     "acceptance alone, and the report says how much. In GGUF, int4 is Q4_K_M (extra llama).",
 )
 @click.option(
