@@ -36,6 +36,8 @@ often, the most frequent first (count 0: no token)."""
 Slots = npt.NDArray[np.void]
 """``SLOT``s, ``[buckets, WAYS]``, a power of two of buckets."""
 BUCKET_BYTES = WAYS * SLOT.itemsize
+MAX_BUCKETS = 1 << 19
+"""128 MiB: a file that says it has more is not read."""
 
 _MAGIC, _VERSION = b"edgengrm", 1
 # magic, version, vocabulary, buckets, entries, clock, serial, payload's CRC, key, name; its own CRC.
@@ -44,8 +46,6 @@ _MAGIC, _VERSION = b"edgengrm", 1
 _HEADER = struct.Struct("=8sIIIIIQI32s128s")
 _CRC = struct.Struct("=I")
 _START = _HEADER.size + _CRC.size
-_MAX_BUCKETS = 1 << 22
-"""A gibibyte: more is no cache of ours."""
 _MAX_LISTED = 1000
 _LOCK_S = 10.0
 """A save or a load of another process takes a second at most."""
@@ -120,8 +120,8 @@ def switch(on: bool) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, which is made if need be; others wait. Raises ``OSError``, also for a lock
-    that is not given back."""
+    """Hold the folder, which is made if need be; others wait. Raises ``OSError``, also where no lock
+    is to be had."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,6 +130,8 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise OSError(0, "another process holds its lock") from error
+    except NotImplementedError as error:
+        raise OSError(0, "its file system has no locks") from error
 
 
 def serial_of(path: Path) -> int | None:
@@ -237,7 +239,7 @@ def _header(found: bytes) -> Header:
         raise ValueError(f"it has version {version} of the format, not {_VERSION}")
     if zlib.crc32(found[: _HEADER.size]) != _CRC.unpack_from(found, _HEADER.size)[0]:
         raise ValueError("its checksum is wrong")
-    if not 0 < buckets <= _MAX_BUCKETS or buckets & (buckets - 1):
+    if not 0 < buckets <= MAX_BUCKETS or buckets & (buckets - 1):
         raise ValueError("it has values out of bounds")
     text = [part.rstrip(b"\0").decode() for part in (key, name)]  # UnicodeDecodeError is one
     if not all(map(str.isprintable, text)):

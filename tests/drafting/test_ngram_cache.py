@@ -67,6 +67,8 @@ def test_the_longest_ngram_comes_first_then_shorter_ones() -> None:
     assert after(cache, [1, 2, 3, 4]) == [50, 60, 70, 80]
     assert after(cache, [7, 7, 3, 4], 2) == [70, 60], "the latest of those as frequent"
     assert after(cache, [7, 4], 0) == []
+    first, later = (dict(cache.successors(place, 9))[80] for place in ((7, 4), (1, 2, 3, 4)))
+    assert cache.priors[first] > cache.priors[later], "a longer n-gram had another guess"
     assert after(cache, [7, 7]) == after(cache, []) == []
 
 
@@ -360,6 +362,17 @@ def test_a_larger_file_is_cut_to_what_is_worth_most(tmp_path: Path) -> None:
     kept = [token for token in range(300) if after(small, [token]) == [token + 1]]
     assert len(kept) > 100
     assert np.mean(kept) > 160, "the latest"
+
+
+def test_what_is_closed_writes_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "a.ngrams"
+    cache = new(path)
+    said_at_random(cache, 0)
+    cache.close()
+    before = path.read_bytes()
+    said_at_random(cache, 1)
+    cache.close()
+    assert path.read_bytes() == before
 
 
 def test_what_the_user_cleared_is_forgotten(tmp_path: Path) -> None:

@@ -136,11 +136,15 @@ def test_another_file(saved: Path) -> None:
 def in_slot(field: str, value: object) -> Callable[[bytearray], None]:
     def change(content: bytearray) -> None:
         slots = np.frombuffer(content, SLOT, offset=files._START)
-        slots[slots["key"] != 0][field]
         where = np.flatnonzero(slots["key"])[0]
         slots[field][where] = value
 
     return change
+
+
+def three_buckets(content: bytearray) -> None:
+    struct.pack_into("=I", content, 16, 3)
+    del content[files._START + 3 * files.BUCKET_BYTES :]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def in_slot(field: str, value: object) -> Callable[[bytearray], None]:
         in_slot("tokens", [11, 0, 0, 2**32 - 1]),
         in_slot("counts", 0),
         lambda content: struct.pack_into("=I", content, 16, 0),
-        lambda content: struct.pack_into("=I", content, 16, 3),
+        three_buckets,
         lambda content: struct.pack_into("=I", content, 16, 2**31),
         lambda content: content.__setitem__(files._HEADER.size - 128, 0xFF),
         lambda content: content.__setitem__(files._HEADER.size - 128, 0x1B),
