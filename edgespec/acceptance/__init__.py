@@ -17,6 +17,9 @@ from edgespec.sampling import Sampling, draw
 Rule = Literal["lossless", "typical", "entropy"]
 """How drafted tokens are accepted. Only ``lossless`` says what the target alone would say."""
 
+# A child of the path's last row that is accepted though ``lossless`` might not, if there is one.
+_LOSSY = {"typical": typical.choose, "entropy": entropy.choose}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -53,21 +56,18 @@ def accept(
 
     The other rules take some tokens that these would not: ``typical.choose``, ``entropy.choose``.
     """
+    choose = None if rule == "lossless" else _LOSSY[rule]
     target = Target(draft, logits, sampling, context)
     children = draft.children()
     tokens: list[int] = []
     rows = [0]
     child: int | None = 0
     while child is not None:
-        siblings = children[rows[-1]]
-        child = None
-        if rule == "typical":
-            child = typical.choose(rows[-1], draft, children, target)
-        elif rule == "entropy":
-            child = entropy.choose(rows, draft, siblings)
+        child = choose(rows, draft, children, target) if choose else None
         if child is not None:
             token = draft.tokens[child]
         else:
+            siblings = children[rows[-1]]
             token, child = _verify(rows[-1], siblings, draft, target, sampling.greedy, rng)
         tokens.append(token)
         if child is not None:

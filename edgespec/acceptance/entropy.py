@@ -6,21 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgespec.acceptance.target import Target
 from edgespec.draft import Draft
 
 WINDOW = 5
 """Places that the draft's entropy is averaged over, as in the paper."""
 THRESHOLD = 0.5
-"""Bits, on average, up to which the draft is trusted. Ours: the paper's curves have it as a parameter."""
+"""Bits, on average, up to which the draft is trusted. The paper tries several; this one is ours."""
 
 
-def choose(rows: Sequence[int], draft: Draft, siblings: Sequence[int]) -> int | None:
-    """The first of ``siblings`` if it is taken unverified, after the path ``rows``; or ``None``.
+def choose(
+    rows: Sequence[int], draft: Draft, children: Sequence[Sequence[int]], target: Target
+) -> int | None:
+    """The first child of the last of ``rows`` if it is taken unverified; or ``None``.
 
     It is where the draft's own distribution has had little entropy, on average, at this place and the
-    last few of its path. A draft without distributions is verified. The paper's least stay with a
-    model is left out: here a switch costs nothing, as the target has looked at all of the draft.
+    last few of its path. A draft without distributions is verified. The distributions are those that
+    were drawn from, where the paper has those before temperature. Its least stay with a model is left
+    out: here a switch costs nothing, as the target has looked at all of the draft.
     """
+    siblings = children[rows[-1]]
     if draft.probabilities is None or not siblings:
         return None
     places = [*(row - 1 for row in rows[1:]), siblings[0]][-WINDOW:]

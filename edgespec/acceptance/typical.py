@@ -24,14 +24,16 @@ def is_typical(token: int, p: FloatArray) -> bool:
     return bool(p[token] > min(EPSILON, DELTA * math.exp(-nats)) or token == p.argmax())
 
 
-def choose(row: int, draft: Draft, children: Sequence[Sequence[int]], target: Target) -> int | None:
-    """The child of ``row`` that begins the longest path of typical tokens, the likeliest of these;
-    ``None`` if no child is typical, and then the target draws a token.
+def choose(
+    rows: Sequence[int], draft: Draft, children: Sequence[Sequence[int]], target: Target
+) -> int | None:
+    """The child of the last of ``rows`` that begins the longest path of typical tokens, the likeliest
+    of these; ``None`` if no child is typical, and then the target draws a token.
 
     Medusa says its likeliest token instead. With a draw, what is said where nothing was drafted is
     the target's own. Greedy, only the likeliest token has any probability, and nothing is lost.
     """
-    return _longest(row, draft, children, target)[2]
+    return _longest(rows[-1], draft, children, target)[2]
 
 
 def _longest(

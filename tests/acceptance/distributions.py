@@ -82,7 +82,7 @@ def check(make: Make) -> int:
 
 def assert_caught(make: Make) -> None:
     """Assert that the check is able to fail."""
-    counts, expected, _ = emitted(make)
+    counts, expected, _ = emitted(make, 2_000)
     assert sigmas(counts.ravel(), expected.ravel()) > 8
     distance, chance = total_variation(counts.ravel(), expected.ravel())
     assert distance > chance
@@ -93,7 +93,7 @@ def answered(verify: Verify, with_replacement: bool) -> float:
     p = np.array([0.35, 0.05, 0.3, 0.1, 0.2], dtype=np.float32)
     q = np.array([0.1, 0.4, 0.1, 0.3, 0.1], dtype=np.float32)
     rng = np.random.default_rng(0)
-    counts, samples = np.zeros(5), 20_000
+    counts, samples = np.zeros(5), 15_000
     for _ in range(samples):
         candidates = [*rng.choice(5, 3, p=q / q.sum(dtype=np.float64))]
         if not with_replacement:

@@ -50,7 +50,7 @@ def test_the_mean_over_the_window_decides() -> None:
     certain = [1.0, 0, 0, 0]
     assert taken(*[certain] * 6, UNSURE) == 7  # 2 / 5
     assert taken(certain, certain, UNSURE) == 2  # 2 / 3
-    assert taken(*[certain] * 5, UNSURE, UNSURE) == 6  # 4 / 5
+    assert taken(*[certain] * 6, UNSURE, UNSURE) == 7  # 4 / 5
 
 
 def test_drafts_without_distributions_are_verified() -> None:

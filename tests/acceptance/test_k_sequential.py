@@ -16,7 +16,7 @@ from tests.memory_runtime import MemoryRuntime, ModelDrafter
 
 
 def drawn_tree(target: MemoryRuntime) -> Drafter:
-    return ModelDrafter(target, (3, 2, 1), with_replacement=True, seed=5)
+    return ModelDrafter(target, (3, 2), with_replacement=True, seed=5)
 
 
 def test_emitted_distribution_is_the_targets() -> None:

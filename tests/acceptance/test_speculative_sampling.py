@@ -150,8 +150,10 @@ TREE_FLAWS = [
 ]
 
 
-@pytest.mark.parametrize("make", [probabilistic, drawn_tree])
-@pytest.mark.parametrize("flaw", CHAIN_FLAWS)
+@pytest.mark.parametrize(
+    ("make", "flaw"),
+    [*((probabilistic, flaw) for flaw in CHAIN_FLAWS), (drawn_tree, "accepts by p alone")],
+)
 def test_a_broken_rule_for_drawn_guesses_is_caught(
     make: Make, flaw: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
