@@ -6,8 +6,6 @@ from datetime import datetime
 
 import click
 
-from edgespec.drafting import ngram_store as store
-
 
 @click.group()
 def cache() -> None:
@@ -28,7 +26,14 @@ def cache() -> None:
 
 @cache.command()
 def show() -> None:
-    """List what is kept: for which models, how much, when used last."""
+    """List what is kept: for which models, how much, when used last.
+
+    \b
+    Where it lies:
+      edgespec cache show | tail -1
+    """
+    from edgespec.drafting import ngram_store as store  # as below: not needed for help
+
     rows = [("MODEL", "ENTRIES", "SIZE", "LAST USED")]
     for kept in store.kept():
         header, used = kept.header, datetime.fromtimestamp(kept.modified)
@@ -50,20 +55,40 @@ def clear(model: str | None) -> None:
     """Delete what is kept of a MODEL that `edgespec cache show` names, or of all.
 
     A chat that is open forgets at its next save what it had read or saved.
+
+    \b
+    For example:
+      edgespec cache clear smollm2-135m-instruct
     """
+    from edgespec.drafting import ngram_store as store
+
     count = store.clear(model)
     click.echo(f"Deleted {count} cache{'' if count == 1 else 's'}.")
 
 
 @cache.command()
 def off() -> None:
-    """Neither read nor keep anything from now on. What is there stays; `clear` deletes it."""
+    """Neither read nor keep anything from now on. What is there stays; `clear` deletes it.
+
+    \b
+    For example:
+      edgespec cache off
+    """
+    from edgespec.drafting import ngram_store as store
+
     store.switch(False)
     click.echo("Off: nothing is read or kept, by what is started from now on.")
 
 
 @cache.command()
 def on() -> None:
-    """Keep what models say again, as at first."""
+    """Keep what models say again, as at first.
+
+    \b
+    For example:
+      edgespec cache on
+    """
+    from edgespec.drafting import ngram_store as store
+
     store.switch(True)
     click.echo("On: what models say is kept, by what is started from now on.")
