@@ -39,8 +39,9 @@ matrices that need it most."""
 _FOUR: dict[str, tuple[int, bool]] = {"U4_64": (64, True), "U4_32": (32, True), "Q4_1": (32, False)}
 """4-bit formats: weights in a group, and whether zero points are whole. 4.4, 4.75 and 5 bits a weight."""
 _EIGHT, _EIGHT_GROUP = "I8_64", 64
-_DRAFT = "U4_32"
-"""What a draft's matrices become in int4."""
+_DRAFT = "U4_64"
+"""What a draft's matrices become in int4. Of Qwen2.5-Coder-0.5B, groups of 32 read 10 % more for 0.4
+points of acceptance."""
 _PART_WEIGHTS = 1 << 24
 """Weights in float32 at a time."""
 
