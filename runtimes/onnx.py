@@ -227,10 +227,8 @@ class OnnxRuntime(Bookkeeping):
         positions = np.arange(self.length, end)
         if parents is None:
             size = attended * end
-            zeros = (
-                self._no_bias[:size] if size <= len(self._no_bias) else np.zeros(size, np.float32)
-            )
-            return positions, zeros.reshape(attended, end)
+            zeros = self._no_bias if size <= len(self._no_bias) else np.zeros(size, np.float32)
+            return positions, zeros[:size].reshape(attended, end)
         # The kernel takes no position ids where all positions are new; so it is told of one more.
         bias = np.zeros((attended, end if self.length else end + 1), np.float32)
         sees, rows = _ancestors(parents), len(parents)

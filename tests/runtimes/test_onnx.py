@@ -153,6 +153,21 @@ def test_a_trees_first_branch_is_a_chain_to_the_bit(
     runtime.close()
 
 
+@pytest.mark.skipif(not WINDOWS, reason="this ONNX Runtime has other windows")
+def test_a_tree_wants_a_window_as_long_as_the_context(tmp_path: Path) -> None:
+    """The kernel counts a window in rows of the cache: other branches would take a row's place in it."""
+    short = load_tiny(tmp_path, "llama", exact=False, window_everywhere=CONTEXT - 1)
+    before = (TOKENS * 4)[: CONTEXT - 3]
+    expected = short.forward([*before, 1, 3])[-1].copy()
+    short.forward(before, logits="none")
+    short.keep(range(len(before)))
+    assert not short.info.trees
+    short.info = replace(short.info, trees=True)
+    found = short.forward([1, 2, 3], [-1, 0, 0])
+    assert np.abs(found[2] - expected).max() > 0.01
+    short.close()
+
+
 def test_keeping_the_first_branch_copies_nothing(built: Path) -> None:
     runtime = OnnxRuntime(built)
     for cache in runtime._caches.values():
