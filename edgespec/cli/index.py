@@ -86,7 +86,9 @@ def _list() -> None:
     if not found:
         notice("there are no indexes; `edgespec index PATH…` makes one")
         return
-    rows: list[tuple[str, ...]] = [("NAME", "FOR THE TOKENS OF", "FILES", "TEXT", "SIZE", "MADE", "OF")]
+    rows: list[tuple[str, ...]] = [
+        ("NAME", "FOR THE TOKENS OF", "FILES", "TEXT", "SIZE", "MADE", "OF")
+    ]
     damaged = []
     progress = ProgressBar()
     for done, path in enumerate(found):
@@ -100,13 +102,13 @@ def _list() -> None:
         facts = kept.facts
         text, size = _size(facts.text_bytes), _size(path.stat().st_size)
         day, of = facts.created[:10], ", ".join(facts.paths)
-        row = (facts.name, facts.model, f"{facts.files:,}", text, size, day, of)
-        rows.append(tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row))
+        cells = (facts.name, facts.model, f"{facts.files:,}", text, size, day, of)
+        rows.append(tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in cells))
     progress.stop()
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        padded = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
     for line in damaged:
         notice(line)
 

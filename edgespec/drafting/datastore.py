@@ -1,9 +1,10 @@
 """Datastores: the user's own files as tokens, sorted so that what followed any words is found at once.
 
-A file holds tokens and positions (uint32), then facts in JSON, then ``_TRAILER``. The tokens are those of
-all texts, ``SEPARATOR`` after each and ``DEPTH`` of them at the start. The positions are those of tokens
-that follow another one of their text, sorted by the ``DEPTH`` tokens before them read backwards (a
-suffix array of the reversed text): all places where a context's end occurs are neighbours.
+A file holds tokens, positions and starts (uint32), then facts in JSON, then ``_TRAILER``. The tokens are
+those of all texts, ``SEPARATOR`` after each and ``DEPTH`` of them at the start. The positions are those of
+tokens that follow another one of their text, sorted by the ``DEPTH`` tokens before them read backwards (a
+suffix array of the reversed text): all places where a context's end occurs are neighbours. The starts are
+where the positions after each token begin, so that a search begins among few, and touches few pages.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ class Facts:
     """ISO 8601, UTC."""
     tokens: int
     positions: int
+    starts: int
     sha256: str
-    """Of tokens and positions."""
+    """Of all of these."""
     byteorder: str
 
 
@@ -94,10 +96,11 @@ class Datastore:
         self.facts = _read_facts(mapped)
         if path.name != _file_name(self.facts.name, self.facts.tokenizer):
             raise ValueError("it is of another name or tokenizer")
-        self._data = mapped[: 4 * (self.facts.tokens + self.facts.positions)]
+        self._data = mapped[: 4 * (self.facts.tokens + self.facts.positions + self.facts.starts)]
         words = self._data.cast("I")
         self.tokens = words[: self.facts.tokens]
-        self.positions = words[self.facts.tokens :]
+        self.positions = words[self.facts.tokens : -self.facts.starts]
+        self._starts = words[-self.facts.starts :]
 
     def find(self, context: Sequence[int]) -> tuple[int, int, int]:
         """Where the longest end of ``context`` that occurs does: ``positions[first:last]`` are what
@@ -105,18 +108,28 @@ class Datastore:
         tokens, size = self.tokens, len(self.tokens)
         first, last, match = 0, len(self.positions), 0
         for back in range(1, min(DEPTH, len(context)) + 1):
-
-            def before(position: int, back: int = back) -> int:
-                # modulo: a position with a flipped bit may point anywhere
-                return tokens[(position - back) % size]
-
             token = context[-back]
-            start = bisect_left(self.positions, token, first, last, key=before)
-            end = bisect_right(self.positions, token, start, last, key=before)
+            if back == 1:
+                start, end = self._after(token)
+            else:
+
+                def before(position: int, back: int = back) -> int:
+                    # modulo: a position with a flipped bit may point anywhere
+                    return tokens[(position - back) % size]
+
+                start = bisect_left(self.positions, token, first, last, key=before)
+                end = bisect_right(self.positions, token, start, last, key=before)
             if start == end:
                 break
             first, last, match = start, end, back
         return first, last, match
+
+    def _after(self, token: int) -> tuple[int, int]:
+        """Where the positions after ``token`` are; bounded, for a bit may have flipped."""
+        if token + 1 >= len(self._starts):
+            return 0, 0
+        end = min(self._starts[token + 1], len(self.positions))
+        return min(self._starts[token], end), end
 
     def check(self) -> None:
         """Read all of it. Raises ``ValueError`` where a bit is not as it was written."""
@@ -191,7 +204,7 @@ def build(
                     texts = _Texts(roots, skipped, progress)
                     digest = hashlib.sha256()
                     tokens = _write_tokens(file, texts, tokenizer, digest)
-                    positions = _write_positions(file, tokens, digest, progress)
+                    positions, starts = _write_positions(file, tokens, digest, progress)
                     if not positions:
                         raise UserError(_nothing(paths, skipped))
                     name = final.name.split(".", 1)[1].removesuffix(".index")
@@ -207,6 +220,7 @@ def build(
                             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                             tokens=tokens,
                             positions=positions,
+                            starts=starts,
                             sha256=digest.hexdigest(),
                             byteorder=sys.byteorder,
                         ),
@@ -417,8 +431,19 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     ]
 
 
-def _write_positions(file: BinaryIO, count: int, digest: hashlib._Hash, progress: Progress) -> int:
-    """Write the sorted positions of the ``count`` tokens in ``file``; returns how many there are."""
+def _write_positions(
+    file: BinaryIO, count: int, digest: hashlib._Hash, progress: Progress
+) -> tuple[int, int]:
+    """Sort the positions of the ``count`` tokens in ``file``; write them, and their starts.
+
+    Returns how many there are of each.
+    """
+
+    def write(numbers: npt.NDArray[np.int64]) -> None:
+        data = numbers.astype(np.uint32).tobytes()
+        digest.update(data)
+        file.write(data)
+
     file.flush()
     file.seek(0)
     tokens: Tokens = np.fromfile(file, np.uint32, count)
@@ -439,11 +464,10 @@ def _write_positions(file: BinaryIO, count: int, digest: hashlib._Hash, progress
         chosen = (before >= first) & (before < last) & follows
         positions = np.flatnonzero(chosen) + 1
         _sort(positions, tokens, separator.bit_length())
-        data = positions.astype(np.uint32).tobytes()
-        digest.update(data)
-        file.write(data)
+        write(positions)
         first = last
-    return total
+    write(starts)
+    return total, len(starts)
 
 
 def _sort(positions: npt.NDArray[np.int64], tokens: Tokens, bits: int) -> None:
@@ -498,9 +522,8 @@ def _read_facts(data: memoryview) -> Facts:
     facts = _parse(text)
     if facts.byteorder != sys.byteorder:
         raise ValueError("it is of a machine with another byte order")
-    if min(facts.tokens, facts.positions) < 1 or (
-        4 * (facts.tokens + facts.positions) + len(text) != end
-    ):
+    counts = (facts.tokens, facts.positions, facts.starts)
+    if min(counts) < 1 or 4 * sum(counts) + len(text) != end:
         raise ValueError("its size is not what it says")
     return facts
 
