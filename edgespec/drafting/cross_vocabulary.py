@@ -158,6 +158,8 @@ class CrossVocabulary:
                 break
             text += self._draft.token_bytes(token)
             ends.append(len(text))
+            if len(text) > _LONGEST_TEXT:
+                break
         length = len(_characters(text[:_LONGEST_TEXT]).encode())
         spelled: list[tuple[int, int, float]] = []
         at = 0
@@ -260,9 +262,14 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _last_word(words: Sequence[bytes]) -> int:
-    """Where the last word of these tokens begins: what is before does not change by what follows."""
+    """Where the last word of these tokens begins: what is before does not change by what follows.
+
+    Where it is long, or there are no spaces, the place of a character that is near.
+    """
     first = max(0, len(words) - _TAIL)
     for i in range(len(words) - 1, first, -1):
         if words[i][:1].isspace() and not words[i - 1][-1:].isspace():
             return i
+    while first and first < len(words) and b"\x80" <= words[first][:1] < b"\xc0":
+        first += 1
     return first

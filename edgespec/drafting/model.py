@@ -89,8 +89,9 @@ class ModelDrafter:
     not run, until evaluating what it missed and a few trials are paid for by what it gained before, or
     take less than a fiftieth of all time: then it is given another chance. What a
     prompt costs the draft is spread over what is expected to be said still: as much as was said already,
-    or what answers of late were longer. It reads all of it: of a prompt of 400 to 800 tokens a draft that
-    read only the last 512 guessed a seventh fewer right, one that read 256 half as many.
+    or what answers of late were longer. It reads all of it: of prompts of 630 to
+    800 tokens (to summarise, to answer from) one that read only the first 48 and the last 512 guessed
+    67 % of the answer right in place of 82 %, with the last 256 58 %.
 
     With ``cascade``, repetition drafts for the draft model, where that saves it passes.
     """
