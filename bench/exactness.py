@@ -91,6 +91,7 @@ def logit_gap(target: Runtime, prefix: list[int], a: int, b: int) -> float:
     show_default=True,
     help="How many prompts.",
 )
+@click.option("--draft", default="hierarchy", show_default=True)
 @click.option("--max-tokens", default=128, show_default=True)
 @click.option("--context", default=2048, show_default=True)
 @click.option("--threads", type=int, help="Default: one a core.")
@@ -98,12 +99,13 @@ def main(
     model: str,
     runtime: str,
     count: int,
+    draft: str,
     max_tokens: int,
     context: int,
     threads: int | None,
     json_path: Path | None,
 ) -> None:
-    """Compare the greedy tokens of `--draft none` and `--draft ngram`, both with `--exact`.
+    """Compare the greedy tokens of `--draft none` and of --draft, both with `--exact`.
 
     Exits with 1 if they differ (llama-cpp: other than at a near tie).
     """
@@ -115,7 +117,7 @@ def main(
     with open_engine("none") as engine:
         plain = answers(engine, prompts, max_tokens)
     differences = []
-    with open_engine("ngram") as engine:
+    with open_engine(draft) as engine:
         drafted = answers(engine, prompts, max_tokens)
         for prompt, a, b in zip(prompts, plain, drafted, strict=True):
             if (i := first_difference(a.said, b.said)) is not None:
@@ -148,7 +150,7 @@ def main(
         "near_ties": near_ties,
         "differences": [asdict(difference) for difference in differences],
     }
-    report(f"Exactness: {runtime}, none vs ngram", machine(model), tables, json_path, figures)
+    report(f"Exactness: {runtime}, none vs {draft}", machine(model), tables, json_path, figures)
     sys.exit(len(differences) > allowed)
 
 

@@ -128,7 +128,7 @@ _ROWS = {
     show_default=True,
     help="May be given several times.",
 )
-@click.option("--draft", default="ngram", show_default=True)
+@click.option("--draft", default="hierarchy", show_default=True)
 @click.option("--exact/--no-exact", default=True, show_default=True)
 @click.option("--threads", type=int)
 def main(

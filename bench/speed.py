@@ -1,4 +1,4 @@
-"""What a pass costs against llama.cpp's, and what speculation gains against plain decoding.
+"""What speculation gains against plain decoding of the same weights, drafter by drafter.
 
 Plain decoding is the fastest that the runtime has: nothing drafted and passes not padded.
 Measurements alternate, so that a machine that slows down slows down everything that is compared.
@@ -7,9 +7,9 @@ Measurements alternate, so that a machine that slows down slows down everything 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from math import exp, log
 from pathlib import Path
 from time import perf_counter
 
@@ -19,10 +19,8 @@ from edgespec.bench.common import (
     RUNTIMES,
     Prompt,
     first_of_each,
-    in_child,
     machine,
     note,
-    own_text,
     program,
     read_prompts,
     report,
@@ -31,146 +29,56 @@ from edgespec.bench.common import (
 )
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter
-from edgespec.drafting.ngram import NgramDrafter
-from edgespec.drafting.none import NoDrafter
+from edgespec.drafting.hierarchy import Hierarchy
+from edgespec.drafting.model_free import MODEL_FREE, model_free
+from edgespec.drafting.ngram_cache import NgramCache
+from edgespec.drafting.retrieval import open_datastores
+from edgespec.drafting.sources import Source
+from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
+from edgespec.errors import UserError
 from edgespec.runtimes import MAX_ROWS
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.measuring import measure_curve
 from edgespec.scheduling.policy import Scheduler
+from edgespec.scheduling.profile import Curve
 from edgespec.session import Loaded, Session
 
-SIZES = (1, 2, 4, 8, 16)
-_CONTEXT = 128
-"""Tokens in the cache when passes are timed."""
-_DECODED = 32
-"""Tokens of plain decoding that are timed one after the other."""
-
-
-# -- passes ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Passes:
-    """Seconds of every pass timed, by its tokens; plain decoding's are under 0."""
-
-    seconds: dict[int, list[float]]
-    weight_bytes: int
-
-    def median(self, size: int) -> float:
-        """Of the passes over ``size`` tokens."""
-        return statistics.median(self.seconds[size])
-
-
-def time_passes(model: str, runtime: str, threads: int | None, repeats: int) -> Passes:
-    """Time passes over the sizes, in turn, and then plain decoding."""
-    with Engine.open(
-        model, runtime=runtime, draft="none", exact=False, context=1024, threads=threads
-    ) as engine:
-        target, info = engine.loaded.target, engine.info
-        tokens = engine.loaded.tokenizer.encode(own_text())
-        target.forward(tokens[:_CONTEXT], logits="none")
-        target.keep(range(_CONTEXT))
-        following = tokens[_CONTEXT:]
-        seconds: dict[int, list[float]] = {size: [] for size in (0, *SIZES)}
-        for repeat in range(repeats + 1):  # the first is not counted
-            for size in SIZES:
-                started = perf_counter()
-                target.forward(following[:size])
-                if repeat:
-                    seconds[size].append(perf_counter() - started)
-        token = following[0]
-        for step in range(_DECODED + 2):  # nor are the first two
-            started = perf_counter()
-            token = int(target.forward([token])[0].argmax())
-            target.keep([0])
-            if step > 1:
-                seconds[0].append(perf_counter() - started)
-        return Passes(seconds, info.weight_bytes)
-
-
-def merged(parts: Sequence[Passes]) -> Passes:
-    """The samples of several processes as one."""
-    seconds = {size: [s for part in parts for s in part.seconds[size]] for size in parts[0].seconds}
-    return Passes(seconds, parts[0].weight_bytes)
-
-
-@program
-@click.option("--repeats", default=7, show_default=True, help="Passes of a size in a process.")
-@click.option("--threads", type=int, help="Default: one a core.")
-def passes(model: str, repeats: int, threads: int | None, json_path: Path | None) -> None:
-    """Time of a pass over n tokens on onnx and on llama.cpp, in alternated processes (A B B A)."""
-    note("opening once, so that nothing is built while we measure")
-    in_child(time_passes, model, "onnx", threads, 1)
-    found: dict[str, list[Passes]] = {"onnx": [], "llama-cpp": []}
-    for runtime in ("onnx", "llama-cpp", "llama-cpp", "onnx"):
-        note(f"timing {runtime}")
-        found[runtime].append(in_child(time_passes, model, runtime, threads, repeats))
-    onnx, llama = merged(found["onnx"]), merged(found["llama-cpp"])
-
-    def cells(passes: Passes, size: int) -> list[str]:
-        times = [1e3 * s for s in passes.seconds[size]]
-        spread = f"{statistics.median(times):.1f} [{min(times):.1f}–{max(times):.1f}]"
-        return [spread, f"{passes.median(size) / passes.median(1):.2f}"]
-
-    rows = [
-        [
-            f"n={size}" if size else "n=1, decoding",
-            *cells(onnx, size),
-            *cells(llama, size),
-            f"{onnx.median(size) / llama.median(size):.2f}",
-        ]
-        for size in (0, *SIZES)
-    ]
-    headers = [
-        f"after {_CONTEXT} tokens",
-        "onnx, ms",
-        "R(n)",
-        "llama.cpp, ms",
-        "R(n)",
-        "onnx/llama",
-    ]
-    gained = [
-        [name, f"{p.weight_bytes / 1e6:.0f}", f"{p.weight_bytes / p.median(1) / 1e9:.1f}"]
-        for name, p in (("onnx", onnx), ("llama.cpp", llama))
-    ]
-    tables = [
-        table(headers, rows),
-        table(["runtime", "MB read a pass", "GB/s at n=1"], gained),
-        f"Plain decoding, onnx: {llama.median(0) / onnx.median(0):.2f}× llama.cpp's. "
-        f"A pass over 4 tokens: {onnx.median(4) / llama.median(4):.2f}× llama.cpp's time.",
-    ]
-    figures = {"onnx": asdict(onnx), "llama_cpp": asdict(llama)}
-    report("Passes: medians [min–max]", machine(model), tables, json_path, figures)
-
-
-# -- generate ----------------------------------------------------------------------------------
+_SIZES = (1, 2, 4, 8, 16)
+"""Passes that are timed before anything is decoded."""
+_ALONE = "model"
+"""The draft model without the sources beside it."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to decode with a model that is loaded: its drafter, and whether passes are padded."""
+    """A way to decode with a model that is loaded: what drafts, and whether passes are padded."""
 
-    name: str
-    drafter: Callable[[], Drafter]
+    draft: str
+    """One of ``MODEL_FREE``, "model", "hierarchy+model", or "γ = N": the longest match, N tokens of it."""
     exact: bool
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.draft if self.draft != "none" else "plain"
 
-PLAIN = Mode("plain", NoDrafter, False)
-EXACT = Mode("ngram --exact", NgramDrafter, True)
-FAST = Mode("ngram --no-exact", NgramDrafter, False)
+
+PLAIN = Mode("none", False)
 
 
-class FixedNgram(NgramDrafter):
+class FixedSuffix(Hierarchy):
     """Drafts so many tokens wherever anything matches, as systems without a scheduler do."""
 
     def __init__(self, gamma: int) -> None:
-        super().__init__()
+        super().__init__([Suffix()])
         self.gamma = gamma
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
         """No confidences: the scheduler does not cut it."""
-        return Draft(super().propose(context, budget).tokens[: self.gamma])
+        nodes = min(self.gamma, budget.nodes)
+        chain = replace(budget, nodes=nodes, width=1, pass_seconds=lambda rows: 1.0)
+        return Draft(super().propose(context, chain).tokens)
 
 
 @dataclass(frozen=True)
@@ -185,11 +93,13 @@ class Run:
     drafted: int
     accepted: int
     decode_s: float
+    draft_s: float
     own_s: float
-    """In the steps, but in neither pass: drafting and the engine's own work."""
+    """In the steps, but in neither a pass nor drafting: the engine's own work."""
     wall_s: float
     """From the first decoding step to the end, streaming included."""
     pass_s: float
+    said: list[int]
 
     @property
     def rate(self) -> float:
@@ -198,25 +108,47 @@ class Run:
 
 
 class Switch:
-    """Puts one loaded model, which was opened exact, into any mode. Passes cost a mode the same
-    whatever the other modes learnt: each keeps its own costs."""
+    """Puts one loaded model, which was opened exact, into any mode. What drafters and costs learn is
+    each mode's own, and none of it lasts beyond ``renew``: an answer is not to be learnt by heart."""
 
     def __init__(self, engine: Engine) -> None:
         self.parts = engine.loaded
         self._exact = self.parts.target.info
-        self._costs: dict[Mode, PassCosts] = {}
+        self._model = [d for d in self.parts.scheduler.drafters if not isinstance(d, Hierarchy)]
+        self._curves: dict[bool, Curve] = {}
+        self._schedulers: dict[Mode, Scheduler] = {}
+        self.parts.cache = None  # the user's stays as it is
+
+    def renew(self) -> None:
+        """Begin a round: nothing was learnt yet."""
+        self._schedulers.clear()
 
     def to(self, mode: Mode) -> Loaded:
         """The model as ``Engine.open(draft=…, exact=…)`` would have it."""
         target = self.parts.target
         target.info = self._exact if mode.exact else replace(self._exact, pass_sizes=())
-        drafter: Drafter = mode.drafter()
-        if mode not in self._costs:
+        if mode.exact not in self._curves:
             target.truncate(0)
-            curve = measure_curve(target, SIZES, budget_s=5.0)
-            self._costs[mode] = PassCosts(curve)
-        self.parts.scheduler = Scheduler([drafter], self._costs[mode])
+            self._curves[mode.exact] = measure_curve(target, _SIZES, budget_s=5.0)
+        if mode not in self._schedulers:
+            costs = PassCosts(self._curves[mode.exact])
+            self._schedulers[mode] = Scheduler(self._drafters(mode.draft), costs)
+        self.parts.scheduler = self._schedulers[mode]
         return self.parts
+
+    def _drafters(self, draft: str) -> list[Drafter]:
+        if draft.startswith("γ = "):
+            return [FixedSuffix(int(draft.removeprefix("γ = ")))]
+        if draft == _ALONE:
+            return [*self._model]
+        name = draft.split("+")[0]
+        size = self._exact.vocab_size
+        lasting: list[Source] = []
+        if name in ("retrieval", "hierarchy"):
+            lasting += open_datastores(self.parts.tokenizer)
+        if name in ("ngram-cache", "hierarchy"):
+            lasting.append(NgramCache(None, "", size))
+        return model_free(name, size, lasting) + (self._model if "+" in draft else [])
 
 
 def run(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int, stop: bool) -> Run:
@@ -238,20 +170,33 @@ def run(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int, stop: bool)
         s.drafted,
         s.accepted,
         s.decode_s,
-        s.draft_s + s.own_s,
+        s.draft_s,
+        s.own_s,
         wall_s - s.prefill_s,
         s.pass_s,
+        session.token_ids,
     )
 
 
 def speedups(runs: Sequence[Run], mode: Mode) -> dict[int, float]:
-    """By prompt: the mode's rate over plain decoding's, the fastest run of each."""
+    """By prompt: the mode's rate over plain decoding's, the median of the rounds' ratios."""
 
-    def best(prompt: int, name: str) -> float:
-        return max(run.rate for run in runs if (run.prompt, run.mode) == (prompt, name))
+    def rates(prompt: int, name: str) -> list[float]:
+        return [run.rate for run in runs if (run.prompt, run.mode) == (prompt, name)]
 
     prompts = dict.fromkeys(run.prompt for run in runs)
-    return {prompt: best(prompt, mode.name) / best(prompt, PLAIN.name) for prompt in prompts}
+    return {
+        prompt: statistics.median(
+            own / plain
+            for own, plain in zip(rates(prompt, mode.name), rates(prompt, PLAIN.name), strict=True)
+        )
+        for prompt in prompts
+    }
+
+
+def geometric_mean(ratios: Collection[float]) -> float:
+    """Of ratios, which average so."""
+    return exp(statistics.fmean(log(ratio) for ratio in ratios))
 
 
 def seconds(runs: Sequence[Run], mode: Mode, prompts: Collection[int]) -> list[float]:
@@ -275,7 +220,7 @@ def by_category(runs: Sequence[Run]) -> dict[str, list[int]]:
 
 def gains_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
     """Per category: plain decoding's time over the mode's, the median of the rounds and their range,
-    and of the prompts the worst."""
+    and of the prompts the worst; then tokens a pass and the share of what was drafted that was said."""
     gains = {mode: speedups(runs, mode) for mode in modes}
 
     def cell(mode: Mode, prompts: Sequence[int]) -> str:
@@ -283,13 +228,18 @@ def gains_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
         ratios = [plain / own for plain, own in pairs]
         worst = min(gains[mode][prompt] for prompt in prompts)
         middle = statistics.median(ratios)
-        return f"{middle:.2f} [{min(ratios):.2f}–{max(ratios):.2f}], {worst:.2f}"
+        own = [run for run in runs if run.mode == mode.name and run.prompt in set(prompts)]
+        tau = sum(run.tokens for run in own) / sum(run.passes for run in own)
+        drafted = sum(run.drafted for run in own)
+        alpha = f"{sum(run.accepted for run in own) / drafted:.0%}" if drafted else "–"
+        spread = f" [{min(ratios):.2f}–{max(ratios):.2f}]" if len(ratios) > 1 else ""
+        return f"{middle:.2f}{spread}, {worst:.2f}; {tau:.2f}, {alpha}"
 
     rows = [
         [category, str(len(prompts)), *(cell(mode, prompts) for mode in modes)]
         for category, prompts in by_category(runs).items()
     ]
-    headers = ["category", "prompts", *(f"{m.name}: all [rounds], worst" for m in modes)]
+    headers = ["category", "prompts", *(f"{m.name}: all [rounds], worst; τ, α" for m in modes)]
     return table(headers, rows)
 
 
@@ -314,27 +264,32 @@ def nearness_table(runs: Sequence[Run], mode: Mode, fixed: Sequence[Mode]) -> st
 
 
 def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
-    """Per mode: its rate, its figures of speculation, its worst prompt and the share of Python."""
+    """Per mode: its rate, its figures of speculation, its worst prompt, the share of Python, and of how
+    many answers plain decoding said the same."""
     rows = []
+    plain = {run.prompt: run.said for run in runs if run.mode == PLAIN.name}
     for mode in [PLAIN, *modes]:
         own = [run for run in runs if run.mode == mode.name]
         tokens, decode_s = sum(r.tokens for r in own), sum(r.decode_s for r in own)
-        drafted = sum(r.drafted for r in own)
+        passes, drafted = sum(r.passes for r in own), sum(r.drafted for r in own)
         gains = speedups(runs, mode)
         worst = min(gains, key=gains.__getitem__)
         rows.append(
             [
                 mode.name,
                 f"{tokens / decode_s:.1f}",
-                f"{tokens / sum(r.passes for r in own):.2f}",
-                f"{sum(r.accepted for r in own) / drafted:.2f}" if drafted else "–",
+                f"{geometric_mean(gains.values()):.3f}",
                 f"{gains[worst]:.3f} (prompt {worst})" if mode is not PLAIN else "–",
+                f"{tokens / passes:.2f}",
+                f"{sum(r.accepted for r in own) / drafted:.2f}" if drafted else "–",
+                f"{1e3 * sum(r.draft_s for r in own) / passes:.2f}",
                 f"{sum(r.own_s for r in own) / decode_s:.2%}",
                 f"{1 - sum(r.pass_s for r in own) / sum(r.wall_s for r in own):.2%}",
+                f"{sum(r.said == plain[r.prompt] for r in own)} of {len(own)}",
             ]
         )
-    headers = ["mode", "tokens/s", "τ", "α", "worst", "drafting and own, of a step"]
-    return table([*headers, "outside passes, with streaming"], rows)
+    headers = ["drafts", "tokens/s", "geometric mean", "worst", "τ", "α", "drafting, ms a step"]
+    return table([*headers, "own", "outside passes, with streaming", "plain's words"], rows)
 
 
 @program
@@ -346,14 +301,27 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Questions in Spec-Bench's format. Default: rewriting a file with type hints.",
 )
+@click.option(
+    "--half", type=click.Choice(["odd", "even"]), help="Only the questions with such numbers."
+)
 @click.option("--exact/--no-exact", default=True, show_default=True, help="Where the runtime can.")
+@click.option(
+    "--draft",
+    "drafts",
+    multiple=True,
+    metavar="NAME|MODEL",
+    default=("hierarchy",),
+    show_default=True,
+    help=f"What drafts: {', '.join(MODEL_FREE[1:])}; a model (one at most), which drafts beside "
+    f"hierarchy; {_ALONE}: that model alone. May be repeated.",
+)
 @click.option(
     "--gamma",
     "gammas",
     multiple=True,
     type=click.IntRange(1, MAX_ROWS - 1),
     metavar="N",
-    help="Compare with drafting always N tokens, too.",
+    help="Compare with drafting always N tokens of the longest match, too.",
 )
 @click.option("--per-category", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True)
@@ -361,11 +329,13 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
 @click.option("--stop/--ignore-stop", default=False, show_default=True, help="End as models do.")
 @click.option("--context", default=4096, show_default=True)
 @click.option("--threads", type=int, help="Default: one a core.")
-def generate(
+def main(
     model: str,
     runtime: str,
     paths: tuple[Path, ...],
+    half: str | None,
     exact: bool,
+    drafts: tuple[str, ...],
     gammas: tuple[int, ...],
     per_category: int,
     max_tokens: int,
@@ -375,43 +345,47 @@ def generate(
     threads: int | None,
     json_path: Path | None,
 ) -> None:
-    """Greedy answers with n-grams against plain decoding, on one loaded model.
+    """Greedy answers with drafts against plain decoding, on one loaded model.
 
-    A round is plain decoding and every mode, for each prompt, every second one in reverse. Answers
+    A round is every prompt, decoded plainly and in every mode, every second time in reverse. What is
+    learnt of one prompt serves the next, as in use, but no round serves another. Answers
     go on to --max-tokens even after the model's end, to be of equal length.
     """
     read = [prompt for path in paths for prompt in read_prompts(path)]
+    read = [p for p in read if half is None or p.id % 2 == (half == "odd")]
     prompts = first_of_each(read, per_category) if read else [rewriting_prompt()]
-    runs = []
+    models = [draft for draft in drafts if draft not in (*MODEL_FREE, _ALONE)]
+    if len(models) > 1 or (_ALONE in drafts and not models):
+        raise UserError("give one --draft MODEL; --draft model means that one alone")
+    named = [draft if draft not in models else f"hierarchy+{_ALONE}" for draft in drafts]
+    runs: list[Run] = []
     with Engine.open(
-        model, runtime=runtime, draft="none", context=context, threads=threads
+        model, runtime=runtime, draft=(*models, "none")[0], context=context, threads=threads
     ) as engine:
-        mode = EXACT if exact and engine.info.pass_sizes else FAST
-        fixed = [Mode(f"γ = {n}", partial(FixedNgram, n), mode.exact) for n in gammas]
+        exact = exact and bool(engine.info.pass_sizes)
+        modes = [Mode(name, exact) for name in named]
+        fixed = [Mode(f"γ = {n}", exact) for n in gammas]
         switch = Switch(engine)
         run(switch, PLAIN, prompts[0], 8, stop)  # warms everything up
-        for number, prompt in enumerate(prompts, 1):
-            order = [PLAIN, mode, *fixed]
-            for turn in range(rounds):
-                for now in order[::-1] if turn % 2 else order:
-                    runs.append(run(switch, now, prompt, max_tokens, stop))
-            gain = speedups([r for r in runs if r.prompt == prompt.id], mode)[prompt.id]
-            note(f"{number}/{len(prompts)} {prompt.category}: {gain:.2f}×")
-    tables = [gains_table(runs, [mode, *fixed]), modes_table(runs, [mode, *fixed])]
+        order = [PLAIN, *modes, *fixed]
+        for turn in range(rounds):
+            switch.renew()
+            for number, prompt in enumerate(prompts, 1):
+                for mode in order[::-1] if (turn + number) % 2 else order:
+                    runs.append(run(switch, mode, prompt, max_tokens, stop))
+                latest = [r for r in runs[-len(order) :] if r.mode == modes[0].name]
+                plain = [r for r in runs[-len(order) :] if r.mode == PLAIN.name]
+                gain = latest[0].rate / plain[0].rate
+                note(f"{turn + 1}: {number}/{len(prompts)} {prompt.category}: {gain:.2f}×")
+    tables = [gains_table(runs, [*modes, *fixed]), modes_table(runs, [*modes, *fixed])]
     if fixed:
-        tables.append(nearness_table(runs, mode, fixed))
+        tables += [nearness_table(runs, mode, fixed) for mode in modes]
     ends = "to the model's end" if stop else "past the model's end"
-    title = f"Speed-up over plain decoding: {runtime}, {max_tokens} tokens, {ends}, {rounds} rounds"
+    title = (
+        f"Speed-up over plain decoding: {runtime}{' --exact' * exact}, {max_tokens} tokens, {ends}, "
+        f"{rounds} rounds"
+    )
     report(title, machine(model), tables, json_path, [asdict(run) for run in runs])
-
-
-@click.group()
-def main() -> None:
-    """The cost of passes, and the gain of speculation."""
-
-
-main.add_command(passes)
-main.add_command(generate)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from edgespec.decoding import PREFILL_CHUNK
-from edgespec.drafting import Drafter
 from edgespec.drafting.cross_vocabulary import between
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.ngram import NgramDrafter
+from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
+from edgespec.drafting.ngram_cache import NgramCache
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
@@ -36,12 +36,11 @@ from edgespec.scheduling.memory import Use
 from edgespec.scheduling.placement import Place, known
 from edgespec.scheduling.planning import Plan
 from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.prediction import MODEL_FREE
 from edgespec.scheduling.profile import Profile
 from edgespec.session import Loaded, Notice, Session, unheard
 from edgespec.statistics import Statistics
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"auto": NgramDrafter, **MODEL_FREE}
+DRAFTERS = ("auto", *MODEL_FREE)
 _DRAFT_PROFILED = (1, 2)
 """Of a draft: after a rejection, and after a draft accepted whole."""
 _PROFILED_S = 0.9
@@ -88,9 +87,9 @@ class Engine:
         with safetensors or with what Optimum exported.
 
         ``runtime`` is auto, onnx or llama-cpp; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
-        execution provider of ONNX Runtime. ``draft`` is auto (ngram, and what the bundle has), none,
-        ngram, or a smaller model, named as ``model`` is; it runs where the target
-        does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
+        execution provider of ONNX Runtime. ``draft`` is auto (hierarchy, and what the bundle has), one of
+        ``MODEL_FREE``, or a smaller model, named as ``model`` is, which drafts beside hierarchy; it
+        runs where the target does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
         a core. What is auto or left open of runtime, device and threads is what profiles of this
@@ -150,11 +149,11 @@ class Engine:
                     f"{found.path} has {tokenizer.vocab_size} tokens in its tokenizer and "
                     f"{target.info.vocab_size} in its head; they do not belong together"
                 )
-            drafters: list[Drafter] = []
-            if (
-                drafting is None or draft in DRAFTERS
-            ):  # a model that does not fit has n-grams instead
-                drafters.append(DRAFTERS.get(draft, NgramDrafter)())
+            name = draft if draft in MODEL_FREE else "hierarchy"
+            lasting = lasting_sources(
+                name, tokenizer, target.info, profiles.fingerprint(found.path), notice
+            )
+            drafters = model_free(name, target.info.vocab_size, lasting)
             costs = PassCosts()
             if draft != "none":
                 profile = _profile(target, found, place, QUICK_ROWS, progress, notice)
@@ -173,7 +172,12 @@ class Engine:
                     )
                 )
             loaded = Loaded(
-                target, Scheduler(drafters, costs), tokenizer, template, draft=draft_model
+                target,
+                Scheduler(drafters, costs),
+                tokenizer,
+                template,
+                draft=draft_model,
+                cache=next((each for each in lasting if isinstance(each, NgramCache)), None),
             )
             opened.pop_all()
         return cls(loaded, found.sampling)
@@ -274,7 +278,9 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Free the model, and its draft."""
+        """Free the model, and its draft; keep what was learnt of its answers."""
+        if self.loaded.cache is not None:
+            self.loaded.cache.close()
         self.loaded.target.close()
         if self.loaded.draft is not None:
             self.loaded.draft.close()

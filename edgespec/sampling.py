@@ -129,6 +129,14 @@ def _distribution(logits: FloatArray, sampling: Sampling) -> FloatArray:
     return distribution
 
 
+def likeliest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
+    """The ``count`` largest of ``logits [V]``, the largest first; of ties any."""
+    found = top(logits, count)
+    if found.size > count:
+        found = found[np.argpartition(-logits[found], count - 1)[:count]]
+    return found[np.argsort(-logits[found], kind="stable")]
+
+
 def top(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
     """Where the ``count`` largest of ``logits [V]`` are, and those tied with the last, in no order."""
     if count >= logits.size:

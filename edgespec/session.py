@@ -19,8 +19,12 @@ from edgespec.scheduling.prediction import Trace, record
 from edgespec.statistics import Statistics, peak_memory_bytes
 
 if TYPE_CHECKING:
+    from edgespec.drafting.ngram_cache import NgramCache
     from edgespec.models.chat_template import ChatTemplate
     from edgespec.models.tokenizer import Detokenizer, Tokenizer
+
+_KEPT_EVERY_S = 60.0
+"""Seconds between two times that what was learnt of answers is kept; it is when the engine closes, too."""
 
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -45,6 +49,8 @@ class Loaded:
     """The context of the last answer; the target's cache holds a prefix of it."""
     draft: Runtime | None = None
     """The model that a drafter drafts with, if one does."""
+    cache: NgramCache | None = None
+    """What is learnt of answers for later ones, if a drafter looks there."""
 
 
 class Session:
@@ -221,6 +227,8 @@ class Session:
                 yield from self._stream(prompt, limit, stats, words)
         finally:
             stats.peak_memory_bytes = peak_memory_bytes()
+            if loaded.cache is not None:
+                loaded.cache.save(every=_KEPT_EVERY_S)
         stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
         self.finish_reason = "stop" if stopped else "length"
 

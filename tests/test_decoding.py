@@ -9,8 +9,8 @@ import pytest
 from edgespec.decoding import PREFILL_CHUNK, Step, decode, prefill
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
-from edgespec.drafting.ngram import NgramDrafter
-from edgespec.drafting.none import NoDrafter
+from edgespec.drafting.hierarchy import Hierarchy
+from edgespec.drafting.suffix import Suffix
 from edgespec.export import build_onnx
 from edgespec.runtimes import ContextOverflow, Runtime
 from edgespec.runtimes.onnx import OnnxRuntime
@@ -22,7 +22,7 @@ from tests.tiny import tiny_gguf
 
 Make = Callable[[MemoryRuntime], Drafter]
 DRAFTERS: dict[str, Make] = {
-    "ngram": lambda target: NgramDrafter(),
+    "ngram": lambda target: Hierarchy([Suffix()]),
     "random": RandomDrafter,
     "always 3": lambda target: CertainDrafter([3] * 40),
 }
@@ -103,7 +103,7 @@ def test_greedy_output_is_the_same_whatever_is_drafted(
         target = MemoryRuntime(seed=seed, period=5, pass_sizes=pass_sizes)
         return say(target, make(target), prompt, 80, stop, sampling)
 
-    plain, steps = run(lambda target: NoDrafter())
+    plain, steps = run(lambda target: Hierarchy([]))
     assert all(len(step.tokens) == 1 for step in steps)
     drafted, steps = run(DRAFTERS[name])
     assert drafted == plain
@@ -112,7 +112,7 @@ def test_greedy_output_is_the_same_whatever_is_drafted(
 
 def test_drafting_saves_passes() -> None:
     target = MemoryRuntime(period=5, order=1)
-    said, steps = say(target, NgramDrafter(), [0, 1, 2, 3, 4] * 3, 80)
+    said, steps = say(target, Hierarchy([Suffix()]), [0, 1, 2, 3, 4] * 3, 80)
     assert len(said) == 80
     assert len(steps) < 30
 
@@ -144,7 +144,7 @@ def test_no_stop_token_in_an_answer_means_none_is_cut() -> None:
 def test_the_end_of_the_context(name: str, room: int) -> None:
     prompt = [0, 1, 2, 3, 4] * 4
     target = MemoryRuntime(context=len(prompt) - 1 + room, period=5)
-    drafter = NoDrafter() if name == "none" else DRAFTERS[name](target)
+    drafter = Hierarchy([]) if name == "none" else DRAFTERS[name](target)
     said, _ = say(target, drafter, prompt, 100)
     assert len(said) == room
     assert target.length == target.info.context
@@ -152,12 +152,12 @@ def test_the_end_of_the_context(name: str, room: int) -> None:
 
 def test_a_context_that_is_already_full_says_nothing_and_one_that_overflows_raises() -> None:
     target = MemoryRuntime(context=4)
-    assert len(say(target, NoDrafter(), [1, 2, 3, 4])[0]) == 1
+    assert len(say(target, Hierarchy([]), [1, 2, 3, 4])[0]) == 1
     target.truncate(0)
-    assert say(target, NoDrafter(), [1, 2, 3, 4, 5])[0] == []
+    assert say(target, Hierarchy([]), [1, 2, 3, 4, 5])[0] == []
     target.truncate(0)
     with pytest.raises(ContextOverflow):
-        say(target, NoDrafter(), [1, 2, 3, 4, 5, 6])
+        say(target, Hierarchy([]), [1, 2, 3, 4, 5, 6])
 
 
 def test_drafts_stay_within_the_budget_and_outcomes_tell_the_truth() -> None:
@@ -189,7 +189,7 @@ def test_greedy_output_is_the_same_whatever_trees_are_drafted(seed: int) -> None
         target = MemoryRuntime(seed=seed, period=5, pass_sizes=())
         return say(target, drafter, prompt, 80, stop, sampling)
 
-    plain, _ = run(NoDrafter())
+    plain, _ = run(Hierarchy([]))
     drafted, steps = run(RandomTrees(prompt + plain, range(12), seed))
     assert drafted == plain
     assert branches_taken(steps) > len(plain) // 40
@@ -230,8 +230,8 @@ def test_trees_do_not_change_what_a_model_says(
         rng = np.random.default_rng(seed)
         prompt = rng.integers(0, 256, 20).tolist()
         sampling = Sampling(temperature, seed=seed)
-        stop = converse(runtime, NoDrafter(), prompt, -1, sampling)[0][-5]
-        plain, _ = converse(runtime, NoDrafter(), prompt, stop, sampling)
+        stop = converse(runtime, Hierarchy([]), prompt, -1, sampling)[0][-5]
+        plain, _ = converse(runtime, Hierarchy([]), prompt, stop, sampling)
         trees = RandomTrees(prompt + plain, [stop, *rng.integers(0, 256, 8).tolist()], seed)
         drafted, steps = converse(runtime, trees, prompt, stop, sampling)
         branches += branches_taken(steps)
@@ -282,7 +282,7 @@ def test_padding_is_spent_on_the_best_guess_there_is() -> None:
     def drafted(pass_sizes: tuple[int, ...]) -> set[int]:
         target = MemoryRuntime(period=5, scale=4.0, pass_sizes=pass_sizes)
         context = [1, 2, 3, 4, 1, 3, 2, 1, 4, 3]
-        steps = decode(target, Scheduler([NgramDrafter()], Steep()), context, max_tokens=40)
+        steps = decode(target, Scheduler([Hierarchy([Suffix()])], Steep()), context, max_tokens=40)
         return {step.drafted for step in list(steps)[:-4]} - {0}  # at the end there is less to say
 
     assert drafted((2, 4, 8)) == {1}
@@ -319,7 +319,7 @@ def test_prefill_can_be_cancelled_between_chunks_and_resumed() -> None:
 @pytest.mark.parametrize("when", [0, 3])
 def test_interrupted_anywhere_the_cache_is_a_prefix_of_the_context(where: str, when: int) -> None:
     target = MemoryRuntime(period=5, pass_sizes=())
-    drafter = NgramDrafter()
+    drafter = Hierarchy([Suffix()])
     calls = 0
     owner = target if where in ("forward", "keep") else drafter
     whole = getattr(owner, where)
@@ -343,7 +343,7 @@ def test_interrupted_anywhere_the_cache_is_a_prefix_of_the_context(where: str, w
     for _ in decode(target, Scheduler([drafter]), context, max_tokens=5):
         pass
     fresh = MemoryRuntime(period=5, pass_sizes=())
-    assert context[before:] == say(fresh, NoDrafter(), context[:before], 5)[0]
+    assert context[before:] == say(fresh, Hierarchy([]), context[:before], 5)[0]
 
 
 def test_a_seed_gives_the_same_words_with_and_without_certain_drafts() -> None:
@@ -352,7 +352,7 @@ def test_a_seed_gives_the_same_words_with_and_without_certain_drafts() -> None:
         sampling = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=7)
         return say(target, make(target), [1, 2, 3] * 5, 80, sampling=sampling)[0]
 
-    plain = run(lambda target: NoDrafter())
+    plain = run(lambda target: Hierarchy([]))
     for make in DRAFTERS.values():
         assert run(make) == plain
 
@@ -364,14 +364,14 @@ def test_a_seed_gives_the_same_words_with_and_without_certain_trees(seed: int) -
         sampling = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=seed)
         return say(target, drafter, [1, 2, 3] * 5, 80, sampling=sampling)
 
-    plain, _ = run(NoDrafter())
+    plain, _ = run(Hierarchy([]))
     drafted, steps = run(RandomTrees([1, 2, 3] * 5 + plain, range(12), seed))
     assert drafted == plain
     assert branches_taken(steps) > 2
 
 
 def test_the_drafter_learns_before_the_context_grows() -> None:
-    class Watching(NoDrafter):
+    class Watching(Hierarchy):
         def propose(self, context: object, budget: Budget) -> Draft:
             self.context = context
             return Draft()
@@ -380,5 +380,5 @@ def test_the_drafter_learns_before_the_context_grows() -> None:
             lengths.append(len(self.context))  # type: ignore[arg-type]
 
     lengths: list[int] = []
-    say(MemoryRuntime(), Watching(), [1, 2, 3], 4)
+    say(MemoryRuntime(), Watching([]), [1, 2, 3], 4)
     assert lengths == [3, 4, 5, 6]

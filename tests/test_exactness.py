@@ -16,9 +16,9 @@ import pytest
 from edgespec.decoding import decode
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.ngram import NgramDrafter
-from edgespec.drafting.none import NoDrafter
+from edgespec.drafting.suffix import Suffix
 from edgespec.export import build_onnx
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.gguf import GGUFFile
@@ -102,16 +102,16 @@ def answers(
 def test_greedy_answers_are_identical(
     exact: OnnxRuntime, tokenizer: Tokenizer, prompt: str
 ) -> None:
-    plain, _ = answers(exact, tokenizer, NoDrafter(), [PROMPTS[prompt]])
-    drafted, _ = answers(exact, tokenizer, NgramDrafter(), [PROMPTS[prompt]])
+    plain, _ = answers(exact, tokenizer, Hierarchy([]), [PROMPTS[prompt]])
+    drafted, _ = answers(exact, tokenizer, Hierarchy([Suffix()]), [PROMPTS[prompt]])
     assert drafted == plain
 
 
 def test_greedy_conversations_are_identical(exact: OnnxRuntime, tokenizer: Tokenizer) -> None:
     turns = [PROMPTS["list"], "Now the same list backwards.", "And the first list once more."]
-    plain, refused = answers(exact, tokenizer, NoDrafter(), turns)
+    plain, refused = answers(exact, tokenizer, Hierarchy([]), turns)
     assert refused == 0
-    drafted, refused = answers(exact, tokenizer, NgramDrafter(), turns)
+    drafted, refused = answers(exact, tokenizer, Hierarchy([Suffix()]), turns)
     assert drafted == plain
     assert refused > 0  # rows were thrown away
 
@@ -139,7 +139,7 @@ def test_greedy_conversations_are_identical_with_a_draft_model(
     exact: OnnxRuntime, tokenizer: Tokenizer, smollm2_onnx: Path, draft: type[OnnxRuntime]
 ) -> None:
     turns = [PROMPTS["prose"], "Now the same in one sentence."]
-    plain, _ = answers(exact, tokenizer, NoDrafter(), turns, tokens=24)
+    plain, _ = answers(exact, tokenizer, Hierarchy([]), turns, tokens=24)
     runtime = draft(smollm2_onnx, context=1024, exact=False)
     drafter = ModelDrafter(runtime, exact.info.vocab_size, Cheap())
     drafted, refused = answers(exact, tokenizer, drafter, turns, tokens=24)
@@ -156,10 +156,10 @@ def test_sampled_answers_are_identical(
     """Each token is drawn from the target's distribution and only then compared with the draft."""
     sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.05, seed=seed)
     turns = [PROMPTS[prompt], "Again."]
-    plain, _ = answers(exact, tokenizer, NoDrafter(), turns, sampling, 40)
-    drafted, _ = answers(exact, tokenizer, NgramDrafter(), turns, sampling, 40)
+    plain, _ = answers(exact, tokenizer, Hierarchy([]), turns, sampling, 40)
+    drafted, _ = answers(exact, tokenizer, Hierarchy([Suffix()]), turns, sampling, 40)
     assert drafted == plain
-    other, _ = answers(exact, tokenizer, NoDrafter(), turns[:1], replace(sampling, seed=9), 40)
+    other, _ = answers(exact, tokenizer, Hierarchy([]), turns[:1], replace(sampling, seed=9), 40)
     assert other != plain[:1]
 
 
@@ -206,7 +206,7 @@ def test_drafts_of_all_lengths_on_all_architectures(
             pass
         return context
 
-    plain = say(NoDrafter())
+    plain = say(Hierarchy([]))
     assert len(plain) == 256
     oracle = Oracle(plain)
     assert say(oracle) == plain
@@ -232,8 +232,8 @@ def test_a_runtime_that_is_not_invariant_is_found_out(
     smollm2_onnx: Path, tokenizer: Tokenizer
 ) -> None:
     target = NotInvariant(smollm2_onnx, context=1024)
-    plain, _ = answers(target, tokenizer, NoDrafter(), [PROMPTS["story"]])
-    drafted, _ = answers(target, tokenizer, NgramDrafter(), [PROMPTS["story"]])
+    plain, _ = answers(target, tokenizer, Hierarchy([]), [PROMPTS["story"]])
+    drafted, _ = answers(target, tokenizer, Hierarchy([Suffix()]), [PROMPTS["story"]])
     target.close()
     assert drafted != plain
 
@@ -248,8 +248,8 @@ def test_llama_cpp_parts_only_at_near_ties(smollm2: Path, tokenizer: Tokenizer) 
     parted = {}
     for name in ("code", "list", "story"):
         prompt = PROMPTS[name]
-        [plain], _ = answers(runtime, tokenizer, NoDrafter(), [prompt])
-        [drafted], _ = answers(runtime, tokenizer, NgramDrafter(), [prompt])
+        [plain], _ = answers(runtime, tokenizer, Hierarchy([]), [prompt])
+        [drafted], _ = answers(runtime, tokenizer, Hierarchy([Suffix()]), [prompt])
         if drafted == plain:
             continue
         at = next(i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from edgespec.drafting import Drafter
-from edgespec.drafting.ngram import NgramDrafter
-from edgespec.drafting.none import NoDrafter
+from edgespec.drafting.hierarchy import Hierarchy
+from edgespec.drafting.suffix import Suffix
 from edgespec.errors import UserError
 from edgespec.sampling import Sampling
 from edgespec.scheduling.policy import Scheduler
@@ -41,8 +41,8 @@ def loaded(
         tokenizer.vocab_size, 2, context, pass_sizes, scale=3, seed=seed, mute=range(1, 5)
     )
     makers: dict[str, Drafter] = {
-        "none": NoDrafter(),
-        "ngram": NgramDrafter(),
+        "none": Hierarchy([]),
+        "ngram": Hierarchy([Suffix()]),
         "random": RandomDrafter(target),
     }
     scheduler = Scheduler([makers[drafter]])

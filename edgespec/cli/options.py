@@ -47,12 +47,14 @@ _PLAN_OPTIONS = (
     ),
     click.option(
         "--draft",
-        metavar="auto|none|ngram|MODEL",
+        metavar="auto|none|NAME|MODEL",
         default="auto",
         show_default=True,
-        help="What guesses the next tokens: nothing (none), what followed the same words before (ngram, "
-        "auto), or a smaller model with the same tokenizer: a name of `edgespec models list`, a "
-        ".gguf file, a bundle or a safetensors folder. auto also takes the draft of a bundle.",
+        help="What guesses the next tokens: nothing (none); what followed the same words in this "
+        "conversation (suffix), in earlier answers (ngram-cache), in files that were indexed (retrieval), "
+        "or in all of them (hierarchy, auto); what the model last thought might follow (recycling); or a "
+        "smaller model beside these: a name of `edgespec models list`, a .gguf file, a bundle or a "
+        "safetensors folder. auto also takes the draft of a bundle.",
     ),
     click.option(
         "--context",

@@ -18,6 +18,8 @@ class Budget:
 
     nodes: int
     """At most so many tokens."""
+    width: int = 1
+    """At most so many tokens may be candidates for one place; 1: a chain."""
     tokens: int = sys.maxsize
     """At most so many will be said before the answer ends."""
     pass_seconds: Callable[[int], float] = float

@@ -18,11 +18,17 @@ class Source(Protocol):
     """
 
     name: str
-    priors: Sequence[float]
-    """By kind of guess, the chance that it is right before any was judged. A kind is what the
-    source knows of a guess's quality, as a small number: a match's length, a rank, a count."""
-    lasting: bool
-    """Whether the kinds' chances hold from one answer to the next; else they start from the priors."""
+
+    @property
+    def priors(self) -> Sequence[float]:
+        """By kind of guess, the chance that it is right before any was judged. A kind is what the
+        source knows of a guess's quality, as a small number: a match's length, a rank, a count."""
+        ...
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the kinds' chances hold from one answer to the next; else they start anew."""
+        ...
 
     def start(self, context: Sequence[int]) -> Any:
         """The place of the context's end; tokens added to ``context`` since the last call are

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 _REFRESHED = 32
-"""So many suffixes learn their latest place with each token; only pure repetition has more."""
+"""So many suffixes learn with each token what followed them; only pure repetition has more."""
+_FOLLOWERS = 3
+"""Different tokens that are remembered to have followed a state's strings."""
 
 
 class SuffixAutomaton:
     """Suffix automaton of a growing sequence (Blumer et al. 1985).
 
-    Appending a token takes amortised constant time; memory is at most two states a token (about
-    half a kilobyte of Python objects). After ``append``, ``match`` is the length of the longest
-    suffix that occurred before, and ``end`` the index of the last token of its latest known place.
+    Appending a token takes amortised constant time; memory is at most two states a token (some
+    0.6 KB of Python objects). A place is a state and how many of the last tokens led to it; state 0 is
+    that of the empty string. After ``append``, ``place`` is that of the longest suffix that
+    occurred before, and what followed it then, the latest first, is ``latest`` of its state. ``link``
+    leads to the longest suffix that occurs in more places, whose strings have at most ``length``.
     """
 
     def __init__(self) -> None:
         self.size = 0
-        self.match = 0
-        self.end = -1
+        self.latest: list[tuple[int, ...]] = [()]
+        self.link = [-1]
+        self.length = [0]
         self._next: list[dict[int, int]] = [{}]
-        self._link = [-1]  # the state of the longest suffix that occurs in more places
-        self._length = [0]
-        self._ends = [-1]  # the latest index at which the state's strings are known to end
         self._last = 0
 
-    def _add(self, transitions: dict[int, int], link: int, length: int, end: int) -> int:
-        self._next.append(transitions)
-        self._link.append(link)
-        self._length.append(length)
-        self._ends.append(end)
-        return len(self._link) - 1
+    @property
+    def place(self) -> tuple[int, int]:
+        """Of the longest suffix that occurred before; ``(0, 0)`` where none did."""
+        state = max(self.link[self._last], 0)
+        return state, self.length[state]
+
+    def step(self, place: tuple[int, int], token: int) -> tuple[int, int]:
+        """The place after ``token``: of the longest suffix of what led to ``place`` and it."""
+        state, match = place
+        while token not in self._next[state]:
+            if state == 0:
+                return 0, 0
+            state = self.link[state]
+            match = self.length[state]
+        return self._next[state][token], match + 1
 
     def append(self, token: int) -> None:
         """Extend the sequence by ``token``."""
-        after, link, length = self._next, self._link, self._length
-        state = self._last
-        new = self._last = self._add({}, 0, length[state] + 1, self.size)
+        after, link, length = self._next, self.link, self.length
+        before = state = self._last
+        new = self._last = self._add({}, 0, length[state] + 1, ())
         while state >= 0 and token not in after[state]:
             after[state][token] = new
             state = link[state]
@@ -44,18 +55,26 @@ class SuffixAutomaton:
             if length[suffix] != length[state] + 1:  # it also stands for longer strings: split it
                 whole = suffix
                 suffix = self._add(
-                    after[whole].copy(), link[whole], length[state] + 1, self._ends[whole]
+                    after[whole].copy(), link[whole], length[state] + 1, self.latest[whole]
                 )
                 link[whole] = suffix
                 while state >= 0 and after[state].get(token) == whole:
                     after[state][token] = suffix
                     state = link[state]
             link[new] = suffix
-        match = link[new]
-        self.match, self.end = length[match], self._ends[match]
         for _ in range(_REFRESHED):
-            if match <= 0:
+            if before <= 0:
                 break
-            self._ends[match] = self.size
-            match = link[match]
+            others = [other for other in self.latest[before] if other != token]
+            self.latest[before] = (token, *others[: _FOLLOWERS - 1])
+            before = link[before]
         self.size += 1
+
+    def _add(
+        self, transitions: dict[int, int], link: int, length: int, latest: tuple[int, ...]
+    ) -> int:
+        self._next.append(transitions)
+        self.link.append(link)
+        self.length.append(length)
+        self.latest.append(latest)
+        return len(self.link) - 1

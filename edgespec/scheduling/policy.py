@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgespec.draft import EMPTY, Draft
 from edgespec.drafting import Budget, Drafter, Outcome, draft_passes
@@ -11,6 +11,8 @@ from edgespec.runtimes import ModelInfo
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 
+_WIDTH = 4
+"""Candidates for one place, where passes may be trees."""
 _MARGIN = 1.02
 """What a pass larger than plain decoding's must promise: times and confidences are estimates."""
 
@@ -65,6 +67,8 @@ class Scheduler:
             self.costs.plain = self._padded[1]
         length, padded = len(context) - 1, self._padded
         nodes = min(len(padded) - 1, left) - 1  # the target adds a token of its own
+        # Only a tree's first branch has the bits of a chain.
+        width = _WIDTH if info.trees and not info.pass_sizes else 1
 
         def pass_seconds(rows: int) -> float:
             return self.costs.seconds(padded[rows], length)
@@ -72,7 +76,8 @@ class Scheduler:
         plain_s = pass_seconds(1)
         best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
         for drafter in self.drafters:
-            budget = Budget(nodes, left, pass_seconds, sampling, (best.tokens, best.pass_s))
+            rival = best.tokens, best.pass_s
+            budget = Budget(nodes, width, left, pass_seconds, sampling, rival)
             draft, tokens = cut(drafter.propose(context, budget), budget)
             if draft:
                 best = Choice(drafter.name, draft, tokens, pass_seconds(1 + len(draft)), plain_s)
@@ -91,11 +96,11 @@ def cut(draft: Draft, budget: Budget) -> tuple[Draft, float]:
     """The first γ tokens of ``draft``, γ <= ``budget.nodes``, with the largest expected tokens per
     second, and the tokens expected to be said.
 
-    That is SmartSpec's goodput: (1 + Σ_j Π_{i<=j} a_i) / t(n), a_i the draft's confidences and
-    t(n) the time of a pass over n = γ + 1 tokens, padded as the runtime pads it. What the best draft
+    That is SmartSpec's goodput: (1 + Σ_i Π_{j on the path to i} a_j) / t(n), a the draft's confidences
+    and t(n) the time of a pass over n = γ + 1 tokens, padded as the runtime pads it. The first tokens of
+    a tree are a tree, the likeliest of its size if it was grown best first. What the best draft
     so far promises is among the choices, as γ = 0, and tokens that only fill padding are free. A draft
-    without confidences is taken as it is, up to ``nodes``. Raises ``ValueError`` for a tree with more
-    than ``nodes`` tokens.
+    without confidences is taken as it is, up to ``nodes``.
     """
     draft = draft.first(budget.nodes)
     if draft.confidence is None:
@@ -103,12 +108,36 @@ def cut(draft: Draft, budget: Budget) -> tuple[Draft, float]:
     plain_s = budget.pass_seconds(1)
     best, (best_tokens, rival_s) = 0, budget.rival or (1.0, plain_s)
     best_rate = best_tokens / rival_s
-    expected = chance = 1.0
-    for gamma, confidence in enumerate(draft.confidence, 1):
-        chance *= confidence
-        expected += chance
+    expected = 1.0
+    chances: list[float] = []
+    parents = draft.parents or range(-1, len(draft) - 1)
+    for gamma, (confidence, parent) in enumerate(zip(draft.confidence, parents, strict=True), 1):
+        chances.append(confidence * (chances[parent] if parent >= 0 else 1.0))
+        expected += chances[-1]
         seconds = budget.pass_seconds(gamma + 1)
         rate = expected / (seconds if seconds == plain_s else seconds * _MARGIN)
         if rate > best_rate:
             best, best_tokens, best_rate = gamma, expected, rate
-    return draft.first(best), best_tokens
+    return _laid_out(draft.first(best)), best_tokens
+
+
+def _laid_out(draft: Draft) -> Draft:
+    """A tree's tokens branch by branch, the likeliest first, which is a chain's in its rows' bits."""
+    if draft.is_chain:
+        return replace(draft, parents=None)
+    assert draft.parents is not None
+    children = draft.children()
+    order: list[int] = []
+    waiting = children[0][::-1]
+    while waiting:
+        order.append(waiting.pop())
+        waiting += children[order[-1] + 1][::-1]
+    row_of = {token: row for row, token in enumerate([-1, *order], -1)}
+
+    return replace(
+        draft,
+        tokens=[draft.tokens[i] for i in order],
+        parents=[row_of[draft.parents[i]] for i in order],
+        probabilities=None if draft.probabilities is None else draft.probabilities[order],
+        confidence=None if draft.confidence is None else [draft.confidence[i] for i in order],
+    )

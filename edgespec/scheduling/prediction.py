@@ -14,8 +14,7 @@ import numpy as np
 from edgespec.decoding import PREFILL_CHUNK, decode
 from edgespec.drafting import Drafter
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.ngram import NgramDrafter
-from edgespec.drafting.none import NoDrafter
+from edgespec.drafting.model_free import MODEL_FREE, model_free
 from edgespec.errors import UserError
 from edgespec.runtimes import FloatArray, Logits, ModelInfo, Runtime
 from edgespec.scheduling.costs import PassCosts
@@ -26,11 +25,8 @@ from edgespec.statistics import Statistics
 _LARGEST_FILE = 64 << 20
 _MAX_TOKENS = 1 << 20
 _VERSION = 1
-MODEL_FREE: Mapping[str, type[NoDrafter] | type[NgramDrafter]] = {
-    "none": NoDrafter,
-    "ngram": NgramDrafter,
-}
-"""The drafters that need no model, by their names."""
+_FORETOLD = ("none", "suffix")
+"""Drafters that need no model, and nothing but the words."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +231,7 @@ def foresee(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list[
     drafts = sorted(set.intersection(*(set(trace.drafts) for trace in traces)) & set(profiles))
     found = []
     plain = 0.0
-    for drafter in (*MODEL_FREE, *drafts):
+    for drafter in (*_FORETOLD, *drafts):
         stats = predict(
             traces,
             profile.curve,
@@ -269,7 +265,7 @@ def predict(
 ) -> Statistics:
     """What decoding the answers of ``traces`` again would cost where passes take what ``curve`` says.
 
-    ``drafter`` is none, ngram or the name of a draft model that the traces have, whose passes then
+    ``drafter`` is none, suffix or the name of a draft model that the traces have, whose passes then
     take what ``draft_curve`` says. Raises ``UserError`` where a trace or a curve is missing.
     """
     words = {word: None for trace in traces for word in (*trace.prompt, *trace.answer)}
@@ -286,12 +282,10 @@ def predict(
     clock = Clock()
     target = Replay((), curve, clock, info)
     draft = ReplayDraft((), draft_curve or curve, clock, info)
-    drafts: Drafter
-    if drafter in MODEL_FREE:
-        drafts = MODEL_FREE[drafter]()
-    else:
-        drafts = ModelDrafter(draft, info.vocab_size, PassCosts(draft_curve), clock=clock)
-    scheduler = Scheduler([drafts], PassCosts(curve))
+    drafters = model_free(drafter, info.vocab_size)
+    if drafter not in MODEL_FREE:
+        drafters = [ModelDrafter(draft, info.vocab_size, PassCosts(draft_curve), clock=clock)]
+    scheduler = Scheduler(drafters, PassCosts(curve))
     total = Statistics(drafter=drafter, exact=bool(pass_sizes))
     for trace in traces:
         target.tokens = [id_of[word] for word in (*trace.prompt, *trace.answer)]

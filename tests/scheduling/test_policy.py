@@ -10,8 +10,9 @@ import pytest
 from edgespec.decoding import decode
 from edgespec.draft import EMPTY, Draft
 from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.ngram import NgramDrafter
+from edgespec.drafting.suffix import Suffix
 from edgespec.runtimes import ModelInfo
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
@@ -65,8 +66,21 @@ def test_never_more_than_the_nodes_and_no_estimate_means_no_cut() -> None:
     steep = Budget(8, pass_seconds=float)
     assert len(cut(Draft([1, 2, 3]), steep)[0]) == 3
     assert len(cut(Draft([1, 2, 3]), Budget(2, pass_seconds=float))[0]) == 2
-    with pytest.raises(ValueError, match="tree"):
-        cut(Draft([1, 2, 3], parents=[-1, -1, -1]), Budget(2, pass_seconds=float))
+
+
+def test_a_tree_keeps_its_likeliest_tokens_branch_by_branch() -> None:
+    tree = Draft([1, 2, 3, 4, 5], [-1, -1, 0, 1, 0], confidence=[0.6, 0.3, 0.5, 0.9, 0.4])
+    flat = Budget(8, pass_seconds=lambda rows: 1.0)
+    kept, expected = cut(tree, flat)
+    assert (kept.tokens, kept.parents) == ([1, 3, 5, 2, 4], [-1, 0, 0, -1, 3])
+    assert kept.confidence == [0.6, 0.5, 0.4, 0.3, 0.9]
+    assert expected == pytest.approx(1 + 0.6 + 0.3 + 0.6 * 0.5 + 0.3 * 0.9 + 0.6 * 0.4)
+    # a token more is worth a fifth of a pass: the first two branch, and one follows the first
+    kept, expected = cut(tree, Budget(8, pass_seconds=lambda rows: 1 + 0.2 * (rows - 1)))
+    assert (kept.tokens, kept.parents) == ([1, 3, 2], [-1, 0, -1])
+    assert expected == pytest.approx(1 + 0.6 + 0.3 + 0.3)
+    kept, _ = cut(tree, Budget(1, pass_seconds=lambda rows: 1.0))
+    assert (kept.tokens, kept.parents) == ([1], None)
 
 
 class Says:
@@ -147,7 +161,7 @@ def drafted(
 
 
 def ngram(clock: Clock) -> Drafter:
-    return NgramDrafter()
+    return Hierarchy([Suffix()])
 
 
 def model(tokens: list[int], guesses: list[int], top: float) -> Callable[[Clock], Drafter]:

@@ -53,8 +53,8 @@ def test_plain_decoding_takes_a_pass_a_token() -> None:
 
 def test_a_flat_curve_gains_and_a_steep_one_does_not_lose() -> None:
     plain = predict([SONG], curve(0.1), "none").decode_s
-    assert predict([SONG], curve(0.1), "ngram").decode_s < plain / 1.5
-    assert predict([SONG], curve(1.0), "ngram").decode_s == pytest.approx(plain, rel=0.01)
+    assert predict([SONG], curve(0.1), "suffix").decode_s < plain / 1.5
+    assert predict([SONG], curve(1.0), "suffix").decode_s == pytest.approx(plain, rel=0.01)
     padded = predict([SONG], curve(0.1), "none", pass_sizes=(4, 8, 16))
     assert padded.decode_s == pytest.approx(1.3 * plain)
 
@@ -149,7 +149,7 @@ def test_every_drafter_that_the_files_tell_of_is_foreseen(tmp_path: Path) -> Non
     trace = replace(SONG, drafts={"d": Guesses(SONG.answer, [0.9] * len(SONG.answer))})
     write_trace(trace, tmp_path / "trace")
     found = foresee(profiles(tmp_path, "tiny", "d"), [tmp_path / "trace"])
-    assert [one.drafter for one in found] == ["none", "ngram", "d"]
+    assert [one.drafter for one in found] == ["none", "suffix", "d"]
     assert found[0].tokens_per_s == pytest.approx(100)
     assert found[2].speed_up > found[1].speed_up > found[0].speed_up == 1
     assert found[2].acceptance_rate == 1
