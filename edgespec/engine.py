@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from edgespec.acceptance import Rule
 from edgespec.decoding import PREFILL_CHUNK
 from edgespec.drafting.cross_vocabulary import between
 from edgespec.drafting.model import ModelDrafter
@@ -197,12 +198,22 @@ class Engine:
         *,
         system: str | None = None,
         sampling: Sampling | None = None,
+        acceptance: Rule = "lossless",
         notice: Notice = unheard,
         progress: Progress = silent,
     ) -> Session:
-        """A new conversation. Sessions of one engine answer one at a time."""
+        """A new conversation. Sessions of one engine answer one at a time.
+
+        ``acceptance`` is lossless, or a rule that may say what the target alone would not: typical, or
+        entropy (of a draft model's distributions).
+        """
         return Session(
-            self.loaded, system=system, sampling=sampling, notice=notice, progress=progress
+            self.loaded,
+            system=system,
+            sampling=sampling,
+            rule=acceptance,
+            notice=notice,
+            progress=progress,
         )
 
     @overload

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgespec.acceptance import Rule
 from edgespec.decoding import decode, prefill
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
@@ -57,7 +58,7 @@ class Session:
     """One conversation: its messages, its context and the figures of its last answer.
 
     Several sessions may share one engine, one answer at a time: each takes over of the cache what
-    its own prompt begins with.
+    its own prompt begins with. ``rule`` is how drafted tokens are accepted, see ``acceptance.accept``.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Session:
         *,
         system: str | None = None,
         sampling: Sampling | None = None,
+        rule: Rule = "lossless",
         ignore_stop: bool = False,
         notice: Notice = unheard,
         progress: Progress = silent,
@@ -83,6 +85,14 @@ class Session:
         """How many messages after the system's no longer fit in the context."""
         self._loaded = loaded
         self._sampling = sampling or Sampling()
+        self._rule = rule
+        if rule != "lossless" and self._sampling.greedy:
+            raise UserError(
+                f"{rule} acceptance changes nothing where the likeliest token is taken; "
+                "give a --temperature above 0, or leave --acceptance out"
+            )
+        if rule == "entropy" and loaded.draft is None:
+            raise UserError("entropy acceptance trusts a draft model; give one with --draft MODEL")
         self._stop: frozenset[int] = frozenset() if ignore_stop else loaded.tokenizer.stop_tokens
         self._notice = notice
         self._progress = progress
@@ -213,7 +223,8 @@ class Session:
             runtime=info.runtime,
             device=info.device,
             drafter=loaded.scheduler.name,
-            exact=bool(info.pass_sizes),
+            acceptance=self._rule,
+            exact=bool(info.pass_sizes) and self._rule == "lossless",
         )
         if loaded.draft is not None:
             stats.draft_pass_cost = loaded.draft.info.weight_bytes / info.weight_bytes
@@ -250,6 +261,7 @@ class Session:
             sampling=self._sampling,
             stop_tokens=self._stop,
             rng=self._rng(),
+            rule=self._rule,
         ):
             stats.add(step)
             self.token_ids += step.tokens

@@ -72,6 +72,8 @@ class Statistics:
     runtime: str = ""
     device: str = ""
     drafter: str = ""
+    acceptance: str = "lossless"
+    """How drafted tokens were accepted; by any other rule the words may not be the target's alone."""
     exact: bool = False
     by_drafter: dict[str, Tally] = field(default_factory=dict)
     """Steps by who drafted; "none" is plain decoding."""
@@ -138,6 +140,7 @@ _REPORTED = (
     "runtime",
     "device",
     "drafter",
+    "acceptance",
     "exact",
 )
 

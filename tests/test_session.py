@@ -24,7 +24,7 @@ from tests.memory_runtime import (
 KEYS = [
     *("prompt_tokens", "generated_tokens", "ttft_s", "decode_s", "decode_tokens_per_s"),
     *("target_passes", "drafted", "accepted", "block_efficiency", "acceptance_rate", "mbsu"),
-    *("peak_memory_bytes", "energy_j", "runtime", "device", "drafter", "exact"),
+    *("peak_memory_bytes", "energy_j", "runtime", "device", "drafter", "acceptance", "exact"),
 ]
 
 
@@ -346,3 +346,15 @@ def test_peak_memory_counts_what_was_touched() -> None:
     assert peak_memory_bytes() >= block.nbytes
     del block
     assert peak_memory_bytes() >= before + 2**26
+
+
+def test_a_lossy_rule_is_named_and_refused_where_it_would_do_nothing() -> None:
+    warm = Sampling(temperature=1.0, seed=1)
+    session = Session(loaded(), sampling=warm, rule="typical")
+    "".join(session.complete("ab", max_tokens=20))
+    figures = session.statistics.as_dict()
+    assert (figures["acceptance"], figures["exact"]) == ("typical", False)
+    with pytest.raises(UserError, match="--temperature above 0"):
+        Session(loaded(), rule="typical")
+    with pytest.raises(UserError, match="--draft MODEL"):
+        Session(loaded(), sampling=warm, rule="entropy")

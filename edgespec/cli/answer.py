@@ -47,6 +47,8 @@ def print_status(session: Session, max_tokens: int) -> None:
         else "no drafts",
         f"{stats.drafter} draft on {stats.runtime} {stats.device}",
     ]
+    if stats.acceptance != "lossless":
+        parts.append(f"lossy: {stats.acceptance} acceptance")
     if session.finish_reason == "length":
         cut = stats.generated_tokens >= max_tokens
         parts.append("cut by --max-tokens" if cut else "cut by the context's end")

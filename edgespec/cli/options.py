@@ -14,6 +14,7 @@ from edgespec.cli.progress import ProgressBar
 from edgespec.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgespec.acceptance import Rule
     from edgespec.engine import Engine
     from edgespec.scheduling.planning import Plan
     from edgespec.session import Session
@@ -84,6 +85,14 @@ _OPTIONS = (
         show_default=True,
         help="Run passes so that greedy answers are the same bit for bit whatever is drafted, "
         "where the runtime can.",
+    ),
+    click.option(
+        "--acceptance",
+        type=click.Choice(["lossless", "typical", "entropy"]),
+        default="lossless",
+        show_default=True,
+        help="Which drafted tokens are accepted: those that the model itself says; when sampling, also "
+        "all that are typical of it, or all that a draft model was sure of. The last two change what is said.",
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="Default: one a physical core."
@@ -163,6 +172,7 @@ def opened(
     progress: ProgressBar,
     *,
     system: str | None,
+    acceptance: Rule,
     recommended: bool = False,
     **options: Any,
 ) -> Iterator[tuple[Engine, Session]]:
@@ -182,7 +192,13 @@ def opened(
             sampling = Sampling(**{**(engine.recommended if recommended else {}), **given})
             yield (
                 engine,
-                engine.session(system=system, sampling=sampling, notice=notice, progress=progress),
+                engine.session(
+                    system=system,
+                    sampling=sampling,
+                    acceptance=acceptance,
+                    notice=notice,
+                    progress=progress,
+                ),
             )
     finally:
         progress.stop()

@@ -17,7 +17,7 @@ from tests.cli.conftest import COMMAND, Run, error_of, spawn
 STATS = [
     *("prompt_tokens", "generated_tokens", "ttft_s", "decode_s", "decode_tokens_per_s"),
     *("target_passes", "drafted", "accepted", "block_efficiency", "acceptance_rate", "mbsu"),
-    *("peak_memory_bytes", "energy_j", "runtime", "device", "drafter", "exact"),
+    *("peak_memory_bytes", "energy_j", "runtime", "device", "drafter", "acceptance", "exact"),
 ]
 # It goes on saying this for many seconds.
 ENDLESS = ("--raw", "-p", "la " * 40, "--max-tokens", 600, "--draft", "none")
