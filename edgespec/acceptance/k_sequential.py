@@ -1,4 +1,4 @@
-"""SpecTr's k-sequential selection, k-SEQ (Sun et al. 2023, Algorithm 3 and Theorem 2)."""
+"""SpecTr's k-sequential selection, k-SEQ (Sun et al. 2023)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Speculative sampling (Leviathan et al. 2023, Algorithm 1; Chen et al. 2023, Algorithm 2), and
-recursive rejection sampling of several candidates (Jeon et al. 2024, Algorithm 2; Yang et al. 2024)."""
+recursive rejection sampling of several candidates (RSD: Jeon et al. 2024; Yang et al. 2024)."""
 
 from __future__ import annotations
 

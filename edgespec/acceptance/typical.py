@@ -1,4 +1,4 @@
-"""Typical acceptance (Medusa: Cai et al. 2024, section 3.3.1). Lossy: not the target's distribution."""
+"""Typical acceptance (Medusa: Cai et al. 2024). Lossy: not the target's distribution."""
 
 from __future__ import annotations
 
