@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgespec.decoding import Step, decode
-from edgespec.drafting import Budget, Drafter
+from edgespec.draft import Draft
+from edgespec.drafting import Budget, Drafter, Outcome
 from edgespec.drafting import cross_vocabulary as module
 from edgespec.drafting.cross_vocabulary import CrossVocabulary, between
 from edgespec.drafting.model import ModelDrafter
@@ -192,6 +193,9 @@ def test_control_tokens_are_those_of_the_same_name_or_the_end() -> None:
     ]
     assert names(OURS, spelled(vocabulary, [ids["<|user|>"]])) == ["<|user|>"]
     assert spelled(vocabulary, [ids["<b>"], ids["hell"]]) == [], "it has none such"
+    with_bos = tokenizer([*_byte_characters()], controls=["<b>"])
+    own, _, _ = CrossVocabulary(with_bos, THEIRS).read(with_bos.encode("<b>a<b>", special=True))
+    assert names(THEIRS, own) == ["<b>", "a", "<b>"], "it begins but once"
     # a text never becomes one
     assert "<|user|>" not in names(OURS, spelled(vocabulary, THEIRS.encode("<|user|>")))
 
@@ -250,7 +254,8 @@ def test_a_last_token_that_is_often_only_a_beginning_is_less_certain() -> None:
     assert chances == sorted(chances, reverse=True)
     assert chances[-1] < 0.5
     assert vocabulary.spell(THEIRS.encode(". a"))[0][2] == 1.0, "what follows shows it"
-    assert names(OURS, spelled(vocabulary, THEIRS.encode(".\n\n"))) == [".ĊĊ"]
+    for text in (".\n\n", "hello.\n\n the end"):
+        assert spelled(vocabulary, THEIRS.encode(text)) == OURS.encode(text)
     context += OURS.encode("hello. " * 50)
     vocabulary.read(context)
     assert vocabulary.spell(full_stop)[0][2] > 0.8
@@ -273,6 +278,26 @@ def test_shared_tokens_have_the_same_bytes_and_count_once() -> None:
     draft = tokenizer(["ab", "", "a", "a", "d", "<x>"])
     assert CrossVocabulary(target, draft).shared.tolist() == [3, -1, 0, 0, -1, -1]
     # a token with the name of a control token is a text
+
+
+def test_a_text_that_the_target_cannot_spell_ends_there() -> None:
+    vocabulary = CrossVocabulary(tokenizer(["a", "b"]), THEIRS)
+    assert spelled(vocabulary, THEIRS.encode("abxab")) == [0, 1]
+
+
+def test_a_word_that_becomes_another_by_what_follows_is_evaluated_again() -> None:
+    """The draft held "c", "a"; now it is "cab", "d", as many."""
+    theirs = HOSTILE["another"]
+    draft = MemoryRuntime(theirs.vocab_size, pass_sizes=())
+    vocabulary = CrossVocabulary(A_TO_E, theirs)
+    drafter, context = InStep(draft, 12, CHEAP, vocabulary=vocabulary), [2, 0]
+    for _ in range(2):
+        guess = drafter.propose(context, Budget(3, pass_seconds=FLAT.seconds))
+    assert names(theirs, draft.tokens[:2]) == ["c", "a"]
+    drafter.observe(Outcome(guess, 0, [1, 3], np.zeros((1 + len(guess), 12), np.float32)))
+    context += [1, 3]
+    drafter.propose(context, Budget(3, pass_seconds=FLAT.seconds))
+    assert names(theirs, draft.tokens[:2]) == ["cab", "d"]
 
 
 def test_a_token_of_a_byte_gives_way_to_the_character() -> None:
@@ -318,6 +343,20 @@ class Reciter(MemoryRuntime):
         return logits
 
 
+class InStep(ModelDrafter):
+    """Checks after every draft that the cache holds the context, in the draft's tokens."""
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        before = self.passes
+        draft = super().propose(context, budget)
+        if self.passes > before:
+            own, _, _ = self.vocabulary.read(context)
+            held: list[int] = self.runtime.tokens  # type: ignore[attr-defined]
+            assert held == self._held
+            assert held[: len(own)] == own
+        return draft
+
+
 def say(
     target: MemoryRuntime,
     drafter: Drafter,
@@ -339,7 +378,7 @@ def test_one_that_knows_the_text_is_accepted(sampling: Sampling) -> None:
     text = TEXT + " naïve café 👍🏽."
     target, draft = Reciter(OURS, text), Reciter(THEIRS, text)
     vocabulary = CrossVocabulary(OURS, THEIRS)
-    drafter = ModelDrafter(draft, OURS.vocab_size, CHEAP, vocabulary=vocabulary)
+    drafter = InStep(draft, OURS.vocab_size, CHEAP, vocabulary=vocabulary, cascade=True)
     context = OURS.encode("hello")
     said, steps = say(target, drafter, context, 50, sampling)
     assert OURS.decode(said).startswith(text[5:60])
@@ -386,7 +425,7 @@ def test_nothing_that_a_draft_says_changes_the_answer(
         ]
         plain, _ = say(targets[0], CertainDrafter([]), [0, 1, 2], 120, sampling)
         draft = MemoryRuntime(theirs.vocab_size + seed, scale=1.0, seed=seed + 9, pass_sizes=())
-        drafter = ModelDrafter(
+        drafter = InStep(
             draft,
             12,
             CHEAP,
