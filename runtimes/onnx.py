@@ -83,16 +83,18 @@ class Bookkeeping:
     def _append(self, rows: int, parents: Sequence[int] | None) -> None:
         """Note the rows of a pass, before it runs. Raises what they call for."""
         chain = range(-1, rows - 1)
-        if parents is not None and list(parents) != list(chain):
-            if not self.info.trees:
-                raise NotImplementedError(f"{self.info.name} is run here in chains, not in trees")
-            if len(parents) != rows or not all(-1 <= p < row for row, p in enumerate(parents)):
-                raise ValueError(f"{list(parents)} are not the parents of {rows} rows")
+        tree = None if parents is None or list(parents) == list(chain) else list(parents)
+        if tree is not None and not self.info.trees:
+            raise NotImplementedError(f"{self.info.name} is run here in chains, not in trees")
+        if tree is not None and not (
+            len(tree) == rows and all(-1 <= p < row for row, p in enumerate(tree))
+        ):
+            raise ValueError(f"{tree} are not the parents of {rows} rows")
         if self.length + rows > self.info.context:
             raise ContextOverflow(
                 f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
             )
-        self._parents = chain if parents is None else parents
+        self._parents = chain if tree is None else tree
 
 
 class OnnxRuntime(Bookkeeping):
@@ -189,7 +191,7 @@ class OnnxRuntime(Bookkeeping):
         step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits], attended)
         step.inputs["tokens"][0, :rows] = tokens
         step.inputs["tokens"][0, rows:] = tokens[-1]  # padding: rows that nobody reads
-        positions, bias = self._lay_out(attended, parents)
+        positions, bias = self._lay_out(attended)
         step.inputs["last_position"][0] = self.length + attended - 1
         step.inputs["total_length"][...] = bias.shape[1]
         step.inputs["position_ids"][0] = positions
@@ -219,19 +221,17 @@ class OnnxRuntime(Bookkeeping):
                 self._embedding.close()
                 self._embedding = None
 
-    def _lay_out(
-        self, attended: int, parents: Sequence[int] | None
-    ) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    def _lay_out(self, attended: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
         """The rows' positions, ``[attended]``, and what is added to their scores, ``[attended, total]``."""
-        end = self.length + attended
+        end, rows = self.length + attended, len(self._parents)
         positions = np.arange(self.length, end)
-        if parents is None:
+        if self._parents == range(-1, rows - 1):
             size = attended * end
             zeros = self._no_bias if size <= len(self._no_bias) else np.zeros(size, np.float32)
             return positions, zeros[:size].reshape(attended, end)
         # The kernel takes no position ids where all positions are new; so it is told of one more.
         bias = np.zeros((attended, end if self.length else end + 1), np.float32)
-        sees, rows = _ancestors(parents), len(parents)
+        sees = _ancestors(self._parents)
         positions[:rows] = self.length - 1 + sees.sum(axis=1)
         bias[:rows, self.length : self.length + rows][~sees] = _HIDDEN
         return positions, bias

@@ -116,6 +116,8 @@ class RuntimeContract:
 
     def test_tree_equals_its_chains(self, runtime: Runtime) -> None:
         assert runtime.info.trees == self.trees
+        chain = runtime.forward(TOKENS[:4]).copy()
+        self.assert_same(runtime.forward(TOKENS[:4], [-1, 0, 1, 2]), chain)
         if not self.trees:
             with pytest.raises(NotImplementedError):
                 runtime.forward([1, 2], [-1, -1])

@@ -18,7 +18,7 @@ import pytest
 
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.runtimes import FloatArray
+from edgespec.runtimes import ContextOverflow, FloatArray
 from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
 from tests.onnx_support import ARCHITECTURES, WINDOWS
 from tests.runtimes.contract import (
@@ -180,7 +180,9 @@ def test_keeping_the_first_branch_copies_nothing(built: Path) -> None:
     runtime.close()
 
 
-@pytest.mark.parametrize("parents", [[-1, 0], [-1, 0, 2], [-1, 3, 0], [-2, 0, 0], [-1, 0, 0, 0]])
+@pytest.mark.parametrize(
+    "parents", [[], [-1, 0], [-1, 0, 2], [-1, 3, 0], [-2, 0, 0], [-1, 0, 0, 0]]
+)
 def test_what_is_no_tree_is_an_error(built: Path, parents: list[int]) -> None:
     runtime = OnnxRuntime(built, exact=False)
     with pytest.raises(ValueError, match="are not the parents of 3 rows"):
@@ -198,6 +200,15 @@ def test_only_a_path_can_be_kept(built: Path, rows: list[int]) -> None:
     runtime.keep([0, 2, 6])
     with pytest.raises(ValueError, match="are not a path of the last pass"):
         runtime.keep([0])  # it was kept or forgotten
+    runtime.close()
+
+
+def test_rows_of_a_refused_pass_cannot_be_kept(built: Path) -> None:
+    runtime = OnnxRuntime(built, context=4, exact=False)
+    with pytest.raises(ContextOverflow):
+        runtime.forward(TREE, PARENTS)
+    with pytest.raises(ValueError, match="are not a path of the last pass"):
+        runtime.keep([0])
     runtime.close()
 
 
