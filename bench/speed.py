@@ -109,10 +109,12 @@ class Run:
 
 class Switch:
     """Puts one loaded model, which was opened exact, into any mode. What drafters and costs learn is
-    each mode's own, and none of it lasts beyond ``renew``: an answer is not to be learnt by heart."""
+    each mode's own, and none of it lasts beyond ``renew``: an answer is not to be learnt by heart. With
+    a ``path`` n-gram caches are read from there, and ``close`` keeps them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, path: Path | None = None) -> None:
         self.parts = engine.loaded
+        self._path, self._caches = path, list[NgramCache]()
         self._exact = self.parts.target.info
         self._model = [d for d in self.parts.scheduler.drafters if not isinstance(d, Hierarchy)]
         self._curves: dict[bool, Curve] = {}
@@ -122,6 +124,11 @@ class Switch:
     def renew(self) -> None:
         """Begin a round: nothing was learnt yet."""
         self._schedulers.clear()
+
+    def close(self) -> None:
+        """Keep what was learnt."""
+        for cache in self._caches:
+            cache.close()
 
     def to(self, mode: Mode) -> Loaded:
         """The model as ``Engine.open(draft=…, exact=…)`` would have it."""
@@ -147,7 +154,8 @@ class Switch:
         if name in ("retrieval", "hierarchy"):
             lasting += open_datastores(self.parts.tokenizer)
         if name in ("ngram-cache", "hierarchy"):
-            lasting.append(NgramCache(None, "", size))
+            self._caches.append(NgramCache(self._path, "", size))
+            lasting.append(self._caches[-1])
         return model_free(name, size, lasting) + (self._model if "+" in draft else [])
 
 

@@ -13,7 +13,7 @@ from edgespec.decoding import PREFILL_CHUNK
 from edgespec.drafting.cross_vocabulary import between
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
-from edgespec.drafting.ngram_cache import NgramCache
+from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
@@ -33,7 +33,7 @@ from edgespec.sampling import Sampling
 from edgespec.scheduling import profile as profiles
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.measuring import QUICK_ROWS, measure_profile
-from edgespec.scheduling.memory import Use
+from edgespec.scheduling.memory import NGRAM_CACHE_BYTES, Use
 from edgespec.scheduling.placement import Place, known
 from edgespec.scheduling.planning import Plan
 from edgespec.scheduling.policy import Scheduler
@@ -152,7 +152,13 @@ class Engine:
                 )
             name = draft if draft in MODEL_FREE else "hierarchy"
             lasting = lasting_sources(
-                name, tokenizer, target.info, profiles.fingerprint(found.path), notice
+                name,
+                tokenizer,
+                target.info,
+                profiles.fingerprint(found.path),
+                cache_bytes=MAX_BYTES if memory_budget is None else NGRAM_CACHE_BYTES,
+                indexes=memory_budget is None,
+                notice=notice,
             )
             drafters = model_free(name, target.info.vocab_size, lasting)
             costs = PassCosts()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edgespec.drafting import Drafter
 from edgespec.drafting.hierarchy import Hierarchy
-from edgespec.drafting.ngram_cache import NgramCache
+from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
 from edgespec.drafting.ngram_store import enabled, key_of, path_of
 from edgespec.drafting.recycling import Recycling
 from edgespec.drafting.retrieval import open_datastores
@@ -40,17 +40,26 @@ def lasting_sources(
     tokenizer: Tokenizer,
     info: ModelInfo,
     fingerprint: str,
-    notice: Callable[[str], None],
+    *,
+    cache_bytes: int = MAX_BYTES,
+    indexes: bool = True,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> list[Source]:
     """What ``name`` has of sources that know more than this conversation: the user's indexed files, and
     what the model of this ``fingerprint`` said in earlier ones.
 
-    Files that cannot be used are told to ``notice``. Raises ``UserError`` where nothing is indexed and
-    ``name`` is retrieval.
+    ``cache_bytes`` is the most that the latter take; without ``indexes`` the former, whose pages count as
+    memory once they were looked at, are left out. Files that cannot be used are told to ``notice``. Raises ``UserError`` where ``name`` is retrieval and
+    there is nothing to look in.
     """
     sources: list[Source] = []
     if name in ("retrieval", "hierarchy"):
-        sources += open_datastores(tokenizer, notice)
+        if indexes:
+            sources += open_datastores(tokenizer, notice)
+        elif name == "retrieval":
+            raise UserError(
+                "--memory-budget leaves indexed files out; take another --draft with it"
+            )
         if not sources and name == "retrieval":
             raise UserError(
                 "no files are indexed for this model's tokenizer; "
@@ -59,5 +68,9 @@ def lasting_sources(
     if name in ("ngram-cache", "hierarchy"):
         key = key_of(fingerprint, info.vocab_size)
         path = path_of(key) if enabled() else None
-        sources.append(NgramCache(path, key, info.vocab_size, model=info.name, notice=notice))
+        sources.append(
+            NgramCache(
+                path, key, info.vocab_size, model=info.name, max_bytes=cache_bytes, notice=notice
+            )
+        )
     return sources

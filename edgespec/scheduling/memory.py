@@ -61,6 +61,8 @@ _LLAMA_PAD, _LLAMA_SEQUENCES = 256, 64
 """Its caches are multiples of so many tokens; sequences, each with a row of logits set aside."""
 _TABLE_BYTES = 640
 """Of a suffix automaton, at most, and of lists of tokens, for each token of context."""
+NGRAM_CACHE_BYTES = 4 * MIB
+"""Of the n-gram cache, where there is a budget; as much again while it is saved."""
 _SAMPLING_ROWS = 4
 """Rows of the vocabulary's size that sampling works on: one row of logits at a time."""
 _BUILT, _BUILDING = 24 * MIB, 106 * MIB
@@ -152,14 +154,15 @@ def predict(
 ) -> Memory:
     """Peak resident memory of a process with its context full.
 
-    ``draft`` is the model that drafts, if one does; ``tables``: whether the context is searched.
+    ``draft`` is the model that drafts, if one does; ``tables``: whether the context is searched,
+    and answers are learnt from.
     """
     python = _PYTHON[use.runtime] + _ENGINE
     if any((u.runtime, u.built) == ("onnx", False) for u in (use, *([draft[1]] if draft else []))):
         python += _BUILT
     tokenizer = _linear(_TOKENIZER, shape.vocab_size)
     runtime, weights, cache, logits, activations = _parts(shape, use)
-    tables_bytes = _TABLE_BYTES * use.context if tables else 0
+    tables_bytes = _TABLE_BYTES * use.context + 2 * NGRAM_CACHE_BYTES if tables else 0
     logits += 4 * _SAMPLING_ROWS * shape.columns
     reading = python + tokenizer + _linear(_READING, shape.vocab_size)
     if draft:
