@@ -237,9 +237,9 @@ class Session:
                 words = loaded.tokenizer.stream(continues=continues)
                 yield from self._stream(prompt, limit, stats, words)
         finally:
-            stats.peak_memory_bytes = peak_memory_bytes()
             if loaded.cache is not None:
                 loaded.cache.save(every=_KEPT_EVERY_S)
+            stats.peak_memory_bytes = peak_memory_bytes()
         stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
         self.finish_reason = "stop" if stopped else "length"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from edgespec.drafting import ngram_store
 from edgespec.export import build_onnx
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue
@@ -19,6 +22,26 @@ TEST_MODELS = Path(os.environ.get("EDGESPEC_TEST_MODELS") or store.cache_dir() /
 # would be every child that these tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that every EDGESPEC_HOME of the tests is in: what the user has is not for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESPEC_HOME", str(tmp_path_factory.mktemp("edgespec-home")))
+        yield tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(autouse=True)
+def nothing_learnt(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What one test's models said is no other's: drafts, and so statistics, would depend on it.
+
+    ``monkeypatch``, so that EDGESPEC_HOME is still the test's own when this ends.
+    """
+    yield
+    learnt = ngram_store.directory()
+    if homes in learnt.parents:
+        shutil.rmtree(learnt, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

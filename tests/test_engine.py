@@ -162,7 +162,7 @@ def test_drafting_changes_nothing(engine: Engine, smollm2: Path) -> None:
         expected = plain.generate(prompt, max_tokens=40)
     found = engine.generate(prompt, max_tokens=40)
     assert found.token_ids == expected.token_ids
-    assert (found.statistics.drafter, expected.statistics.drafter) == ("ngram", "none")
+    assert (found.statistics.drafter, expected.statistics.drafter) == ("suffix+ngram-cache", "none")
     assert expected.statistics.drafted == 0
 
 
@@ -294,7 +294,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "no such device": ({"device": "npu", "runtime": "onnx"}, "drives no npu"),
     "provider": ({"provider": "tpu"}, "no provider tpu"),
     "provider of another runtime": ({"provider": "cpu", "runtime": "llama-cpp"}, "--runtime onnx"),
-    "drafter": ({"draft": "magic"}, r"no drafter 'magic'; take .*ngram or a model .*named 'magic'"),
+    "drafter": ({"draft": "magic"}, r"no drafter 'magic'; take .*hierarchy or a model .*named 'magic'"),
     "draft file": ({"draft": "absent.gguf"}, "there is no file absent.gguf"),
     "draft folder": ({"draft": "."}, r"\. is a folder"),
     "no threads": ({"threads": 0}, "0 threads"),
@@ -483,7 +483,7 @@ def test_a_bundle_answers_as_its_source_does(tmp_path: Path, tiny: Path) -> None
     with drafting(Engine.open(tmp_path / "both")) as engine:
         found = engine.generate("the sea", max_tokens=30)
         assert found.token_ids == expected
-        assert found.statistics.drafter == "ngram+tiny"
+        assert found.statistics.drafter == "suffix+ngram-cache+tiny"
         assert found.statistics.drafted > 0
     with Engine.open(tiny, draft=str(tmp_path / "draft")) as engine:
         assert engine.loaded.draft is not None

@@ -29,7 +29,7 @@ KEYS = [
 
 
 def loaded(
-    drafter: str = "ngram",
+    drafter: str = "suffix",
     context: int = 512,
     seed: int = 0,
     pass_sizes: tuple[int, ...] = (2, 4, 6, 8, 16, 32),
@@ -42,7 +42,7 @@ def loaded(
     )
     makers: dict[str, Drafter] = {
         "none": Hierarchy([]),
-        "ngram": Hierarchy([Suffix()]),
+        "suffix": Hierarchy([Suffix()]),
         "random": RandomDrafter(target),
     }
     scheduler = Scheduler([makers[drafter]])
@@ -74,7 +74,7 @@ def test_chat_keeps_the_conversation_and_streams_it() -> None:
     assert session.messages == [{"role": "system", "content": "be kind"}]
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "random"])
+@pytest.mark.parametrize("drafter", ["suffix", "random"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_conversation_is_the_same_with_and_without_drafting(

@@ -53,5 +53,5 @@ class Recycling:
         for token, logits in zip((self._last, *outcome.draft.tokens), outcome.logits, strict=False):
             best = likeliest(logits, self._successors.shape[1])
             self._successors[token] = best
-            margin = logits[best[0]] - logits[best[1]]
+            margin = logits[best[0]] - logits[best[:2][-1]]  # of one token, 0
             self._sureness[token] = 1 + int(np.searchsorted(_MARGINS, margin))

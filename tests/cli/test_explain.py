@@ -54,12 +54,12 @@ def test_a_trace_predicts_what_was_traced(with_model: Path, run: Run, tmp_path: 
     profile.write_text(dumps(replace(PROFILE, model={**PROFILE.model, "name": kept["model"]})))
     files = ("--device-profile", profile, "--trace", trace)
     found = json.loads(run("plan", *files, "--json").stdout)
-    none, ngram = found["predictions"]
+    none, suffix = found["predictions"]
     assert (none["drafter"], none["speed_up"], none["block_efficiency"]) == ("none", 1, 1)
-    assert ngram["drafter"] == "ngram"
-    assert ngram["block_efficiency"] == pytest.approx(said["stats"]["block_efficiency"], abs=2)
+    assert suffix["drafter"] == "suffix"
+    assert suffix["block_efficiency"] == pytest.approx(said["stats"]["block_efficiency"], abs=2)
     shown = run("plan", *files).stdout
-    assert f"{ngram['tokens_per_s']:.1f}" in shown
+    assert f"{suffix['tokens_per_s']:.1f}" in shown
     assert "unknown" in shown, "nobody measured the energy"
 
 

@@ -31,7 +31,7 @@ def test_the_answer_is_on_stdout_and_its_cost_on_stderr(with_model: Path, run: R
     assert result.stdout.endswith("\n")
     assert "blue" not in result.stderr
     status = result.stderr.splitlines()[-1]
-    for figure in ("tokens/s", "block efficiency", "acceptance", "ngram"):
+    for figure in ("tokens/s", "block efficiency", "acceptance", "suffix"):
         assert figure in status or (figure == "acceptance" and "no drafts" in status)
 
 

@@ -12,8 +12,8 @@ from edgespec.decoding import PREFILL_CHUNK, Step, decode
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
 from edgespec.drafting.calibration import BINS, GREEDY_PRIOR, Calibration, bin_of
+from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.none import NoDrafter
 from edgespec.runtimes import FloatArray, Logits
 from edgespec.sampling import Sampling, probabilities
 from edgespec.scheduling.costs import PassCosts
@@ -122,7 +122,7 @@ def test_the_cache_is_in_step_through_acceptance_and_rejection(
     seed: int, penalty: float, pass_sizes: tuple[int, ...]
 ) -> None:
     sampling = Sampling(repetition_penalty=penalty)
-    plain, _ = say(model(pass_sizes=pass_sizes), NoDrafter(), list(PROMPT), sampling=sampling)
+    plain, _ = say(model(pass_sizes=pass_sizes), Hierarchy([]), list(PROMPT), sampling=sampling)
     drafter = Watched(model(seed=seed), 12, CHEAP)
     said, steps = say(model(pass_sizes=pass_sizes), drafter, list(PROMPT), sampling=sampling)
     assert said == plain
@@ -180,7 +180,7 @@ def test_a_chat_that_outgrows_its_context() -> None:
     runtime = MemoryRuntime(34, context=90, pass_sizes=(), mute=range(1, 5), seed=2, scale=3)
     drafter = Watched(runtime, 34, CHEAP)
     messages, forgotten = talk(drafter)
-    assert (messages, forgotten) == talk(NoDrafter())
+    assert (messages, forgotten) == talk(Hierarchy([]))
     assert forgotten > 2
     assert sum(outcome.accepted for outcome in drafter.outcomes) > 40
 
@@ -206,18 +206,18 @@ def test_a_prompt_too_long_for_what_is_still_to_be_said_is_not_taken_in() -> Non
 
     def passes(tokens: int) -> int:
         drafter = Watched(model(), 12, costs)
-        drafter.propose(context, Budget(8, tokens, FLAT.seconds))
+        drafter.propose(context, Budget(8, tokens=tokens, pass_seconds=FLAT.seconds))
         return drafter.passes
 
     assert passes(20) == 0
     drafter = Watched(model(), 12, Fixed(0.01, 0.003))
-    drafter.propose(context[:5], Budget(8, 20, FLAT.seconds))
+    drafter.propose(context[:5], Budget(8, tokens=20, pass_seconds=FLAT.seconds))
     assert drafter.passes > 0
 
 
 @pytest.mark.parametrize("capacity", [4, len(PROMPT), 40])
 def test_a_draft_with_a_shorter_context_stops_there(capacity: int) -> None:
-    plain, _ = say(model(), NoDrafter(), list(PROMPT))
+    plain, _ = say(model(), Hierarchy([]), list(PROMPT))
     drafter = Watched(model(context=capacity), 12, CHEAP)
     said, steps = say(model(), drafter, list(PROMPT))
     assert said == plain
@@ -242,7 +242,7 @@ def test_a_trimmed_head_drafts_its_own_tokens_under_their_ids(greedy: bool) -> N
     target = model()
     said, _ = say(target, drafter, list(PROMPT), 200, sampling)
     if greedy:
-        assert said == say(model(), NoDrafter(), list(PROMPT), 200, sampling)[0]
+        assert said == say(model(), Hierarchy([]), list(PROMPT), 200, sampling)[0]
     offered = {token for o in drafter.outcomes for token in o.draft.tokens}
     assert len(offered) > 3
     assert offered <= set(kept)
@@ -306,7 +306,7 @@ def test_interrupted_anywhere_it_goes_on_as_before(where: str, when: int) -> Non
         with pytest.raises(KeyboardInterrupt):
             say(target, drafter, context, 60)
     say(target, drafter, context, 60)
-    assert context == PROMPT + say(model(), NoDrafter(), list(PROMPT), len(context) - 7)[0]
+    assert context == PROMPT + say(model(), Hierarchy([]), list(PROMPT), len(context) - 7)[0]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

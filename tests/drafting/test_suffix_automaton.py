@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -20,39 +20,117 @@ def longest_earlier_match(tokens: list[int]) -> int:
     return best
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 3, 10, 1000])
-@pytest.mark.parametrize("seed", range(3))
-def test_finds_the_longest_match_after_every_token(vocabulary: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, vocabulary, 120).tolist()
-    tokens += tokens[30:80]
+def followers(tokens: list[int], suffix: list[int]) -> tuple[int, ...]:
+    """By brute force: what followed ``suffix``, the latest first, three different tokens at most."""
+    places = range(len(tokens) - len(suffix) - 1, -1, -1)
+    found = [tokens[i + len(suffix)] for i in places if tokens[i : i + len(suffix)] == suffix]
+    return tuple(dict.fromkeys(found))[:3]
+
+
+def stream(vocabulary: int, seed: int) -> list[int]:
+    """Random tokens, some of them repeated."""
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, 120).tolist()
+    return [*tokens, *tokens[30:80]]
+
+
+def indexed(tokens: list[int]) -> SuffixAutomaton:
     index = SuffixAutomaton()
+    for token in tokens:
+        index.append(token)
+    return index
+
+
+every_stream = pytest.mark.parametrize(
+    ("vocabulary", "seed"), [(v, seed) for v in (1, 2, 3, 10, 1000) for seed in range(3)]
+)
+
+
+@every_stream
+def test_finds_the_longest_match_after_every_token(vocabulary: int, seed: int) -> None:
+    tokens, index = stream(vocabulary, seed), SuffixAutomaton()
+    for i, token in enumerate(tokens):
+        index.append(token)
+        assert index.size == i + 1
+        assert index.place[1] == longest_earlier_match(tokens[: i + 1])
+
+
+@every_stream
+def test_knows_what_followed_a_match_and_its_shorter_suffixes_last(
+    vocabulary: int, seed: int
+) -> None:
+    tokens, index = stream(vocabulary, seed), SuffixAutomaton()
     for i, token in enumerate(tokens):
         index.append(token)
         said = tokens[: i + 1]
-        assert index.size == i + 1
-        assert index.match == longest_earlier_match(said)
-        if index.match:
-            assert index.end < i
-            assert said[index.end - index.match + 1 : index.end + 1] == said[-index.match :]
+        state, match = index.place
+        while state > 0:
+            assert index.latest[state] == followers(said, said[-match:])
+            state = index.link[state]
+            match = index.length[state]
+    assert index.latest[0] == ()
+
+
+@every_stream
+def test_a_step_leads_where_appending_to_a_copy_would(vocabulary: int, seed: int) -> None:
+    tokens, index = stream(vocabulary, seed), SuffixAutomaton()
+    random = np.random.default_rng(seed + 100)
+    for i, token in enumerate(tokens):
+        index.append(token)
+        if i % 10:
+            continue
+        said = tokens[: i + 1]
+        for following in {*random.choice(said, 2).tolist(), vocabulary}:
+            state, match = index.step(index.place, following)
+            copy = deepcopy(index)
+            copy.append(following)
+            assert match == copy.place[1]
+            suffix = [*said, following][len(said) + 1 - match :]
+            assert index.latest[state] == (followers(said, suffix) if match else ())
+
+
+def test_steps_lead_to_the_longest_suffix_of_the_path_that_was_said() -> None:
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, 3, 80).tolist()
+    index = indexed(tokens)
+    said = {tuple(tokens[i:j]) for i in range(80) for j in range(i + 1, 81)}
+    place, path = index.place, list(tokens)
+    for token in random.integers(0, 4, 200).tolist():  # 3 was never said
+        place = index.step(place, token)
+        path.append(token)
+        longest = max((n for n in range(81) if tuple(path[-n:]) in said), default=0)
+        assert place[1] == longest
+        assert (place[0] == 0) == (longest == 0)
 
 
 def test_prefers_the_latest_place() -> None:
-    index = SuffixAutomaton()
-    for token in [1, 2, 7, 1, 2, 8, 1, 2]:
-        index.append(token)
-    assert (index.match, index.end) == (2, 4)
+    index = indexed([1, 2, 7, 1, 2, 8, 1, 2])
+    state, match = index.place
+    assert (match, index.latest[state]) == (2, (8, 7))
 
 
 @pytest.mark.parametrize("kind", ["one token", "two tokens", "text"])
-def test_time_does_not_grow_with_the_context(kind: str) -> None:
-    size = 40_000
+def test_neither_states_nor_work_grow_with_the_context(kind: str) -> None:
+    """Following links is what appending spends its time with: so many are read."""
+
+    class Counted(list[int]):
+        reads = 0
+
+        def __getitem__(self, at):  # type: ignore[no-untyped-def]
+            self.reads += 1
+            return super().__getitem__(at)
+
+    size = 8000
     words = {"one token": 1, "two tokens": 2, "text": 5000}[kind]
     tokens = np.random.default_rng(0).integers(0, words, size).tolist()
-    index, quarters = SuffixAutomaton(), []
+    index = SuffixAutomaton()
+    links = index.link = Counted(index.link)
+    most = 0
     for quarter in range(4):
-        started = time.perf_counter()
+        before = links.reads
         for token in tokens[quarter * size // 4 : (quarter + 1) * size // 4]:
+            earlier = links.reads
             index.append(token)
-        quarters.append(time.perf_counter() - started)
-    assert quarters[-1] < 4 * min(quarters) + 0.05  # a rescan would make it 7 times the first
+            most = max(most, links.reads - earlier)
+        assert links.reads - before <= 40 * size / 4
+        assert len(index.link) <= 2 * index.size
+    assert most < size / 10

@@ -133,12 +133,12 @@ def model_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_prediction_holds_on_onnx(installed: str) -> None:
-    _check(Case(installed, "onnx", 512, "ngram", True, None))
+    _check(Case(installed, "onnx", 512, "hierarchy", True, None))
 
 
 def test_the_prediction_holds_on_llama_cpp(installed: str) -> None:
     pytest.importorskip("llama_cpp")
-    _check(Case(installed, "llama-cpp", 512, "ngram", True, None))
+    _check(Case(installed, "llama-cpp", 512, "hierarchy", True, None))
 
 
 @pytest.mark.slow

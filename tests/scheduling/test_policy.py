@@ -160,7 +160,7 @@ def drafted(
     return out
 
 
-def ngram(clock: Clock) -> Drafter:
+def suffix(clock: Clock) -> Drafter:
     return Hierarchy([Suffix()])
 
 
@@ -174,14 +174,14 @@ def model(tokens: list[int], guesses: list[int], top: float) -> Callable[[Clock]
     return make
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "model"])
+@pytest.mark.parametrize("drafter", ["suffix", "model"])
 def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_it_back(
     drafter: str,
 ) -> None:
     agreement = 0.5
     tokens = song(np.random.default_rng(0), 3000, agreement)
     guesses = [(token + 1) % 5 for token in [0, *tokens]]
-    make = ngram if drafter == "ngram" else model(tokens, guesses[: len(tokens)], agreement)
+    make = suffix if drafter == "suffix" else model(tokens, guesses[: len(tokens)], agreement)
     dear = curve(lambda n: 0.01 if n == 1 else 0.015 * (1 + 0.1 * (n - 1)))
     found = drafted(tokens, make, [(0, USUAL), (200, dear), (400, USUAL)])
     before, changed, after = found[100:200], found[220:400], found[500:900]
@@ -190,14 +190,14 @@ def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_i
     assert np.mean(np.array(after) > 0) > 0.3
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "model"])
+@pytest.mark.parametrize("drafter", ["suffix", "model"])
 def test_acceptance_that_falls_changes_the_choice_within_twenty_passes(drafter: str) -> None:
     rng = np.random.default_rng(1)
     tokens = song(rng, 1500, 0.9)
     good = len(tokens)
     tokens += song(rng, 1500, 0.1)
     guesses = [(token + 1) % 5 for token in [0, *tokens]][: len(tokens)]
-    make = ngram if drafter == "ngram" else model(tokens, guesses, 0.9)
+    make = suffix if drafter == "suffix" else model(tokens, guesses, 0.9)
     clock, steps = Clock(), []
     target = Replay(tokens, USUAL, clock, info())
     context = tokens[:60]
