@@ -15,6 +15,7 @@ import pytest
 
 import edgespec
 from edgespec import Completion, Engine, UserError
+from edgespec.drafting import ngram_store
 from edgespec.drafting.model import ModelDrafter
 from edgespec.export.pipeline import Recipe, export
 from edgespec.models import store
@@ -186,6 +187,45 @@ def drafting(engine: Engine) -> Engine:
     return engine
 
 
+@pytest.mark.parametrize(
+    ("draft", "name"),
+    [
+        ("suffix", "suffix"),
+        ("ngram", "suffix"),
+        ("recycling", "recycling"),
+        ("hierarchy", "suffix+ngram-cache"),
+        ("auto", "suffix+ngram-cache"),
+    ],
+)
+def test_drafters_by_name(tiny: Path, draft: str, name: str) -> None:
+    with Engine.open(tiny, draft=draft) as engine:
+        assert engine.generate("a b a b a", max_tokens=8).statistics.drafter == name
+
+
+def test_retrieval_wants_an_index(tiny: Path) -> None:
+    with pytest.raises(UserError, match="edgespec index PATH"):
+        Engine.open(tiny, draft="retrieval")
+
+
+def test_what_was_said_serves_the_next_engine_unless_the_cache_is_off(
+    tiny: Path, home: Path
+) -> None:
+    def answer() -> Completion:
+        with Engine.open(tiny, draft="ngram-cache", context=256) as engine:
+            engine.loaded.scheduler.costs = Always(1.0)
+            return engine.generate("hello world", chat=False, max_tokens=100)
+
+    first, second = answer(), answer()
+    assert second.token_ids == first.token_ids
+    assert second.statistics.accepted > first.statistics.accepted + 50
+    [kept] = ngram_store.kept()
+    before = kept.path.read_bytes()
+    ngram_store.switch(False)
+    third = answer()
+    assert third.statistics.accepted == first.statistics.accepted
+    assert kept.path.read_bytes() == before
+
+
 @pytest.fixture
 def exact_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts whose passes give a row the bits that the target's do, though they are of other sizes."""
@@ -203,7 +243,7 @@ def test_a_model_as_its_own_draft(engine: Engine, smollm2: Path) -> None:
             assert found.token_ids == plain.token_ids
             statistics = found.statistics
             assert statistics.exact
-            assert statistics.drafter == smollm2.stem
+            assert statistics.drafter == f"suffix+ngram-cache+{smollm2.stem}"
             assert statistics.block_efficiency > 3
             assert statistics.acceptance_rate > 0.8
             assert statistics.draft_pass_cost == 1

@@ -30,6 +30,8 @@ _RECENT = 0.98
 """What a step leaves of the tokens and times before it: the last 50 or so make the going rate."""
 _PROMPT_SLOPE = 0.2
 """Of a draft's costs beyond the sizes seen: its long passes are prompts, which it has to compute."""
+_ANSWER_PRIOR = 50.0
+"""Tokens of an answer before any was heard: the first one should not be half over before it is drafted."""
 _ANSWER_WEIGHT = 0.3
 """The weight of an answer's length in the running mean of theirs."""
 _EXPLORED = 0.02
@@ -134,7 +136,7 @@ class ModelDrafter:
         self._context: Sequence[int] = []
         self._same = 0  # tokens known to begin both
         self._begun = self._heard = -1  # the context's length when the prompt ended, and by now
-        self._answer = 0.0  # mean length of an answer
+        self._answer = _ANSWER_PRIOR  # mean length of an answer
         self._seed: int | None = None
         self._rng = np.random.default_rng()
         self._idle_s = self._total_s = self._gained_s = 0.0

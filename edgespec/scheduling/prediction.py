@@ -118,7 +118,7 @@ def record(
     """The trace of an answer, which the draft models among ``drafters`` read once."""
     guesses = {}
     for drafter in drafters:
-        if isinstance(drafter, ModelDrafter):
+        if isinstance(drafter, ModelDrafter) and drafter.vocabulary.same:
             drafter.forget()
             guesses[drafter.name] = _guesses(drafter.runtime, prompt, answer)
     return Trace(model, list(prompt), list(answer), guesses)
