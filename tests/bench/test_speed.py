@@ -133,9 +133,7 @@ def test_the_program(run: Run, smollm2: Path, tmp_path: Path) -> None:
     assert "onnx --exact, 8 tokens, past the model's end, 2 rounds" in shown
 
 
-def test_a_draft_model_beside_hierarchy_and_alone(
-    run: Run, smollm2: Path, tmp_path: Path
-) -> None:
+def test_a_draft_model_beside_hierarchy_and_alone(run: Run, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     few = ("--max-tokens", 4, "--context", 1024, "--rounds", 1, "--no-exact")
     run(speed.main, smollm2, *few, "--draft", smollm2, "--draft", "model", "--json", out)

@@ -258,7 +258,7 @@ def test_learns_from_candidates_that_were_not_drafted_or_cut_off() -> None:
 def test_padding_is_filled_even_with_unlikely_guesses(width: int) -> None:
     unlikely = Table({i: [(i + 1, 0)] for i in range(50)}, [0.04])
     drafter = Hierarchy([unlikely])
-    assert 0.04 < _NEGLIGIBLE
+    assert _NEGLIGIBLE > 0.04
     assert not drafter.propose([0], Budget(8, width))
     flat = Budget(8, width, pass_seconds=lambda rows: 1.0)
     assert len(drafter.propose([0], flat)) == 8
@@ -306,7 +306,11 @@ def test_any_sources_and_any_words(seed: int) -> None:
             lasting=bool(random.integers(2)),
         )
 
-    sources: list[Source] = [Suffix(), Recycling(vocab), *(table() for _ in range(random.integers(4)))]
+    sources: list[Source] = [
+        Suffix(),
+        Recycling(vocab),
+        *(table() for _ in range(random.integers(4))),
+    ]
     drafter = Hierarchy(sources)
     context = [0]
     branched = 0

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgespec.draft import EMPTY
+from edgespec.drafting import Outcome, datastore, ngram_store
+from edgespec.drafting.hierarchy import Hierarchy
+from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
+from edgespec.errors import UserError
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.runtimes import ModelInfo
+from tests.tiny import tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_gguf(GGUFFile(tiny_gguf(tmp_path_factory.mktemp("tiny") / "a.gguf")))
+
+
+def info(tokenizer: Tokenizer) -> ModelInfo:
+    return ModelInfo("tiny", "llama", tokenizer.vocab_size, 1, 512, 1, "cpu", "onnx")
+
+
+def indexed(tokenizer: Tokenizer, folder: Path) -> None:
+    (folder / "notes.txt").write_text("the sea is salty " * 50, encoding="utf-8")
+    datastore.build([folder / "notes.txt"], tokenizer, name="notes", model="tiny")
+
+
+NAMES = {
+    "none": [],
+    "suffix": ["suffix"],
+    "ngram": ["suffix"],
+    "ngram-cache": ["ngram-cache"],
+    "recycling": ["recycling"],
+    "retrieval": ["retrieval:notes"],
+    "hierarchy": ["suffix", "retrieval:notes", "ngram-cache"],
+}
+
+
+@pytest.mark.parametrize("name", MODEL_FREE)
+def test_the_sources_of_every_name(
+    name: str, tokenizer: Tokenizer, home: Path, tmp_path: Path
+) -> None:
+    indexed(tokenizer, tmp_path)
+    lasting = lasting_sources(name, tokenizer, info(tokenizer), "f", notice=pytest.fail)
+    drafters = model_free(name, tokenizer.vocab_size, lasting)
+    assert len(drafters) == (name != "none")
+    for drafter in drafters:
+        assert isinstance(drafter, Hierarchy)
+        assert [source.name for source in drafter.sources] == NAMES[name]
+
+
+def test_nothing_indexed_is_an_error_of_retrieval_alone(tokenizer: Tokenizer, home: Path) -> None:
+    with pytest.raises(UserError, match="edgespec index PATH") as caught:
+        lasting_sources("retrieval", tokenizer, info(tokenizer), "f", notice=pytest.fail)
+    assert "\n" not in str(caught.value)
+    sources = lasting_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=pytest.fail)
+    assert [source.name for source in sources] == ["ngram-cache"]
+
+
+def test_an_index_that_cannot_be_used_is_told(
+    tokenizer: Tokenizer, home: Path, tmp_path: Path
+) -> None:
+    indexed(tokenizer, tmp_path)
+    [path] = datastore.kept()
+    path.write_bytes(path.read_bytes()[:100])
+    told: list[str] = []
+    sources = lasting_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=told.append)
+    assert [source.name for source in sources] == ["ngram-cache"]
+    assert len(told) == 1
+    assert str(path) in told[0]
+
+
+def test_nothing_is_kept_where_the_cache_is_off(tokenizer: Tokenizer, home: Path) -> None:
+    for on in (False, True):
+        ngram_store.switch(on)
+        [cache] = lasting_sources(
+            "ngram-cache", tokenizer, info(tokenizer), "f", notice=pytest.fail
+        )
+        cache.start([1])
+        cache.observe(Outcome(EMPTY, 0, [2, 3], np.empty((0, 0), np.float32)))
+        cache.close()  # type: ignore[attr-defined]
+        assert bool(ngram_store.kept()) == on
+
+
+def test_models_have_caches_of_their_own(tokenizer: Tokenizer, home: Path) -> None:
+    for fingerprint in "ab":
+        [cache] = lasting_sources("ngram-cache", tokenizer, info(tokenizer), fingerprint)
+        assert not cache.successors(cache.start([1]), 4)
+        cache.observe(Outcome(EMPTY, 0, [2], np.empty((0, 0), np.float32)))
+        assert cache.successors(cache.start([1]), 4)
+        cache.close()  # type: ignore[attr-defined]
+    assert len(ngram_store.kept()) == 2

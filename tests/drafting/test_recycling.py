@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgespec.draft import EMPTY, Draft
+from edgespec.drafting import Outcome
+from edgespec.drafting.recycling import _FIRST_PRIORS, Recycling
+
+V = 40
+
+
+def row(*tokens: int, vocab_size: int = V, step: float = 3.0) -> np.ndarray:
+    """Logits whose likeliest tokens these are, ``step`` apart."""
+    logits = np.full(vocab_size, -100.0, np.float32)
+    for rank, token in enumerate(tokens):
+        logits[token] = 10 - step * rank
+    return logits
+
+
+def heard(source: Recycling, last: int, draft: Draft, *rows: np.ndarray) -> None:
+    source.start([0, last])
+    source.observe(Outcome(draft, 0, [0], np.stack(rows)))
+
+
+def after(source: Recycling, token: int, count: int = 8) -> list[int]:
+    return [guess for guess, _ in source.successors(source.start([token]), count)]
+
+
+def test_the_eight_likeliest_of_a_row_in_their_order() -> None:
+    source, logits = Recycling(V), np.random.default_rng(0).standard_normal(V).astype(np.float32)
+    heard(source, 5, EMPTY, logits)
+    assert after(source, 5) == np.argsort(-logits)[:8].tolist()
+    assert after(source, 5, 3) == np.argsort(-logits)[:3].tolist()
+    for other in set(range(V)) - {5}:
+        assert after(source, other) == []
+
+
+def test_rows_of_a_tree_are_learnt_by_their_tokens_those_of_rejected_branches_too() -> None:
+    """Row 0 is the context's last token's, row i + 1 the draft's token i's, whatever its parent."""
+    source = Recycling(V)
+    tree = Draft([11, 12, 13, 14], parents=[-1, -1, 0, 1])
+    first = [20, 21, 22, 23, 24]
+    heard(source, 10, tree, *(row(token, 30) for token in first))
+    for token, best in zip((10, *tree.tokens), first, strict=True):
+        assert after(source, token, 2) == [best, 30]
+
+
+def test_the_last_of_a_tokens_rows_stays() -> None:
+    source = Recycling(V)
+    heard(source, 7, Draft([7, 8]), row(1, 2), row(3, 4), row(5, 6))
+    assert after(source, 7, 2) == [3, 4]
+    heard(source, 7, EMPTY, row(9, 1))
+    assert after(source, 7, 2) == [9, 1]
+
+
+def test_a_walk_goes_on_from_the_guess() -> None:
+    source = Recycling(V)
+    heard(source, 1, Draft([2]), row(2, 3), row(4, 5))
+    place = source.advance(source.start([1]), 2)
+    assert [token for token, _ in source.successors(place, 2)] == [4, 5]
+    assert source.successors(source.advance(place, 4), 2) == []
+
+
+def test_a_kind_is_how_sure_the_first_was_or_the_rank_of_another() -> None:
+    for step, kind in ((0.2, 0), (0.7, 1), (1.5, 2), (3.0, 3), (5.0, 4)):
+        source = Recycling(V)
+        heard(source, 1, EMPTY, row(2, 3, 4, 5, step=step))
+        kinds = [kind for _, kind in source.successors(source.start([1]), 8)]
+        assert kinds == [kind, *range(len(_FIRST_PRIORS), len(_FIRST_PRIORS) + 7)]
+        assert max(kinds) < len(source.priors)
+    assert list(source.priors[:5]) == sorted(source.priors[:5])
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 7, 8, 9])
+def test_tiny_vocabularies(vocab_size: int) -> None:
+    source = Recycling(vocab_size)
+    logits = np.arange(vocab_size, dtype=np.float32)
+    heard(source, 0, EMPTY, logits)
+    assert after(source, 0) == list(range(vocab_size))[::-1][:8]
+
+
+def test_ties_are_different_tokens() -> None:
+    source = Recycling(V)
+    heard(source, 0, EMPTY, np.zeros(V, np.float32))
+    found = source.successors(source.start([0]), 8)
+    assert len({token for token, _ in found}) == 8
+    assert found[0][1] == 0, "not sure of the first at all"
+    heard(source, 0, EMPTY, np.repeat(np.float32([1, 0]), V // 2))
+    assert {*after(source, 0)} <= {*range(V // 2)}
+
+
+def test_nothing_computed_nothing_learnt() -> None:
+    source = Recycling(V)
+    source.start([3])
+    source.observe(Outcome(EMPTY, 0, [1], np.empty((0, 0), np.float32)))
+    assert after(source, 3) == []
