@@ -30,6 +30,7 @@ from edgespec.bench.common import (
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter
 from edgespec.drafting.hierarchy import Hierarchy
+from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.model_free import MODEL_FREE, model_free
 from edgespec.drafting.ngram_cache import NgramCache
 from edgespec.drafting.retrieval import open_datastores
@@ -116,7 +117,7 @@ class Switch:
         self.parts = engine.loaded
         self._path, self._caches = path, list[NgramCache]()
         self._exact = self.parts.target.info
-        self._model = [d for d in self.parts.scheduler.drafters if not isinstance(d, Hierarchy)]
+        self._model = [d for d in self.parts.scheduler.drafters if isinstance(d, ModelDrafter)]
         self._curves: dict[bool, Curve] = {}
         self._schedulers: dict[Mode, Scheduler] = {}
         self.parts.cache = None  # the user's stays as it is
@@ -124,6 +125,11 @@ class Switch:
     def renew(self) -> None:
         """Begin a round: nothing was learnt yet."""
         self._schedulers.clear()
+
+    def forget(self) -> None:
+        """Of the prompt, what a draft model read in another mode."""
+        for drafter in self._model:
+            drafter.forget()
 
     def close(self) -> None:
         """Keep what was learnt."""
@@ -162,6 +168,7 @@ class Switch:
 def run(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int, stop: bool) -> Run:
     """Answer a prompt. What the cache already holds of it is not evaluated again."""
     parts = switch.to(mode)
+    switch.forget()
     session = Session(parts, ignore_stop=not stop)
     answer = session.chat if parts.template else session.complete
     started = perf_counter()
@@ -272,10 +279,11 @@ def nearness_table(runs: Sequence[Run], mode: Mode, fixed: Sequence[Mode]) -> st
 
 
 def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
-    """Per mode: its rate, its figures of speculation, its worst prompt, the share of Python, and of how
-    many answers plain decoding said the same."""
+    """Per mode: its rate, its figures of speculation, its worst prompt, the share of Python, and how
+    many answers are the same words as plain decoding's, or, where passes are padded, as the first mode's."""
     rows = []
-    plain = {run.prompt: run.said for run in runs if run.mode == PLAIN.name}
+    first = modes[0] if modes[0].exact else PLAIN
+    words = {run.prompt: run.said for run in runs if run.mode == first.name}
     for mode in [PLAIN, *modes]:
         own = [run for run in runs if run.mode == mode.name]
         tokens, decode_s = sum(r.tokens for r in own), sum(r.decode_s for r in own)
@@ -293,11 +301,11 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
                 f"{1e3 * sum(r.draft_s for r in own) / passes:.2f}",
                 f"{sum(r.own_s for r in own) / decode_s:.2%}",
                 f"{1 - sum(r.pass_s for r in own) / sum(r.wall_s for r in own):.2%}",
-                f"{sum(r.said == plain[r.prompt] for r in own)} of {len(own)}",
+                f"{sum(r.said == words[r.prompt] for r in own)} of {len(own)}",
             ]
         )
     headers = ["drafts", "tokens/s", "geometric mean", "worst", "τ", "α", "drafting, ms a step"]
-    return table([*headers, "own", "outside passes, with streaming", "plain's words"], rows)
+    return table([*headers, "own", "outside passes, with streaming", f"{first.name}'s words"], rows)
 
 
 @program

@@ -19,6 +19,8 @@ _PRIOR_WEIGHT = 4.0
 _FORGETTING = {True: 0.99, False: 0.9}
 """What an observation leaves of the weight of those before it, of its kind, where chances last and where
 they do not."""
+_TRUST_WEIGHT, _TRUST_FORGETTING = 6.0, 0.9
+"""Observations that trust in all the chances together is worth at first, and what one leaves of those before."""
 _KINDS = 1 << 16
 """Kinds of one source, at most."""
 
@@ -71,25 +73,30 @@ class Hierarchy:
     sources guess are one candidate (so drafts are merged where they agree), and which sources they
     are is what its chance is estimated by, from how often such guesses were right. All of the draft's
     guesses are judged as far as the target's words reach, also those that the scheduler cut off, so that
-    the estimates go on learning, for nothing, even while nothing is drafted.
+    the estimates go on learning, for nothing, even while nothing is drafted. Some answers are not at all
+    like what was seen, and kinds are many: where the best guesses of late were right less often than
+    promised, all chances are taken for as much smaller, until the next prompt.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self.name = "+".join(source.name for source in sources) or "none"
         self._chances = Chances(sources)
+        self._right = self._promised = 0.0  # of the best guesses of late
         self._context: Sequence[int] = ()
         self._heard = -1  # the context's length if only the target has added to it
         # By draft token, -1 for the context's last: the candidates after it, and which are drafted.
         self._candidates: dict[int, dict[int, Evidence]] = {}
         self._nodes: dict[tuple[int, int], int] = {}
+        self._best: dict[int, tuple[int, float]] = {}  # guesses, and their chances
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
         """At most ``budget.nodes`` tokens with confidences, the likeliest path first."""
         if context is not self._context or len(context) != self._heard:  # a prompt came in between
             self._chances.renew()
+            self._right = self._promised = 0.0
         self._context, self._heard = context, len(context)
-        self._candidates, self._nodes = {}, {}
+        self._candidates, self._nodes, self._best = {}, {}, {}
         tokens: list[int] = []
         parents: list[int] = []
         confidence: list[float] = []
@@ -101,7 +108,7 @@ class Hierarchy:
 
         def look(node: int, chance: float, places: list[Any]) -> None:
             nonlocal count
-            for token, rate in self._best(node, places, budget.width):
+            for token, rate in self._look_up(node, places, budget.width):
                 if chance * rate >= _NEGLIGIBLE or count < free:
                     heappush(frontier, (-chance * rate, count, node, token, rate, places))
                     count += 1
@@ -127,18 +134,25 @@ class Hierarchy:
                 break
             for token, evidence in self._candidates[node].items():
                 self._chances.learn(evidence, token == said)
+            if node in self._best:
+                guess, rate = self._best[node]
+                self._right = _TRUST_FORGETTING * self._right + (guess == said)
+                self._promised = _TRUST_FORGETTING * self._promised + rate
             node = self._nodes.get((node, said))
         self._candidates = {}
         for source in self.sources:
             source.observe(outcome)
 
-    def _best(self, node: int, places: Sequence[Any], width: int) -> list[tuple[int, float]]:
+    def _look_up(self, node: int, places: Sequence[Any], width: int) -> list[tuple[int, float]]:
         """The likeliest candidates after ``node``, at most ``width``, and their chances."""
         found: dict[int, Evidence] = {}
         for i, (source, place) in enumerate(zip(self.sources, places, strict=True)):
             for token, kind in source.successors(place, _CANDIDATES):
                 found[token] = (*found.get(token, ()), i * _KINDS + kind)
         self._candidates[node] = found
-        rates = [(self._chances.rate(evidence), token) for token, evidence in found.items()]
-        rates.sort(key=lambda pair: -pair[0])
-        return [(token, rate) for rate, token in rates[:width]]
+        trust = min(1.0, (self._right + _TRUST_WEIGHT) / (self._promised + _TRUST_WEIGHT))
+        rates = [(token, trust * self._chances.rate(evidence)) for token, evidence in found.items()]
+        rates.sort(key=lambda pair: -pair[1])
+        if rates:
+            self._best[node] = rates[0]
+        return rates[:width]

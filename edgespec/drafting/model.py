@@ -40,6 +40,11 @@ whether it would pay now."""
 _RISKED = 0.15
 """And no more than this share of the time since the last trial, and of what the answer has taken so
 far: it may be at its end."""
+_STRONG = 1.5
+"""Tokens that another drafter must promise for nothing to be tried in its place."""
+_DOUBT = 2.0
+"""What a second of reading a prompt is worth in seconds of steps: it is spent for certain, and whether
+the answer goes on for long enough is not."""
 _TRIALS = 5
 """Steps that finding out takes."""
 _SHARED = 0.5
@@ -163,7 +168,7 @@ class ModelDrafter:
             return EMPTY
         missing = len(own) - self._count_same(own)
         if not self._begins_to_pay(missing, room) and (
-            (budget.rival is not None and budget.rival[0] > 1) or not self._explores(missing)
+            (budget.rival is not None and budget.rival[0] > _STRONG) or not self._explores(missing)
         ):
             return EMPTY
         calibration = self._calibrations[sampling.greedy]
@@ -385,7 +390,7 @@ class ModelDrafter:
         said = self._heard - self._begun
         left = min(self._budget.tokens, max(said, self._answer - said))
         left *= steps / tokens if tokens else 1.0
-        seconds += (self._pass_s(missing) - seconds) / max(left, 1)
+        seconds += _DOUBT * (self._pass_s(missing) - seconds) / max(left, 1)
         return self._pays(1.0, self._means[0].rate, seconds, 0, room, self._rival_gain())
 
     def _explores(self, missing: int) -> bool:

@@ -204,7 +204,7 @@ def test_how_much_agreement_is_worth_is_learnt() -> None:
         two.followers = {context[-1]: [(truth if agree else 20, 0)]}
         say(drafter, context, [truth], Budget(1))
     one.followers = two.followers = {context[-1]: [(1, 0)]}
-    assert first_rate(drafter, context) > 0.9
+    assert first_rate(drafter, context) > 0.85
     two.followers = {}
     assert 0.3 < first_rate(drafter, context) < 0.7
 
@@ -218,9 +218,22 @@ def test_estimates_of_lasting_sources_outlast_a_prompt_and_others_do_not() -> No
         learnt = first_rate(drafter, context)
         context += [5, 0]  # by the user
         rates[lasting] = learnt, first_rate(drafter, context)
-    assert rates[True][1] == rates[True][0] < 0.1
+    assert 0 < rates[True][0] < rates[True][1] < 0.1  # trust alone begins again
     assert rates[False][0] < 0.2
     assert rates[False][1] == 0.5
+
+
+def test_an_answer_that_is_like_nothing_seen_costs_trust_in_every_kind_until_the_next_prompt() -> (
+    None
+):
+    source = Table({0: [(1, 0)], 2: [(3, 1)]}, [0.5, 0.5], lasting=True)
+    drafter, context = Hierarchy([source]), [0]
+    for _ in range(10):
+        say(drafter, context, [0], Budget(1))
+    say(drafter, context, [2], Budget(1))
+    assert first_rate(drafter, context) < 0.4  # another kind of guess, which was never judged
+    context += [2]  # by the user
+    assert first_rate(drafter, context) == 0.5
 
 
 def test_what_a_passing_source_agreed_to_is_forgotten_with_it() -> None:
