@@ -223,15 +223,13 @@ def test_estimates_of_lasting_sources_outlast_a_prompt_and_others_do_not() -> No
     assert rates[False][1] == 0.5
 
 
-def test_an_answer_that_is_like_nothing_seen_costs_trust_in_every_kind_until_the_next_prompt() -> (
-    None
-):
+def test_guesses_that_were_wrong_of_late_cost_trust_in_every_kind_until_the_next_prompt() -> None:
     source = Table({0: [(1, 0)], 2: [(3, 1)]}, [0.5, 0.5], lasting=True)
     drafter, context = Hierarchy([source]), [0]
     for _ in range(10):
         say(drafter, context, [0], Budget(1))
     say(drafter, context, [2], Budget(1))
-    assert first_rate(drafter, context) < 0.4  # another kind of guess, which was never judged
+    assert first_rate(drafter, context) < 0.45  # another kind of guess, which was never judged
     context += [2]  # by the user
     assert first_rate(drafter, context) == 0.5
 
