@@ -148,7 +148,7 @@ def export(
             assert prompts is not None
             from edgespec.engine import Engine
 
-            with Engine.open(sampled_from, draft="ngram", progress=progress) as engine:
+            with Engine.open(sampled_from, draft="hierarchy", progress=progress) as engine:
                 answers = _answers(engine, _prompts(prompts), progress)
                 target = engine.loaded.target
                 exported = run(path, out, recipe, answers=answers, target=target, progress=progress)
