@@ -55,6 +55,12 @@ def first_of_each(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [p for c in categories for p in [p for p in prompts if p.category == c][:count]]
 
 
+def half_of_each(prompts: Sequence[Prompt], second: bool) -> list[Prompt]:
+    """Every other prompt of each category, beginning with its first or its second."""
+    categories = dict.fromkeys(prompt.category for prompt in prompts)
+    return [p for c in categories for p in [p for p in prompts if p.category == c][second::2]]
+
+
 def rewriting_prompt() -> Prompt:
     """To give 60 lines of Python their type hints."""
     code = (PROMPTS / "untyped.py.txt").read_text("utf-8")

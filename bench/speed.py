@@ -19,6 +19,7 @@ from edgespec.bench.common import (
     RUNTIMES,
     Prompt,
     first_of_each,
+    half_of_each,
     machine,
     note,
     program,
@@ -318,7 +319,9 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
     help="Questions in Spec-Bench's format. Default: rewriting a file with type hints.",
 )
 @click.option(
-    "--half", type=click.Choice(["odd", "even"]), help="Only the questions with such numbers."
+    "--half",
+    type=click.Choice(["first", "second"]),
+    help="Of each category the first, third, … questions, or the others: to choose by, and to measure.",
 )
 @click.option("--exact/--no-exact", default=True, show_default=True, help="Where the runtime can.")
 @click.option(
@@ -368,7 +371,8 @@ def main(
     go on to --max-tokens even after the model's end, to be of equal length.
     """
     read = [prompt for path in paths for prompt in read_prompts(path)]
-    read = [p for p in read if half is None or p.id % 2 == (half == "odd")]
+    if half is not None:
+        read = half_of_each(read, half == "second")
     prompts = first_of_each(read, per_category) if read else [rewriting_prompt()]
     models = [draft for draft in drafts if draft not in (*MODEL_FREE, _ALONE)]
     if len(models) > 1 or (_ALONE in drafts and not models):

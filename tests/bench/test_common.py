@@ -32,6 +32,13 @@ def test_the_first_of_each_category(tmp_path: Path) -> None:
     ]
 
 
+def test_the_halves_of_each_category_are_all_of_it() -> None:
+    prompts = [common.Prompt(i, "aab"[i % 3], "") for i in range(9)]
+    first, second = (common.half_of_each(prompts, half) for half in (False, True))
+    assert [p.id for p in first] == [0, 3, 6, 2, 8]
+    assert [p.id for p in second] == [1, 4, 7, 5]
+
+
 @pytest.mark.parametrize("text", ["{", '{"category": "a"}', "[1]", '{"turns": []}'])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)
