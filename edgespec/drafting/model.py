@@ -42,9 +42,9 @@ _RISKED = 0.15
 far: it may be at its end."""
 _STRONG = 1.5
 """Tokens that another drafter must promise for nothing to be tried in its place."""
-_DOUBT = 2.0
-"""What a second of reading a prompt is worth in seconds of steps: it is spent for certain, and whether
-the answer goes on for long enough is not."""
+_READING = 0.12
+"""The share of the time that the rest of the answer is expected to take which reading the prompt may take:
+it is spent for certain, and whether drafts will be right is not."""
 _TRIALS = 5
 """Steps that finding out takes."""
 _SHARED = 0.5
@@ -389,8 +389,11 @@ class ModelDrafter:
         steps, tokens, _ = self._recent
         said = self._heard - self._begun
         left = min(self._budget.tokens, max(said, self._answer - said))
+        reading_s = self._pass_s(missing) - seconds
+        if reading_s > _READING * left / self._going_rate():
+            return False
         left *= steps / tokens if tokens else 1.0
-        seconds += _DOUBT * (self._pass_s(missing) - seconds) / max(left, 1)
+        seconds += reading_s / max(left, 1)
         return self._pays(1.0, self._means[0].rate, seconds, 0, room, self._rival_gain())
 
     def _explores(self, missing: int) -> bool:
