@@ -64,6 +64,7 @@ def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
     from edgespec.drafting import datastore
     from edgespec.opening import find
 
+    datastore.roots_of(paths)  # what is wrong is said before a model is fetched
     progress, started = ProgressBar(), monotonic()
     try:
         tokenizer = find(model, progress).tokenizer

@@ -187,7 +187,9 @@ def opened(
     given = {name: value for name, value in taken.items() if value is not None}
     Sampling(**given)  # what is wrong is said before anything is loaded
     try:
-        with Engine.open(model, progress=progress, planned=_announce, **options) as engine:
+        with Engine.open(
+            model, progress=progress, planned=_announce, notice=notice, **options
+        ) as engine:
             progress.stop()
             sampling = Sampling(**{**(engine.recommended if recommended else {}), **given})
             yield (

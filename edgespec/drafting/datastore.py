@@ -172,6 +172,15 @@ def remove(name: str) -> int:
     return len(found)
 
 
+def roots_of(paths: Sequence[Path]) -> list[Path]:
+    """``paths`` as they are from anywhere. Raises ``UserError`` where one is no file or folder."""
+    roots = [Path(os.path.abspath(path)) for path in paths]
+    for path, root in zip(paths, roots, strict=True):
+        if not (root.is_dir() or root.is_file()):
+            raise UserError(f"there is no file or folder {path}")
+    return roots
+
+
 def build(
     paths: Sequence[Path],
     tokenizer: Tokenizer,
@@ -186,10 +195,7 @@ def build(
     process that builds the same one is waited for. Raises ``UserError`` where there is nothing to index,
     or no room for it.
     """
-    roots = [Path(os.path.abspath(path)) for path in paths]
-    for path, root in zip(paths, roots, strict=True):
-        if not (root.is_dir() or root.is_file()):
-            raise UserError(f"there is no file or folder {path}")
+    roots = roots_of(paths)
     key = tokenizer_key(tokenizer)
     final = indexes_dir() / _file_name(_checked(name) if name else _name_of(roots[0]), key)
     partial, skipped = final.with_suffix(".partial"), Counter[str]()

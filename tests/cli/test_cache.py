@@ -59,3 +59,13 @@ def test_a_setting_that_cannot_be_kept(home: Path, run: Run) -> None:
     (home / "config").touch()
     assert "cannot change" in error_of(run("cache", "off"))
     assert store.enabled()
+
+
+def test_a_damaged_cache_is_told_once_and_replaced(with_model: Path, run: Run) -> None:
+    ask = ("generate", "-p", "Count to ten.", "--max-tokens", 8)
+    run(*ask)
+    [file] = store.directory().glob("*.ngrams")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    assert run(*ask).stderr.count("is not used and will be replaced: its checksum is wrong]") == 1
+    assert "is not used" not in run(*ask).stderr

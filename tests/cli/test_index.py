@@ -52,6 +52,7 @@ def test_errors(folder: Path, tiny_model: Path, run: Run) -> None:
     assert "there is no file or folder nowhere" in error_of(
         run("index", "nowhere", "--model", tiny_model)
     )
+    assert "there is no file or folder nowhere" in error_of(run("index", "nowhere", "--model", "x"))
     assert "no model is named 'x'" in error_of(run("index", folder, "--model", "x"))
     assert "there is no index 'x'; `edgespec index --list`" in error_of(
         run("index", "--remove", "x")
