@@ -6,6 +6,8 @@ from datetime import datetime
 
 import click
 
+from edgespec.cli.table import print_table
+
 
 @click.group()
 def cache() -> None:
@@ -41,10 +43,7 @@ def show() -> None:
         entries = f"{header.entries:,}" if header else "-"
         rows.append((name, entries, f"{kept.size / 2**20:.1f} MiB", f"{used:%Y-%m-%d %H:%M}"))
     if len(rows) > 1:
-        model, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-        for name, *cells in rows:
-            right = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-            click.echo("  ".join([f"{name:<{model}}", *right]))
+        print_table(rows, left=1)
     state = "is kept" if store.enabled() else "is switched off: neither read nor added to"
     click.echo(f"What models say {state}. Folder: {store.directory()}")
 

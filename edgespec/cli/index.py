@@ -9,6 +9,7 @@ import click
 
 from edgespec.cli.options import notice
 from edgespec.cli.progress import ProgressBar
+from edgespec.cli.table import print_table
 from edgespec.models.catalogue import DEFAULT_MODEL
 
 
@@ -106,10 +107,7 @@ def _list() -> None:
         cells = (facts.name, facts.model, f"{facts.files:,}", text, size, day, of)
         rows.append(tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in cells))
     progress.stop()
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+    print_table(rows)
     for line in damaged:
         notice(line)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgespec.cli.progress import ProgressBar
+from edgespec.cli.table import print_table
 from edgespec.models import store
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
 
@@ -42,10 +43,7 @@ def list_models() -> None:
     for entry in load_catalogue().values():
         installed = "yes" if entry.name in here else "-"
         rows.append((entry.name, _size(entry.size), entry.license, installed, entry.description))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    print_table(rows)
 
 
 @models.command()
