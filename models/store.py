@@ -42,12 +42,22 @@ class Installed:
 
 def models_dir() -> Path:
     """The folder of downloaded models: `$EDGESPEC_HOME/models`, else in the user's data folder."""
-    return _home("models") or platformdirs.user_data_path("edgespec", False) / "models"
+    return data_dir("models")
 
 
 def profiles_dir() -> Path:
     """The folder of what passes cost here: `$EDGESPEC_HOME/profiles`, else in the user's data folder."""
-    return _home("profiles") or platformdirs.user_data_path("edgespec", False) / "profiles"
+    return data_dir("profiles")
+
+
+def data_dir(name: str) -> Path:
+    """The folder `name` of what is kept for the user: in `$EDGESPEC_HOME`, else in the data folder."""
+    return _home(name) or platformdirs.user_data_path("edgespec", False) / name
+
+
+def config_dir() -> Path:
+    """The folder of settings: `$EDGESPEC_HOME/config`, else the user's configuration folder."""
+    return _home("config") or platformdirs.user_config_path("edgespec", False)
 
 
 def cache_dir() -> Path:

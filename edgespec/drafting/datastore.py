@@ -138,8 +138,8 @@ class Datastore:
 
 
 def indexes_dir() -> Path:
-    """The folder of datastores: beside that of models."""
-    return store.models_dir().parent / "indexes"
+    """The folder of datastores."""
+    return store.data_dir("indexes")
 
 
 def tokenizer_key(tokenizer: Tokenizer) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
 from edgespec.errors import UserError
 from edgespec.models import store
@@ -82,13 +81,7 @@ class Kept:
 
 def directory() -> Path:
     """The folder of the caches: ``$EDGESPEC_HOME/ngrams``, else in the user's data folder."""
-    home = os.environ.get("EDGESPEC_HOME")
-    base = (
-        Path(home).expanduser().absolute()
-        if home
-        else platformdirs.user_data_path("edgespec", False)
-    )
-    return base / "ngrams"
+    return store.data_dir("ngrams")
 
 
 def path_of(key: str) -> Path:
@@ -223,9 +216,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def _off() -> Path:
-    home = os.environ.get("EDGESPEC_HOME")
-    base = Path(home).expanduser().absolute() / "config" if home else None
-    return (base or platformdirs.user_config_path("edgespec", False)) / "cache-off"
+    return store.config_dir() / "cache-off"
 
 
 def _header(found: bytes) -> Header:
