@@ -51,14 +51,17 @@ def read_prompts(path: Path = PROMPTS / "thirty.jsonl") -> list[Prompt]:
 
 def first_of_each(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """The first ``count`` prompts of every category."""
-    categories = dict.fromkeys(prompt.category for prompt in prompts)
-    return [p for c in categories for p in [p for p in prompts if p.category == c][:count]]
+    return _of_each(prompts, slice(count))
 
 
 def half_of_each(prompts: Sequence[Prompt], second: bool) -> list[Prompt]:
     """Every other prompt of each category, beginning with its first or its second."""
+    return _of_each(prompts, slice(int(second), None, 2))
+
+
+def _of_each(prompts: Sequence[Prompt], part: slice) -> list[Prompt]:
     categories = dict.fromkeys(prompt.category for prompt in prompts)
-    return [p for c in categories for p in [p for p in prompts if p.category == c][second::2]]
+    return [p for c in categories for p in [p for p in prompts if p.category == c][part]]
 
 
 def rewriting_prompt() -> Prompt:

@@ -133,7 +133,6 @@ def _laid_out(draft: Draft) -> Draft:
         order.append(waiting.pop())
         waiting += children[order[-1] + 1][::-1]
     row_of = {token: row for row, token in enumerate([-1, *order], -1)}
-
     return replace(
         draft,
         tokens=[draft.tokens[i] for i in order],
