@@ -20,8 +20,8 @@ def test_the_cache_of_smollm2(smollm2: Path) -> None:
 
 def test_the_program(run: Run, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    run(memory.main, smollm2, "--context", 128, "--context", 256, "--json", out)
-    for figures, context in zip(json.loads(out.read_text())["figures"], (128, 256), strict=True):
+    run(memory.main, smollm2, "--context", 512, "--context", 1024, "--json", out)
+    for figures, context in zip(json.loads(out.read_text())["figures"], (512, 1024), strict=True):
         assert figures["context"] == context
         stages = [figures[name] for name in ("imported", "opened", "generated")]
         assert stages == sorted(stages)
