@@ -1,0 +1,1 @@
+"""The systems that people would otherwise use, measured by the same bench."""

@@ -1,0 +1,5 @@
+"""One program a system: it opens a model and answers, asked in JSON lines on stdin.
+
+They run where the system is installed, which may be an environment without edgespec: only ``serving``
+and the standard library are theirs to import, and what they measure.
+"""
