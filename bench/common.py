@@ -30,23 +30,38 @@ RUNTIMES = ("onnx", "llama-cpp")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question that a model is asked."""
+    """What a model is asked, a turn after the other."""
 
     id: int
     category: str
-    text: str
+    turns: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The first turn."""
+        return self.turns[0]
 
 
 def read_prompts(path: Path = PROMPTS / "thirty.jsonl") -> list[Prompt]:
-    """The first turn of every question in a file of Spec-Bench's format, JSON lines.
+    """Every question in a file of Spec-Bench's format, JSON lines.
 
-    A line has ``question_id``, ``category`` and ``turns``. Raises ``UserError`` for other files.
+    A line has ``question_id``, ``category`` and ``turns``; also ``text``, where the first turn is about a
+    long text: its name in the folder ``texts`` beside the file. Raises ``UserError`` for other files.
     """
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return [Prompt(row["question_id"], row["category"], row["turns"][0]) for row in rows]
+        return [_prompt(row, path.parent / "texts") for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} does not hold prompts in Spec-Bench's format: {error}") from error
+
+
+def _prompt(row: dict[str, Any], texts: Path) -> Prompt:
+    turns, name = row["turns"], row.get("text")
+    if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
+        raise ValueError("turns are not texts")
+    if name is not None:
+        turns = [f"{(texts / Path(name).name).read_text('utf-8')}\n\n{turns[0]}", *turns[1:]]
+    return Prompt(int(row["question_id"]), str(row["category"]), tuple(turns))
 
 
 def first_of_each(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -71,7 +86,7 @@ def rewriting_prompt() -> Prompt:
         "Rewrite this file with type hints on every function and method. Change nothing else and "
         f"answer with the whole file in one code block.\n\n```python\n{code}```"
     )
-    return Prompt(0, "rewriting code", text)
+    return Prompt(0, "rewriting code", (text,))
 
 
 def own_text() -> str:

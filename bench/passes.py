@@ -32,31 +32,37 @@ class Passes:
         return statistics.median(self.seconds[size])
 
 
+def time_sizes(engine: Engine, repeats: int) -> dict[int, list[float]]:
+    """Seconds of passes over the sizes, in turn; the first of each is not counted. Leaves ``_CONTEXT`` tokens."""
+    target = engine.loaded.target
+    tokens = engine.loaded.tokenizer.encode(own_text())
+    target.truncate(0)
+    target.forward(tokens[:_CONTEXT], logits="none")
+    target.keep(range(_CONTEXT))
+    seconds: dict[int, list[float]] = {size: [] for size in SIZES}
+    for repeat in range(repeats + 1):
+        for size in SIZES:
+            started = perf_counter()
+            target.forward(tokens[_CONTEXT : _CONTEXT + size])
+            if repeat:
+                seconds[size].append(perf_counter() - started)
+    return seconds
+
+
 def time_passes(model: str, runtime: str, threads: int | None, repeats: int) -> Passes:
     """Time passes over the sizes, in turn, and then plain decoding."""
     with Engine.open(
         model, runtime=runtime, draft="none", exact=False, context=1024, threads=threads
     ) as engine:
-        target, info = engine.loaded.target, engine.info
-        tokens = engine.loaded.tokenizer.encode(own_text())
-        target.forward(tokens[:_CONTEXT], logits="none")
-        target.keep(range(_CONTEXT))
-        following = tokens[_CONTEXT:]
-        seconds: dict[int, list[float]] = {size: [] for size in (0, *SIZES)}
-        for repeat in range(repeats + 1):  # the first is not counted
-            for size in SIZES:
-                started = perf_counter()
-                target.forward(following[:size])
-                if repeat:
-                    seconds[size].append(perf_counter() - started)
-        token = following[0]
+        seconds = {0: list[float](), **time_sizes(engine, repeats)}
+        target, token = engine.loaded.target, 0
         for step in range(_DECODED + 2):  # nor are the first two
             started = perf_counter()
             token = int(target.forward([token])[0].argmax())
             target.keep([0])
             if step > 1:
                 seconds[0].append(perf_counter() - started)
-        return Passes(seconds, info.weight_bytes)
+        return Passes(seconds, engine.info.weight_bytes)
 
 
 def merged(parts: Sequence[Passes]) -> Passes:

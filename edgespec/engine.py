@@ -80,6 +80,7 @@ class Engine:
         context: int | None = None,
         threads: int | None = None,
         memory_budget: int | None = None,
+        remember: bool = True,
         planned: Callable[[Plan], None] | None = None,
         notice: Notice = unheard,
         progress: Progress = silent,
@@ -96,7 +97,8 @@ class Engine:
         a core. What is auto or left open of runtime, device and threads is what profiles of this
         machine (`edgespec tune`) say is the fastest; without a profile, passes are timed for a second.
         ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is auto),
-        context, cache, draft model and passes are chosen to fit. ``planned`` is told what was chosen,
+        context, cache, draft model and passes are chosen to fit. Without ``remember`` nothing that
+        was learnt of earlier answers is read, nor what these teach kept. ``planned`` is told what was chosen,
         before it is loaded, wherever its memory can be foreseen; ``notice`` what a user should know
         though nothing went wrong. Raises ``UserError`` for what the caller can put right.
         """
@@ -158,6 +160,7 @@ class Engine:
                 profiles.fingerprint(found.path),
                 cache_bytes=MAX_BYTES if memory_budget is None else NGRAM_CACHE_BYTES,
                 indexes=memory_budget is None,
+                remember=remember,
                 notice=notice,
             )
             drafters = model_free(name, target.info.vocab_size, lasting)

@@ -210,19 +210,23 @@ def test_retrieval_wants_an_index(tiny: Path) -> None:
         Engine.open(tiny, draft="retrieval")
 
 
-def test_what_was_said_serves_the_next_engine_unless_the_cache_is_off(
+def test_what_was_said_serves_the_next_engine_unless_it_is_not_to_be_kept(
     tiny: Path, home: Path
 ) -> None:
-    def answer() -> Completion:
-        with Engine.open(tiny, draft="ngram-cache", context=256) as engine:
+    def answer(**options: bool) -> Completion:
+        with Engine.open(tiny, draft="ngram-cache", context=256, **options) as engine:
             engine.loaded.scheduler.costs = Always(1.0)
             return engine.generate("hello world", chat=False, max_tokens=100)
 
+    unkept = answer(remember=False)
+    assert not ngram_store.kept()
     first, second = answer(), answer()
+    assert unkept.statistics.accepted == first.statistics.accepted
     assert second.token_ids == first.token_ids
     assert second.statistics.accepted > first.statistics.accepted + 50
     [kept] = ngram_store.kept()
     before = kept.path.read_bytes()
+    assert answer(remember=False).statistics.accepted == first.statistics.accepted
     ngram_store.switch(False)
     third = answer()
     assert third.statistics.accepted == first.statistics.accepted

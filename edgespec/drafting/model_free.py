@@ -43,13 +43,15 @@ def lasting_sources(
     *,
     cache_bytes: int = MAX_BYTES,
     indexes: bool = True,
+    remember: bool = True,
     notice: Callable[[str], None] = lambda line: None,
 ) -> list[Source]:
     """What ``name`` has of sources that know more than this conversation: the user's indexed files, and
     what the model of this ``fingerprint`` said in earlier ones.
 
     ``cache_bytes`` is the most that the latter take; without ``indexes`` the former, whose pages count as
-    memory once they were looked at, are left out. Files that cannot be used are told to ``notice``. Raises ``UserError`` where ``name`` is retrieval and
+    memory once they were looked at, are left out. Without ``remember`` nothing is read of earlier answers,
+    nor kept of these. Files that cannot be used are told to ``notice``. Raises ``UserError`` where ``name`` is retrieval and
     there is nothing to look in.
     """
     sources: list[Source] = []
@@ -67,7 +69,7 @@ def lasting_sources(
             )
     if name in ("ngram-cache", "hierarchy"):
         key = key_of(fingerprint, info.vocab_size)
-        path = path_of(key) if enabled() else None
+        path = path_of(key) if remember and enabled() else None
         sources.append(
             NgramCache(
                 path, key, info.vocab_size, model=info.name, max_bytes=cache_bytes, notice=notice

@@ -33,13 +33,27 @@ def test_the_first_of_each_category(tmp_path: Path) -> None:
 
 
 def test_the_halves_of_each_category_are_all_of_it() -> None:
-    prompts = [common.Prompt(i, "aab"[i % 3], "") for i in range(9)]
+    prompts = [common.Prompt(i, "aab"[i % 3], ("",)) for i in range(9)]
     first, second = (common.half_of_each(prompts, half) for half in (False, True))
     assert [p.id for p in first] == [0, 3, 6, 2, 8]
     assert [p.id for p in second] == [1, 4, 7, 5]
 
 
-@pytest.mark.parametrize("text", ["{", '{"category": "a"}', "[1]", '{"turns": []}'])
+def test_a_question_may_be_about_a_long_text_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Once upon a time.\n")
+    row = {"question_id": 1, "category": "long", "turns": ["When?", "Who?"], "text": "a.txt"}
+    (tmp_path / "x").write_text(json.dumps(row))
+    [prompt] = common.read_prompts(tmp_path / "x")
+    assert prompt.turns == ("Once upon a time.\n\n\nWhen?", "Who?")
+    (tmp_path / "x").write_text(json.dumps({**row, "text": "../x"}))
+    with pytest.raises(UserError, match="texts.x"):  # nothing outside the folder
+        common.read_prompts(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"category": "a"}', "[1]", '{"turns": []}', '{"turns": "one"}']
+)
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)
     with pytest.raises(UserError, match="Spec-Bench"):

@@ -108,7 +108,7 @@ def test_modes_and_rounds_learn_apart_and_nothing_of_it_lasts(
         first, other = switch.to(FAST).scheduler, switch.to(EXACT).scheduler
         assert first is not other
         assert switch.to(FAST).scheduler is first
-        prompt = speed.Prompt(1, "a", "one two three one two three")
+        prompt = speed.Prompt(1, "a", ("one two three one two three",))
         run = speed.run(switch, FAST, prompt, 8, stop=False)
         assert (run.mode, run.tokens, len(run.said)) == ("hierarchy", 8, 8)
         switch.renew()

@@ -71,8 +71,10 @@ def serve(open_worker: Opener) -> None:
                 raise RuntimeError("no model is open")
             elif request["op"] == "answer":
                 reply = worker.answer(request)
-            else:
+            elif request["op"] == "perplexity":
                 reply = worker.perplexity(request["windows"])
+            else:  # what only some workers have
+                reply = getattr(worker, request["op"])(request)
         except Exception as error:  # whatever it is, the bench is to say so and go on
             reply = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:500]}
         print(json.dumps(reply), file=replies, flush=True)

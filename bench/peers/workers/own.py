@@ -1,0 +1,122 @@
+"""edgespec itself, measured as the peers are: in a process of its own, through its public names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from edgespec.bench.passes import time_sizes
+from edgespec.bench.peers.workers.serving import serve, timed
+from edgespec.drafting.model import ModelDrafter
+from edgespec.engine import Engine
+from edgespec.export.quality import log_softmax
+from edgespec.sampling import Sampling
+from edgespec.session import Session
+
+_CHUNK = 128
+"""Rows of a pass of ``perplexity``."""
+
+
+class Own:
+    """A model that edgespec opened. What earlier runs learnt is not known here, and nothing is kept."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.session: Session | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A turn of a conversation, or a whole prompt where the model cannot chat."""
+        if request["fresh"] or self.session is None:
+            self.session = self._fresh_session(request)
+        session = self.session
+        say = session.chat if self.engine.can_chat else session.complete
+
+        def pieces() -> Iterator[list[int]]:
+            told = 0
+            for _ in say(request["text"], max_tokens=request["max_tokens"]):
+                yield session.token_ids[told:]
+                told = len(session.token_ids)
+            yield session.token_ids[told:]
+
+        reply = timed(pieces(), perf_counter())
+        stats = session.statistics
+        if stats.prompt_tokens != len(request["ids"]):
+            raise RuntimeError(f"{stats.prompt_tokens} tokens of prompt, not {len(request['ids'])}")
+        return {
+            **reply,
+            "passes": stats.target_passes,
+            "draft_passes": stats.draft_passes,
+            "drafted": stats.drafted,
+            "accepted": stats.accepted,
+            "draft_s": stats.draft_s,
+            "pass_s": stats.pass_s,
+            "own_s": stats.own_s,
+            "by_drafter": {
+                name: [tally.drafted, tally.accepted]
+                for name, tally in stats.by_drafter.items()
+                if tally.drafted
+            },
+            "by_rows": {
+                rows: [tally.steps, tally.tokens, tally.pass_s]
+                for rows, tally in stats.by_size.items()
+            },
+        }
+
+    def _fresh_session(self, request: dict[str, Any]) -> Session:
+        loaded = self.engine.loaded
+        loaded.target.truncate(0)
+        for drafter in loaded.scheduler.drafters:
+            if isinstance(drafter, ModelDrafter):
+                drafter.forget()
+        names = ("temperature", "top_k", "top_p", "seed")
+        sampling = Sampling(**{name: request[name] for name in names})
+        return Session(loaded, sampling=sampling, ignore_stop=not request["stop_ids"])
+
+    def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
+        """Of the target, as plain decoding runs it."""
+        target = self.engine.loaded.target
+        loss, count = 0.0, 0
+        for window in windows:
+            target.truncate(0)
+            for start in range(0, len(window) - 1, _CHUNK):
+                chunk, next_ = (window[s : s + _CHUNK] for s in (start, start + 1))
+                scores = log_softmax(target.forward(chunk)[: len(next_)])
+                loss -= float(scores[np.arange(len(next_)), next_].sum())
+                count += len(next_)
+                target.keep(range(len(chunk)))
+        target.truncate(0)
+        return {"loss": loss, "tokens": count}
+
+    def curve(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Seconds of passes over n tokens: ``{"seconds": {n: […]}}``."""
+        return {"seconds": time_sizes(self.engine, repeats=request["repeats"])}
+
+
+def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
+    """``settings``: ``draft`` (of ``--draft``; "none" is plain decoding, unpadded) and ``runtime``."""
+    settings = request["settings"]
+    draft = settings["draft"]
+    engine = Engine.open(
+        request["model"],
+        runtime=settings["runtime"],
+        draft=draft,
+        exact=draft != "none",
+        context=request["context"],
+        threads=request["threads"],
+        remember=False,
+    )
+    info, model = engine.info, engine.loaded.draft
+    return Own(engine), {
+        "version": f"{metadata.version('edgespec')}, {info.runtime} on {info.device}",
+        "weights": "as in the file",
+        "weight_bytes": info.weight_bytes,
+        "draft_weight_bytes": model.info.weight_bytes if model else None,
+    }
+
+
+if __name__ == "__main__":
+    serve(opened)
