@@ -47,7 +47,7 @@ def test_a_question_may_be_about_a_long_text_beside_it(tmp_path: Path) -> None:
     [prompt] = common.read_prompts(tmp_path / "x")
     assert prompt.turns == ("Once upon a time.\n\n\nWhen?", "Who?")
     (tmp_path / "x").write_text(json.dumps({**row, "text": "../x"}))
-    with pytest.raises(UserError, match="texts.x"):  # nothing outside the folder
+    with pytest.raises(UserError, match=r"texts.x"):  # nothing outside the folder
         common.read_prompts(tmp_path / "x")
 
 
