@@ -112,7 +112,7 @@ def machine(model: str | Path) -> str:
     """In one line: the processor, the versions, the model file."""
     path = store.resolve(str(model))
     names = ("edgespec", "onnxruntime", "llama-cpp-python", "numpy")
-    versions = [f"{name} {version}" for name in names if (version := _version(name))]
+    versions = [f"{name} {version}" for name in names if (version := version_of(name))]
     return ", ".join(
         [
             f"{cpu_name()}, {physical_cores()} cores",
@@ -124,7 +124,8 @@ def machine(model: str | Path) -> str:
     )
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Of a package; ``None`` where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -46,6 +46,11 @@ class Answer:
     by_rows: dict[int, list[float]] = field(default_factory=dict)
     """By tokens in a pass: steps, tokens said, seconds of the passes."""
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Answer:
+        """The inverse of ``asdict``."""
+        return cls(**{**data, "by_rows": {int(n): row for n, row in data["by_rows"].items()}})
+
     @property
     def tokens(self) -> int:
         """How many were said."""
@@ -122,10 +127,7 @@ class Results:
             **{
                 **data,
                 "systems": {name: System(**s) for name, s in data["systems"].items()},
-                "answers": [
-                    Answer(**{**a, "by_rows": {int(n): v for n, v in a["by_rows"].items()}})
-                    for a in data["answers"]
-                ],
+                "answers": [Answer.from_json(answer) for answer in data["answers"]],
                 "curves": {
                     name: {int(n): s for n, s in curve.items()}
                     for name, curve in data["curves"].items()

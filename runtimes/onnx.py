@@ -105,6 +105,7 @@ class OnnxRuntime(Bookkeeping):
     single row (its kernel for one differs) nor few positions with wide heads, sizes of pass are probed for
     batch invariance (once; the result is kept beside the model) and passes are padded to sizes that
     agree with each other, none larger than ``rows``, the most rows of logits that a pass may have.
+    ``profile`` begins the name of a JSON file that has every operator's time once the model is closed.
 
     A tree is one pass too. Its rows lie one after the other in the cache, each hides those that are not
     its ancestors from itself, and ``keep`` moves the rows of a path together; the first branch, laid
@@ -125,6 +126,7 @@ class OnnxRuntime(Bookkeeping):
         provider: str | None = None,
         exact: bool = True,
         rows: int = MAX_ROWS,
+        profile: Path | None = None,
         progress: Progress = silent,
     ) -> None:
         manifest = read_manifest(folder)
@@ -142,7 +144,7 @@ class OnnxRuntime(Bookkeeping):
         self._threads = share_threads(threads or physical_cores())
         progress("loading the model", 0, 1)
         self._session, self._weights, self._mapping, self._embedding = open_session(
-            folder, manifest, chosen, device
+            folder, manifest, chosen, device, profile
         )
         progress("loading the model", 1, 1)
         inputs = {node.name: node.shape for node in self._session.get_inputs()}

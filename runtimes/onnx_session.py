@@ -98,13 +98,21 @@ class Embedding:
 
 
 def open_session(
-    folder: Path, manifest: dict[str, Any], provider: str, device: str
+    folder: Path,
+    manifest: dict[str, Any],
+    provider: str,
+    device: str,
+    profile: Path | None = None,
 ) -> tuple[ort.InferenceSession, list[Any], mmap.mmap, Embedding | None]:
     """The session, and the weights in their mapping and the embedding, which must live as long.
+
+    ``profile`` begins the name of the file where ONNX Runtime writes what every operator took.
 
     There is no ``Embedding`` where it is the head too, as it is: that product reads all of it.
     """
     options = session_options()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     with loading(folder, "if it is damaged, delete it and it will be built again"):
         with open(folder / "model.onnx.data", "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
