@@ -179,14 +179,15 @@ def parse_peer(text: str) -> list[System]:
     return systems
 
 
-def setup_named(name: str, progress: Progress = silent) -> Path:
-    """Install the peer of this name; the Python that runs it. Raises ``UserError``."""
-    return setup(_chosen(name, PEERS, "peer"), progress)
-
-
 def mode_of(system: System) -> Mode:
     """The mode that a system of ``parse_peer`` runs."""
     return PEERS[system.peer].modes[system.name.split()[1]]
+
+
+def setup_named(name: str, progress: Progress = silent) -> Path:
+    """The Python that runs a peer, which is installed if that has not been done. Raises ``UserError``."""
+    peer = _chosen(name, PEERS, "peer")
+    return python_of(peer) or setup(peer, progress)
 
 
 def worker_of(system: System) -> tuple[list[str], dict[str, str]]:

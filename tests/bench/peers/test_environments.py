@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.bench.peers import PEERS, Mode, Peer, environments, worker_of
+from edgespec.bench.peers import PEERS, Mode, Peer, environments, setup_named, worker_of
 from edgespec.bench.records import System
 from edgespec.errors import UserError
 from edgespec.models import store
@@ -65,7 +65,8 @@ def test_a_peer_is_set_up_in_an_environment_of_its_own(wheels: Path) -> None:
         worker_of(system)
     wheel(wheels, "1.5")
     told: list[tuple[str, int, int]] = []
-    python = environments.setup(PEER, lambda *what: told.append(what))
+    python = setup_named("tiny", lambda *what: told.append(what))
+    assert setup_named("tiny") == python
     assert said(python, VERSION) == "1.5\n"
     assert python == environments.python_of(PEER) != Path(sys.executable)
     command, variables = worker_of(system)
@@ -152,5 +153,7 @@ def test_a_peer_that_is_here_or_requires_nothing_needs_no_environment(home: Path
     assert environments.python_of(none) == environments.python_of(here) == Path(sys.executable)
     assert environments.setup(none) == Path(sys.executable)
     assert not store.data_dir("peers").exists()
+    with pytest.raises(UserError, match="no peer; did you mean transformers"):
+        setup_named("transformer")
     newer = Peer("newer", "", "newer", {}, ("pytest>=1000",))
     assert environments.python_of(newer) is None
