@@ -53,13 +53,16 @@ def volts(figure: int) -> float:
     return value
 
 
-def read_termux(text: str, amps: Amps) -> list[Battery]:
-    """What ``termux-battery-status`` prints. Raises ``OnMains`` or ``ValueError``."""
+def read_termux(text: str) -> list[Battery]:
+    """What ``termux-battery-status`` prints. Raises ``OnMains`` or ``ValueError``.
+
+    It multiplies what is below 1000, taking it for mA, so that the unit may be another every time.
+    """
     state: Any = json.loads(text)
     try:
         if state["plugged"] != "UNPLUGGED":
             raise OnMains(f"plugged: {state['plugged']}")
-        power = amps(int(state["current"])) * volts(int(state["voltage"]))
+        power = Amps()(int(state["current"])) * volts(int(state["voltage"]))
         return [Battery("battery", state["status"] == "DISCHARGING", power)]
     except (LookupError, TypeError) as error:
         raise ValueError(f"termux-battery-status does not say {error}") from None
@@ -110,15 +113,15 @@ def open_meter(
     if not (is_android() if android is None else android):
         raise NoMeter("this is no Android device")
 
-    amps = [Amps() for _ in range(3)]
+    files, dumped = Amps(), Amps()
     readers: list[tuple[str, Read, float]] = [
-        ("/sys", functools.partial(read_linux, root, "battery", amps[0], volts), 0.5),
+        ("/sys", functools.partial(read_linux, root, "battery", files, volts), 0.5),
         (
             "termux-battery-status",
-            lambda: read_termux(run(["termux-battery-status"]), amps[1]),
+            lambda: read_termux(run(["termux-battery-status"])),
             5.0,
         ),
-        ("dumpsys", lambda: read_dumpsys(run(["dumpsys", "battery"]), amps[2]), 5.0),
+        ("dumpsys", lambda: read_dumpsys(run(["dumpsys", "battery"]), dumped), 5.0),
     ]
     reasons = []
     for name, read, interval in readers:

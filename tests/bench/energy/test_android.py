@@ -110,11 +110,20 @@ def test_termux(tmp_path: Path) -> None:
     assert meter.joules() == pytest.approx(0.345678 * 3.955 * 10)
 
 
+def test_termux_changes_the_unit_of_devices_that_say_ma() -> None:
+    """Below 1 A it makes µA of it."""
+    for current, amps in ((-800_000, 0.8), (-1200, 1.2)):
+        (only,) = android.read_termux(json.dumps(TERMUX | {"current": current}))
+        assert only.watts == pytest.approx(amps * 3.955)
+    with pytest.raises(battery.OnMains, match="PLUGGED_USB"):
+        android.read_termux(json.dumps(TERMUX | {"plugged": "PLUGGED_USB"}))
+
+
 @pytest.mark.parametrize("missing", ["current", "voltage", "status", "plugged"])
 def test_termux_says_too_little(missing: str) -> None:
     text = json.dumps({key: value for key, value in TERMUX.items() if key != missing})
     with pytest.raises(ValueError, match=missing):
-        android.read_termux(text, android.Amps())
+        android.read_termux(text)
 
 
 def test_dumpsys_gives_the_charge_left(tmp_path: Path) -> None:

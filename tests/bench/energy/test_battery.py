@@ -80,16 +80,19 @@ def test_charge_left_at_the_voltage_it_left_with(tmp_path: Path) -> None:
 
 def test_two_batteries_of_which_one_works(tmp_path: Path) -> None:
     clock = Clock()
-    idle = {"type": "Battery", "status": "Not charging", "power_now": 0, "energy_now": 20_000_000}
+    idle = {"type": "Battery", "status": "Not charging", "power_now": 7, "energy_now": 20_000_000}
     write(trees.thinkpad(tmp_path), "power_supply/BAT1", **idle)
     meter = opened(tmp_path, clock)
     assert meter.name.startswith("battery BAT0, BAT1, power")
     clock.turn(10)
-    assert meter.joules() == pytest.approx(90)
+    assert meter.joules() == pytest.approx(90, rel=1e-9)
     write(tmp_path, "power_supply/BAT1", status="Discharging", power_now=9_000_000)
     bat0(tmp_path, status="Not charging", power_now=0)
     clock.turn(10)
     assert meter.joules() == pytest.approx(180)
+    bat0(tmp_path, status="Discharging", power_now=None, voltage_now=None)
+    with pytest.raises(MeterLost, match="sensor is gone"):
+        meter.joules()
 
 
 def test_the_plug_goes_in(tmp_path: Path) -> None:
@@ -122,12 +125,19 @@ def test_what_loses_it(tmp_path: Path, lose: Callable[[Path], object]) -> None:
         meter.joules()
 
 
+def test_a_gauge_that_no_longer_falls(tmp_path: Path) -> None:
+    bat0(trees.thinkpad(tmp_path), power_now=0)
+    meter = opened(tmp_path, Clock())
+    bat0(tmp_path, status="Not charging")
+    with pytest.raises(MeterLost, match="no longer discharging"):
+        meter.joules()
+
+
 def test_another_battery_in_the_middle_of_a_gauge(tmp_path: Path) -> None:
-    meter = opened(trees.thinkpad(tmp_path / "a"), Clock())
-    bat0(tmp_path / "a", power_now=0)
-    meter = opened(tmp_path / "a", Clock())
+    bat0(trees.thinkpad(tmp_path), power_now=0)
+    meter = opened(tmp_path, Clock())
     extra = {"type": "Battery", "status": "Discharging", "power_now": 0, "energy_now": 20_000_000}
-    write(tmp_path / "a", "power_supply/BAT1", **extra)
+    write(tmp_path, "power_supply/BAT1", **extra)
     with pytest.raises(MeterLost, match="other batteries"):
         meter.joules()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,7 +156,7 @@ def test_nvidias_own_library_has_what_is_called() -> None:
     import pynvml  # type: ignore[import-not-found, unused-ignore]
 
     called = [name for name in dir(Nvml) if name.lower().startswith("nvml")]
-    assert len(called) == 8
+    assert len(called) == 9
     assert all(hasattr(pynvml, name) for name in called)
 
 
@@ -214,7 +215,7 @@ def test_the_thread_integrates_and_ends() -> None:
     while meter._joules < 0.1:
         assert meter._clock() - start < 5
     meter.close()
-    assert not any(thread.name == meter.name for thread in energy.meter.threading.enumerate())
+    assert not any(thread.name == meter.name for thread in threading.enumerate())
 
 
 def test_what_went_wrong_is_one_line() -> None:
