@@ -29,7 +29,8 @@ from .meter import Clock, Meter, MeterLost, NoMeter, Polled, Power, read_number,
 
 T = TypeVar("T")
 
-MAX_WATTS = 1000.0
+MAX_WATTS = 500.0
+"""No machine draws more from its battery: a figure that says so is wrong."""
 WHAT = "the whole machine from its battery"
 
 
@@ -81,6 +82,8 @@ class Gauge(Polled):
             if left < lowest:
                 drawn += (lowest - left) * (volts + volts_then) / 2
                 self._left[battery.name] = (left, volts)
+        if drawn > MAX_WATTS * (self._clock() - self._changed + 1):
+            raise MeterLost(f"{drawn:g} J less at once")
         if drawn:
             self.step = min(self.step or drawn, drawn)
             self._has_changed()

@@ -125,6 +125,17 @@ def test_what_loses_it(tmp_path: Path, lose: Callable[[Path], object]) -> None:
         meter.joules()
 
 
+@pytest.mark.parametrize("energy", [0, -40_000_000, "?"])
+def test_a_gauge_that_jumps(tmp_path: Path, energy: object) -> None:
+    clock = Clock()
+    bat0(trees.thinkpad(tmp_path), power_now=0)
+    meter = opened(tmp_path, clock)
+    clock.turn(10)
+    bat0(tmp_path, energy_now=energy)
+    with pytest.raises(MeterLost):
+        meter.joules()
+
+
 def test_a_gauge_that_no_longer_falls(tmp_path: Path) -> None:
     bat0(trees.thinkpad(tmp_path), power_now=0)
     meter = opened(tmp_path, Clock())
