@@ -207,11 +207,11 @@ def _sums(
 
 
 def _equality(a: Results, b: Results, name: str) -> Change | None:
-    """Share of greedy answers that are those of the baseline."""
-    against = a.systems[name].baseline
-    if against is None or against != b.systems[name].baseline or a.settings["temperature"] > 0:
+    """Share of greedy answers that are those of the system whose words they must be, or of the baseline."""
+    one, other = (r.systems[name].words or r.systems[name].baseline for r in (a, b))
+    if one is None or one != other or a.settings["temperature"] > 0:
         return None
-    sums = [_equal(measures.pairs(r, name, against)) for r in (a, b)]
+    sums = [_equal(measures.pairs(r, name, one)) for r in (a, b)]
     return _change(name, _EQUAL, _in_both(*sums), measures.quotient)
 
 

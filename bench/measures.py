@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Equality:
-    """Greedy answers against those of plain decoding."""
+    """Greedy answers against those whose words they must be, or those of plain decoding."""
 
     share: Estimate
     """Of the answers whose tokens are the same."""
@@ -277,7 +277,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 def measure(results: Results, name: str, category: str | None = None) -> Measures:
     """The figures of a system in a category, or in all."""
     system, answers = results.systems[name], of(results, name, category)
-    against = system.baseline
+    against, words = system.baseline, system.words or system.baseline
     passes = [a.passes for a in answers if a.passes is not None]
     drafters = sorted({drafter for a in answers for drafter in a.by_drafter})
     alphas = {drafter: acceptance_rate(answers, drafter) for drafter in drafters}
@@ -297,7 +297,7 @@ def measure(results: Results, name: str, category: str | None = None) -> Measure
         passes=sum(passes) if passes else None,
         cpu_s_per_token=a_token(lambda a: a.cpu_s),
         energy_j_per_token=a_token(lambda a: a.energy_j),
-        equality=equality(results, name, against, category) if against else None,
+        equality=equality(results, name, words, category) if words else None,
         against_baseline=ratio(results, name, against, category) if against else None,
         against_plain=None if name == PLAIN else ratio(results, name, PLAIN, category),
         worst=worst(results, name, category),
