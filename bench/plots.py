@@ -1,0 +1,472 @@
+"""What a run found, as pictures: SVG whose text is text and whose colours are the page's.
+
+Every picture is as wide as a telephone's screen, so that it need not shrink there; wider pages put them side by
+side. What the data does not have is not drawn, and a sentence says why.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgespec.bench import measures
+from edgespec.bench.measures import Estimate, Measures
+from edgespec.bench.records import Results
+from edgespec.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Found = Mapping[tuple[str, str | None], Measures]
+"""By system and category, ``None`` for all."""
+
+_WIDTH = 4.7
+"""Inches of 72 pixels."""
+_INK, _GRID, _PAPER = "#010101", "#020202", "#030303"
+_SERIES = [f"#0401{i:02x}" for i in range(8)]
+_COLOURS = {_INK: "--ink", _GRID: "--grid", _PAPER: "--paper"} | {
+    colour: f"--series{i}" for i, colour in enumerate(_SERIES)
+}
+"""Stand for the page's colours, which depend on light and dark."""
+_OWN, _PEER = _SERIES[0], _SERIES[1]
+_MARKERS = "osD^vPX*"
+_LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
+_FEWEST_STEPS = 20
+"""Steps of a length, below which its τ says nothing."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Plots under one heading: for each its title and SVG."""
+
+    title: str
+    caption: str
+    plots: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why there is no picture."""
+
+    title: str
+    why: str
+
+
+def pictures(results: Results, found: Found) -> Iterator[Picture | Missing]:
+    """All. Raises ``UserError`` where matplotlib is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise UserError(
+            'pictures need matplotlib: pip install "edgespec[bench]"; report.md is written'
+        ) from error
+    settings: dict[str, Any] = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 10,
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "edgespec",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "grid.color": _GRID,
+        "grid.linewidth": 0.7,
+        "lines.linewidth": 1.6,
+        "legend.frameon": False,
+        "legend.fontsize": 9.5,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
+        ),
+    }
+    with mpl.rc_context(settings):
+        yield _rates(results, found)
+        yield _ratios(results, found)
+        yield _curves(results)
+        yield _block_efficiency(results)
+        yield _steps(results)
+        yield _memory(results)
+        yield _energy(results, found)
+        yield _operators(results)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    """``height`` in pixels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height / 72), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """To be put into a page: no prolog, no size of its own, no id that another picture has too."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    text = file.getvalue()
+    inside = text[text.index(">", text.index("<svg")) + 1 :]
+    for colour, variable in _COLOURS.items():
+        inside = inside.replace(colour, f"var({variable})")
+    ids = dict.fromkeys(re.findall(r'(?<=url\(#)\w+|(?<=href="#)\w+', inside))
+    inside = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
+    inside = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in ids else "", inside)
+    for i, old in enumerate(ids):
+        inside = re.sub(rf'(id="|#){old}\b', rf"\g<1>{name}-{i}", inside)
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    return f'<svg role="img" {box[0]}>{inside.strip()}'
+
+
+def _named(name: str) -> str:
+    return textwrap.fill(name, 24, max_lines=2, placeholder="…")
+
+
+def _short(name: str) -> str:
+    return textwrap.shorten(name, 44, placeholder="…")
+
+
+def _style(results: Results, name: str) -> tuple[str, str]:
+    """Colour, and what fills its mark: plain decoding is hollow."""
+    system = results.systems[name]
+    colour = _OWN if system.peer == "edgespec" else _PEER
+    plain = system.baseline is None or system.settings.get("draft") == "none"
+    return colour, _PAPER if plain else colour
+
+
+def _dots(
+    results: Results,
+    rows: Sequence[tuple[str, Estimate]],
+    name: str,
+    label: str,
+    most: float | None = None,
+    line: float | None = None,
+) -> str:
+    """A system a line: its figure as a dot, its interval as a bar, and the figure in words at the right."""
+    height = 25 if any("\n" in _named(system) for system, _ in rows) else 19
+    figure, axes = _figure(46 + height * len(rows))
+    for y, (system, estimate) in enumerate(rows):
+        colour, fill = _style(results, system)
+        if math.isfinite(estimate.low):
+            axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2.2)
+        axes.plot([estimate.value], [y], "o", color=colour, markerfacecolor=fill)
+        axes.annotate(
+            three(estimate.value),
+            (1.01, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9.5,
+        )
+    if line is not None:
+        axes.axvline(line, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(rows)), [_named(system) for system, _ in rows], fontsize=9.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, most)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    return _svg(figure, name)
+
+
+def three(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def _estimates(
+    found: Found, category: str | None, figure: Callable[[Measures], Estimate | None]
+) -> list[tuple[str, Estimate]]:
+    rows = [(name, figure(m)) for (name, c), m in found.items() if c == category]
+    return [(name, estimate) for name, estimate in rows if estimate is not None]
+
+
+def _rates(results: Results, found: Found) -> Picture | Missing:
+    title = "Decode tokens/s"
+    categories = [None, *measures.categories(results)]
+    rows = {c: _estimates(found, c, lambda m: m.rate) for c in categories}
+    ends = [e.high if math.isfinite(e.high) else e.value for r in rows.values() for _, e in r]
+    if not ends:
+        return Missing(title, "No system gave an answer that came in parts.")
+    plots = [
+        (
+            category or "all categories",
+            _dots(results, found_, f"rates-{i}", "tokens/s", 1.04 * max(ends)),
+        )
+        for i, (category, found_) in enumerate(rows.items())
+        if found_
+    ]
+    caption = (
+        "Median over prompts, with its interval of 95 %. Blue: edgespec; orange: its peers; hollow: plain "
+        "decoding. More is better; all have the same scale."
+    )
+    return Picture(title, caption, plots)
+
+
+def _ratios(results: Results, found: Found) -> Picture | Missing:
+    title = "Speed-up over own plain decoding"
+    rows = _estimates(found, None, lambda m: m.against_baseline)
+    if not rows:
+        return Missing(title, "No system was measured together with its plain decoding.")
+    caption = (
+        "Geometric mean over pairs of answers to the same prompt in the same round, with its interval. Left of "
+        "the line speculation loses."
+    )
+    return Picture(
+        title,
+        caption,
+        [("all categories", _dots(results, rows, "ratios", "times plain decoding", line=1.0))],
+    )
+
+
+def _curves(results: Results) -> Picture | Missing:
+    title = "What a pass over n tokens costs: R(n)"
+    curves = {
+        name: {n: float(np.median(s)) for n, s in sorted(curve.items()) if s}
+        for name, curve in results.curves.items()
+    }
+    curves = {name: curve for name, curve in curves.items() if curve.get(1)}
+    if not curves:
+        return Missing(title, "No pass was timed by its length in this run.")
+    figure, axes = _figure(270)
+    for i, (name, curve) in enumerate(curves.items()):
+        axes.plot(
+            list(curve),
+            [seconds / curve[1] for seconds in curve.values()],
+            color=_SERIES[i % 8],
+            marker=_MARKERS[i % 8],
+            linestyle=_LINES[i % 8],
+            label=_short(name),
+        )
+    sizes = sorted({n for curve in curves.values() for n in curve})
+    axes.set_xticks(sizes)
+    axes.axhline(1, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, None)
+    axes.set_xlabel("n, tokens in a pass")
+    axes.set_ylabel("R(n), times a pass over one")
+    figure.legend(loc="outside upper left", ncols=2)
+    caption = (
+        "Medians. On the dashed line tokens after the first cost nothing, as if only reading the weights took "
+        "time; the steeper a curve, the less a draft may be wrong."
+    )
+    return Picture(title, caption, [("", _svg(figure, "curves"))])
+
+
+def _by_rows(results: Results, name: str) -> dict[int, Estimate]:
+    """τ by γ."""
+    told: dict[int, dict[int, list[float]]] = {}
+    for answer in measures.of(results, name):
+        for rows, (steps, tokens, _) in answer.by_rows.items():
+            sums = told.setdefault(rows - 1, {}).setdefault(answer.prompt, [0.0, 0.0])
+            sums[0] += tokens
+            sums[1] += steps
+    tables = {gamma: np.array(list(prompts.values())) for gamma, prompts in sorted(told.items())}
+    return {
+        gamma: estimate
+        for gamma, table in tables.items()
+        if table[:, 1].sum() >= _FEWEST_STEPS
+        and (estimate := measures.bootstrap(table, measures.quotient))
+    }
+
+
+def _block_efficiency(results: Results) -> Picture | Missing:
+    title = "τ against γ"
+    found = {name: _by_rows(results, name) for name in results.systems}
+    found = {name: lengths for name, lengths in found.items() if set(lengths) - {0}}
+    if not found:
+        return Missing(title, "No system that drafts told how long its drafts were.")
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(270 + 8 * len(found))
+    most = max(gamma for lengths in found.values() for gamma in lengths)
+    for i, (name, lengths) in enumerate(list(found.items())[:8]):
+        shift = 0.06 * (i - (len(found) - 1) / 2)
+        for gamma, estimate in lengths.items():
+            if math.isfinite(estimate.low):
+                axes.plot(
+                    [gamma + shift] * 2,
+                    [estimate.low, estimate.high],
+                    color=_SERIES[i],
+                    linewidth=1,
+                )
+        axes.plot(
+            [gamma + shift for gamma in lengths],
+            [estimate.value for estimate in lengths.values()],
+            color=_SERIES[i],
+            marker=_MARKERS[i],
+            markersize=5,
+            linestyle=_LINES[i],
+            label=_short(name),
+        )
+    top = max(e.value for lengths in found.values() for e in lengths.values())
+    axes.plot([0, most], [1, most + 1], color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, 1.25 * top)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("γ, tokens drafted for a pass")
+    axes.set_ylabel("τ, tokens said in it")
+    figure.legend(loc="outside upper left", ncols=2 if max(map(len, found)) < 20 else 1)
+    left_out = f" {len(found) - 8} more systems are not drawn." if len(found) > 8 else ""
+    caption = (
+        "On the dashed line every draft is right. A scheduler drafts long where it expects to be right: this is "
+        f"not what any one γ would give. Lengths with fewer than {_FEWEST_STEPS} steps are left out.{left_out}"
+    )
+    return Picture(title, caption, [("", _svg(figure, "tau"))])
+
+
+_PARTS = (("drafting", "draft_s"), ("pass", "pass_s"), ("own work", "own_s"))
+
+
+def _steps(results: Results) -> Picture | Missing:
+    title = "Where the time of a step goes"
+    found: dict[str, list[float]] = {}
+    for name in results.systems:
+        told = [
+            a
+            for a in measures.of(results, name)
+            if a.passes and None not in (a.draft_s, a.pass_s, a.own_s)
+        ]
+        if passes := sum(a.passes or 0 for a in told):
+            found[name] = [1e3 * sum(getattr(a, part) for a in told) / passes for _, part in _PARTS]
+    if not found:
+        return Missing(title, "No system told how long it drafts and how long its passes take.")
+    figure, axes = _figure(72 + 25 * len(found))
+    left = np.zeros(len(found))
+    for i, (part, _) in enumerate(_PARTS):
+        width = np.array([parts[i] for parts in found.values()])
+        axes.barh(
+            range(len(found)),
+            width,
+            0.62,
+            left,
+            color=_SERIES[(2, 0, 1)[i]],
+            edgecolor=_PAPER,
+            linewidth=0.8,
+            hatch=("////", "", "...")[i],
+            label=part,
+        )
+        left += width
+    for y, total in enumerate(left):
+        axes.annotate(f" {three(total)}", (total, y), va="center", fontsize=9.5)
+    _bars(axes, list(found))
+    axes.set_xlim(0, 1.12 * left.max())
+    axes.set_xlabel("ms a step")
+    figure.legend(loc="outside upper left", ncols=3)
+    silent = [name for name in results.systems if name not in found]
+    caption = "Means over all steps." + (
+        f" Not told by: {', '.join(map(_short, silent))}." if silent else ""
+    )
+    return Picture(title, caption, [("", _svg(figure, "steps"))])
+
+
+def _bars(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), [_named(name) for name in names], fontsize=9.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _memory(results: Results) -> Picture | Missing:
+    title = "Memory over time"
+    found = {name: system.memory for name, system in results.systems.items() if system.memory}
+    if not found:
+        return Missing(title, "No system's memory was watched.")
+    end = max(at for samples in found.values() for at, _ in samples) or 1.0
+    most = max(size for samples in found.values() for _, size in samples) or 1.0
+    figure, axes = _figure(46 + 27 * len(found))
+    for y, (name, samples) in enumerate(found.items()):
+        times, sizes = np.array(_thinned(samples, end)).T
+        top = y + 0.4 - 0.8 * sizes / most
+        axes.fill_between(
+            times / 60, y + 0.4, top, color=_style(results, name)[0], linewidth=0, alpha=0.35
+        )
+        axes.plot(times / 60, top, color=_style(results, name)[0], linewidth=1)
+        axes.annotate(
+            f"{sizes.max() / 1e9:.2f}",
+            (1.01, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9.5,
+        )
+    _bars(axes, list(found))
+    axes.set_xlim(0, end / 60)
+    axes.set_xlabel("minutes since the run began")
+    axes.grid(visible=False)
+    caption = (
+        "Resident memory of each system's processes while it answered, all to the same scale; at the right "
+        "the largest, in GB."
+    )
+    return Picture(title, caption, [("", _svg(figure, "memory"))])
+
+
+def _thinned(samples: Sequence[Sequence[float]], end: float) -> list[tuple[float, float]]:
+    """The largest of each of 200 parts of the run."""
+    parts: dict[int, tuple[float, float]] = {}
+    for at, size in samples:
+        part = int(200 * at / end)
+        parts[part] = max(parts.get(part, (at, size)), (at, size), key=lambda sample: sample[1])
+    return [parts[part] for part in sorted(parts)]
+
+
+def _energy(results: Results, found: Found) -> Picture | Missing:
+    title = "Energy of a token"
+    rows = _estimates(found, None, lambda m: m.energy_j_per_token)
+    if not rows:
+        return Missing(title, f"Energy was not measured: {why_no_energy(results)}.")
+    error = results.energy.get("error")
+    caption = (
+        f"Read from {results.energy['reader']}, the draw at rest subtracted, from the request to the last token. "
+        "Less is better."
+    )
+    caption += f" Sampling error of one answer: {error:.1%}." if error else ""
+    return Picture(
+        title, caption, [("all categories", _dots(results, rows, "energy", "joules a token"))]
+    )
+
+
+def why_no_energy(results: Results) -> str:
+    """Half a sentence."""
+    return str(results.energy.get("why_not") or "no answer has a figure").rstrip(".")
+
+
+def _operators(results: Results) -> Picture | Missing:
+    title = "Where the time of a pass goes"
+    if not results.profile or not results.profile["operators"]:
+        return Missing(title, "No pass was profiled; --profile does.")
+    operators = sorted(results.profile["operators"], key=lambda o: -o["seconds"])
+    whole = sum(o["seconds"] for o in operators) or 1.0
+    rows = [(f"{o['name']} ×{o['count']:.0f}", o["seconds"]) for o in operators[:10]]
+    if rest := operators[10:]:
+        rows.append((f"{len(rest)} others", sum(o["seconds"] for o in rest)))
+    figure, axes = _figure(46 + 25 * len(rows))
+    axes.barh(range(len(rows)), [1e3 * seconds for _, seconds in rows], 0.62, color=_OWN)
+    for y, (_, seconds) in enumerate(rows):
+        axes.annotate(
+            f" {1e3 * seconds:.2f} ({seconds / whole:.0%})",
+            (1e3 * seconds, y),
+            va="center",
+            fontsize=9.5,
+        )
+    _bars(axes, [name for name, _ in rows])
+    axes.set_xlim(0, 1.4e3 * max(seconds for _, seconds in rows))
+    axes.set_xlabel("ms a pass over one token")
+    profile = results.profile
+    caption = (
+        f"ONNX Runtime's profiler, plain decoding; a pass took {1e3 * profile['pass_s']:.1f} ms."
+    )
+    if "floor_s" in profile:
+        caption += (
+            f" Reading its {profile['bytes'] / 1e9:.2f} GB at the {profile['bandwidth'] / 1e9:.1f} GB/s that was "
+            f"measured takes {1e3 * profile['floor_s']:.1f} ms: the pass is "
+            f"{profile['pass_s'] / (profile['floor_s'] or math.inf):.2f} times that floor."
+        )
+    if "own_share" in profile:
+        caption += f" Of a step, {profile['own_share']:.1%} is neither drafting nor a pass."
+    return Picture(title, caption, [("", _svg(figure, "operators"))])
