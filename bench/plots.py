@@ -112,7 +112,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, name: str) -> str:
     """To be put into a page: no prolog, no size of its own, no id that another picture has too."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    figure.savefig(file, format="svg", transparent=True)
     text = file.getvalue()
     inside = text[text.index(">", text.index("<svg")) + 1 :]
     for colour, variable in _COLOURS.items():

@@ -25,9 +25,10 @@ _WIDE = 5
 class Table:
     """Its first column names the rows; "value (interval)" in a cell is set in two sizes."""
 
-    caption: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
+    """Not figures."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _details(results: Results, found: Found) -> list[Section]:
             "Decode tokens/s",
             [
                 "Median over prompts, the first tokens of an answer not counted; in brackets the interval of 95 % "
-                "over prompts.",
+                "over prompts. A system that lacks answers is measured on those that it gave.",
                 *_by_category(found, categories, lambda m: m.rate),
             ],
         ),
@@ -217,7 +218,7 @@ def _by_category(
             for n in names
         ]
         if rows:
-            yield Table("", ["", *(c or "all" for c in part)], rows)
+            yield Table(["", *(c or "all" for c in part)], rows)
     if not names:
         yield "Nothing was measured."
 
@@ -276,7 +277,7 @@ def _speculation(results: Results, found: Found) -> list[Block]:
         "τ: tokens a target pass; α: accepted of drafted; MBSU: τ / (1 + draft passes a target pass · c), the "
         "speed-up of a device that only reads memory, c being the draft's share of the target's bytes or "
         "parameters; measured: over its own plain decoding, here; the worst prompt is by that.",
-        Table("", [*headers, "worst prompt"], rows),
+        Table([*headers, "worst prompt"], rows),
     ]
 
 
@@ -312,7 +313,7 @@ def _costs(results: Results, found: Found) -> list[Block]:
         "J a token",
         "opening, s",
     ]
-    return [*blocks, Table("", headers, rows)]
+    return [*blocks, Table(headers, rows)]
 
 
 def _systems(results: Results, found: Found) -> list[Block]:
@@ -338,7 +339,7 @@ def _systems(results: Results, found: Found) -> list[Block]:
         "Perplexity is measured where weights were converted, over the same text: speed bought with quality is no "
         "speed. Equal answers are greedy ones with the same tokens as that system's; of the others the median "
         "number of tokens before they part from it.",
-        Table("", [*headers, "tokens before they part", "settings"], rows),
+        Table([*headers, "tokens before they part", "settings"], rows, words=True),
     ]
 
 
@@ -380,7 +381,7 @@ def _facts(results: Results) -> Table:
         *sorted((machine.get("versions") or {}).items()),
         *((k.replace("_", " "), v) for k, v in results.settings.items() if k != "command"),
     ]
-    return Table("", ["", ""], [[k, str(v)] for k, v in facts if v is not None])
+    return Table(["", ""], [[k, str(v)] for k, v in facts if v is not None], words=True)
 
 
 def _model(model: dict[str, object]) -> str:
@@ -445,7 +446,8 @@ def _markdown_block(block: Block) -> Iterator[str]:
         yield from (f"- {_marked(line)}" for line in block)
     elif isinstance(block, Table):
         yield f"| {' | '.join(map(_marked, block.headers))} |"
-        yield f"| {' | '.join([':--', *['--:'] * (len(block.headers) - 1)])} |"
+        others = ":--" if block.words else "--:"
+        yield f"| {' | '.join([':--', *[others] * (len(block.headers) - 1)])} |"
         yield from (f"| {' | '.join(map(_marked, row))} |" for row in block.rows)
 
 
@@ -477,11 +479,12 @@ table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0 1rem; fon
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th:first-child { text-align: left; font-weight: 600; min-width: 7rem; }
 thead th { vertical-align: bottom; }
-td { overflow-wrap: anywhere; min-width: 4.5rem; max-width: 22rem; }
+.words th, .words td { text-align: left; }
+td { overflow-wrap: break-word; min-width: 4.5rem; max-width: 22rem; }
 td small { white-space: nowrap; display: block; }
 @media print { body { font-size: 9.5pt; padding: 0; } table { font-size: 7.5pt; } .wide { overflow: visible; }
   th, td { padding: .15rem .3rem; } td { min-width: 0; } th:first-child { min-width: 5rem; }
-  h2, h3, .caption { break-after: avoid; } tr { break-inside: avoid; } thead { display: table-header-group; }
+  h2, h3, .caption { break-after: avoid; } tr, p, li { break-inside: avoid; } thead { display: table-header-group; }
   .plots { grid-template-columns: 1fr 1fr; } }
 """
 
@@ -523,7 +526,8 @@ def _html_block(block: Block) -> str:
         for row in block.rows
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(block.headers) else ""
-    return f'<div class="wide"><table>{head}\n<tbody>{body}</tbody></table></div>'
+    kind = ' class="words"' if block.words else ""
+    return f'<div class="wide"><table{kind}>{head}\n<tbody>{body}</tbody></table></div>'
 
 
 def _single(picture: Picture) -> str:
