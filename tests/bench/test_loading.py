@@ -60,7 +60,12 @@ def test_what_the_schema_refuses_is_refused_and_nothing_else(
 ) -> None:
     """Every value is replaced and removed in turn, and jsonschema is asked too."""
     schema = validator.schema
-    small = {**data, "answers": data["answers"][1:3]}
+    name = "edgespec suffix"
+    small = {
+        **data,
+        "systems": {name: data["systems"][name]},
+        "answers": [{**data["answers"][1], "token_ids": [1]}],
+    }
     refused = 0
     for place in places(small):
         for value in (None, -1, "x", True, [], {}, {"a": 1}, [1], [-1, 1.5], ...):
