@@ -11,9 +11,9 @@ from typing import Any
 
 from edgespec.bench.common import in_child, own_text
 from edgespec.errors import UserError
-from edgespec.export import build_onnx, onnx_folder
-from edgespec.models import store
+from edgespec.export import build_onnx
 from edgespec.models.tokenizer import Tokenizer
+from edgespec.opening import built_folder
 from edgespec.progress import Progress, silent
 
 _CONTEXT = 128
@@ -29,8 +29,7 @@ def profile_pass(
     ``bandwidth`` is what memory gives, bytes/s. Profiling itself makes passes a little slower. Raises
     ``UserError`` where the model cannot be built for the onnx runtime.
     """
-    built = onnx_folder(model, store.sha256_of(model, progress), store.cache_dir() / "onnx")
-    folder = build_onnx(model, built, progress)
+    folder = build_onnx(model, built_folder(model, progress), progress)
     tokens = tokenizer.encode(own_text())[:_CONTEXT]
     with tempfile.TemporaryDirectory() as name:
         weight_bytes = in_child(_decode, folder, tokens, threads, Path(name) / "passes")

@@ -75,6 +75,8 @@ class System:
     """What its worker is told when it opens the model."""
     baseline: str | None = None
     """The system that is its plain decoding; ``None`` for those themselves."""
+    words: str | None = None
+    """The system whose words its greedy answers must be, token for token; ``None``: nobody's."""
     version: str = ""
     weights: str = ""
     """What it really runs: "as in the file", or how they were converted."""

@@ -200,7 +200,7 @@ def is_built(model: Model) -> bool:
     """Whether the onnx runtime can load ``model`` as it is, or as it was built before."""
     if model.form in ("built", "plain"):
         return True
-    return _built_folder(model.path, silent).is_dir()
+    return built_folder(model.path, silent).is_dir()
 
 
 def load(
@@ -248,7 +248,7 @@ def load(
 
     folder = model.path
     if model.form != "built":
-        folder = build_onnx(folder, _built_folder(folder, progress), progress)
+        folder = build_onnx(folder, built_folder(folder, progress), progress)
         give_back_memory()
     return OnnxRuntime(
         folder,
@@ -321,7 +321,7 @@ def _bundled(model: BundledModel, tokenizer: Tokenizer) -> Model:
     )
 
 
-def _built_folder(path: Path, progress: Progress) -> Path:
+def built_folder(path: Path, progress: Progress) -> Path:
     """Beside what the store downloaded; for the user's own files, in the cache."""
     own = path.resolve().is_relative_to(store.models_dir().resolve())
     parent = path.parent if own else store.cache_dir() / "onnx"

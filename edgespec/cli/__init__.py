@@ -20,6 +20,7 @@ _COMMANDS = {
     "tune": "edgespec.cli.tune",
     "plan": "edgespec.cli.plan",
     "index": "edgespec.cli.index",
+    "bench": "edgespec.cli.bench",
     "doctor": "edgespec.cli.doctor",
 }
 """Imported when they are needed: a command does not wait for the others to load."""

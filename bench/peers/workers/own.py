@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
+from math import prod
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +16,7 @@ from edgespec.bench.peers.workers.serving import serve, timed
 from edgespec.drafting.model import ModelDrafter
 from edgespec.engine import Engine
 from edgespec.export.quality import log_softmax
+from edgespec.models.gguf import GGUFFile
 from edgespec.sampling import Sampling
 from edgespec.session import Session
 
@@ -97,14 +100,13 @@ class Own:
 
 
 def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
-    """``settings``: ``draft`` (of ``--draft``; "none" is plain decoding, unpadded) and ``runtime``."""
+    """``settings``: ``draft``, ``runtime`` and ``exact``, as ``Engine.open`` takes them."""
     settings = request["settings"]
-    draft = settings["draft"]
     engine = Engine.open(
         request["model"],
         runtime=settings["runtime"],
-        draft=draft,
-        exact=draft != "none",
+        draft=settings["draft"],
+        exact=settings["exact"],
         context=request["context"],
         threads=request["threads"],
         remember=False,
@@ -115,7 +117,14 @@ def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
         "weights": "as in the file",
         "weight_bytes": info.weight_bytes,
         "draft_weight_bytes": model.info.weight_bytes if model else None,
+        "parameters": parameters(request["model"]),
+        "draft_parameters": parameters(request["draft"]) if model else None,
     }
+
+
+def parameters(path: str) -> int:
+    """How many numbers the tensors of a GGUF file hold."""
+    return sum(prod(tensor.shape) for tensor in GGUFFile(Path(path)).tensors.values())
 
 
 if __name__ == "__main__":

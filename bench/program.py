@@ -1,0 +1,239 @@
+"""What ``edgespec bench`` does: plans a run, makes it, and writes down what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgespec.bench.common import PROMPTS, Prompt, first_of_each, read_prompts
+from edgespec.bench.energy import Meter, NoMeter, idle_watts, open_meter
+from edgespec.bench.machine import machine_facts
+from edgespec.bench.measures import PLAIN
+from edgespec.bench.peers import OWN, mode_of, parse_peer
+from edgespec.bench.profiling import profile_pass
+from edgespec.bench.records import Results, System
+from edgespec.bench.report import write_report
+from edgespec.bench.running import EXACT, Bench, Running
+from edgespec.drafting.model_free import MODEL_FREE
+from edgespec.errors import UserError
+from edgespec.models import store
+from edgespec.models.chat_template import ChatTemplate
+from edgespec.opening import Model, find
+from edgespec.progress import Progress, silent
+from edgespec.runtimes.devices import physical_cores
+
+WORKLOADS = PROMPTS / "workloads"
+RESULTS = "results.json"
+WRITTEN = ("report.html", "report.md", RESULTS)
+_IDLE_S = 10.0
+_LEAST_CONTEXT = 1024
+"""Which the texts that perplexity and curves are measured on fit in."""
+_SPARE = 64
+"""Tokens a turn that a template may add to what was counted."""
+
+
+def own_systems(drafts: Sequence[str], runtime: str) -> tuple[list[System], str | None]:
+    """Plain decoding, unpadded and exact, and edgespec with each of ``drafts``; and which of these is a
+    model, if one is."""
+    none = {"draft": "none", "runtime": runtime}
+    systems = [
+        System(PLAIN, OWN, none | {"exact": False}),
+        System(EXACT, OWN, none | {"exact": True}, PLAIN),
+    ]
+    models = [draft for draft in drafts if draft not in (*MODEL_FREE, "auto")]
+    for draft in dict.fromkeys(drafts):
+        name = Path(draft).stem if draft in models else draft
+        if draft != "none":
+            settings = {"draft": draft, "runtime": runtime, "exact": True}
+            systems.append(System(f"{OWN} {name}", OWN, settings, PLAIN, words=EXACT))
+    return systems, models[0] if models else None
+
+
+def peer_systems(peers: Sequence[str], draft: str | None) -> list[System]:
+    """What each ``--peer`` asks for. A mode that needs a draft model is left out where there is none, unless
+    it was asked for by name. Raises ``UserError``."""
+    systems: dict[str, System] = {}
+    for peer in peers:
+        for system in parse_peer(peer):
+            if mode_of(system).draft and draft is None:
+                if ":" in peer:
+                    raise UserError(
+                        f"{system.name} needs a draft model; give one with --draft MODEL"
+                    )
+                continue
+            systems.setdefault(system.name, system)
+    return list(systems.values())
+
+
+def chosen_prompts(paths: Sequence[Path], limit: int | None) -> list[Prompt]:
+    """Of each category the first ``limit``; of the files, or of those that edgespec brings along."""
+    paths = paths or sorted(WORKLOADS.glob("*.jsonl"))
+    prompts = [prompt for path in paths for prompt in read_prompts(path)]
+    ids = [prompt.id for prompt in prompts]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise UserError(f"question_id {twice[0]} is there twice; give every question another one")
+    return first_of_each(prompts, limit) if limit else prompts
+
+
+def fitting(bench: Bench, context: int | None, most: int) -> tuple[int, list[Prompt]]:
+    """The context to run with, ``context`` or what the longest conversation takes, at most ``most``; and
+    the prompts that fit in it."""
+    needed = {p.id: bench.needed(p) + _SPARE * len(bench.turns[p.id]) for p in bench.prompts}
+    longest = max(needed.values(), default=0)
+    context = context or min(most, max(_LEAST_CONTEXT, -(-longest // 256) * 256))
+    return context, [p for p in bench.prompts if needed[p.id] <= context]
+
+
+def write_results(results: Results, folder: Path) -> None:
+    """``results.json`` in ``folder``, whole or not at all."""
+    path = folder / RESULTS
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _gguf(found: Model) -> Path:
+    if found.form != "gguf":
+        raise UserError(f"{found.path} is no GGUF file; the bench runs those, as its peers do")
+    return found.path
+
+
+def _facts(path: Path, progress: Progress) -> dict[str, Any]:
+    return {
+        "name": path.stem,
+        "bytes": path.stat().st_size,
+        "sha256": store.sha256_of(path, progress),
+    }
+
+
+def _meter(tell: Callable[[str], None]) -> tuple[Meter | None, dict[str, Any]]:
+    try:
+        meter = open_meter()
+    except NoMeter as reason:
+        return None, {"reader": None, "why_not": str(reason), "idle_w": None, "error": None}
+    tell(f"measuring what the machine draws at rest, {_IDLE_S:.0f} s")
+    watts, spread = idle_watts(meter, _IDLE_S)
+    return meter, {
+        "reader": meter.name,
+        "what": meter.what,
+        "why_not": None,
+        "idle_w": watts,
+        "idle_spread_w": spread,
+        "error": None,
+    }
+
+
+def bench(
+    model: str,
+    folder: Path,
+    *,
+    paths: Sequence[Path] = (),
+    limit: int | None = None,
+    drafts: Sequence[str] = ("auto",),
+    peers: Sequence[str] = (),
+    runtime: str = "auto",
+    context: int | None = None,
+    threads: int | None = None,
+    max_tokens: int = 128,
+    rounds: int = 2,
+    stop: bool = True,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    profile: bool = False,
+    resume: bool = False,
+    command: str = "",
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
+) -> Results:
+    """Measure, and write ``results.json``, ``report.md`` and ``report.html`` into ``folder``.
+
+    Ctrl-C raises ``KeyboardInterrupt`` when what was measured is written. Raises ``UserError`` for what
+    the caller can put right.
+    """
+    found = find(model, progress)
+    path, tokenizer = _gguf(found), found.tokenizer
+    own, draft_name = own_systems(drafts, runtime)
+    draft = _gguf(find(draft_name, progress)) if draft_name else None
+    systems = [*own, *peer_systems(peers, draft_name)]
+    source = tokenizer.chat_template
+    template = ChatTemplate(source, tokenizer) if source else None
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "rounds": rounds,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "threads": threads or physical_cores(),
+        "stop": stop,
+    }
+    asked = chosen_prompts(paths, limit)
+    plan = Bench(path, draft, tokenizer, template, asked, **settings)
+    settings["context"], fits = fitting(plan, context, found.context)
+    if len(fits) < len(asked):
+        tell(f"{len(asked) - len(fits)} prompts do not fit in a context of {settings['context']}")
+    if not fits:
+        raise UserError("no prompt is left to answer; give others, or a longer --context")
+    plan = Bench(path, draft, tokenizer, template, fits, **settings)
+    results = Results(
+        model={**_facts(path, progress), "draft": _facts(draft, progress) if draft else None},
+        settings={
+            **settings,
+            "prompts": len(fits),
+            "prompts_sha256": plan.prompts_sha256,
+            "command": command,
+        },
+        machine=machine_facts(settings["threads"]),
+        energy={},
+        systems={system.name: system for system in systems},
+        answers=[],
+    )
+    meter, results.energy = _meter(tell)
+    try:
+        running = Running(plan, results, folder, resume=resume, meter=meter, progress=progress)
+        try:
+            running.run(tell)
+        finally:
+            if results.answers:
+                _finish(results, meter, folder)
+    finally:
+        if meter is not None:
+            meter.close()
+    if profile:
+        tell("profiling a pass")
+        bandwidth = results.machine["bandwidth"]
+        results.profile = profile_pass(path, tokenizer, bandwidth, settings["threads"], progress)
+        results.profile["own_share"] = own_share(results)
+        _finish(results, meter, folder)
+    return results
+
+
+def own_share(results: Results) -> float:
+    """Of the steps of edgespec with the last of its drafts: what is neither drafting nor a pass."""
+    last = [s.name for s in results.systems.values() if s.peer == OWN][-1]
+    own = drafts = passes = 0.0
+    for answer in results.answers:
+        if answer.system == last:
+            own += answer.own_s or 0
+            drafts += answer.draft_s or 0
+            passes += answer.pass_s or 0
+    return own / (own + drafts + passes or 1)
+
+
+def _finish(results: Results, meter: Meter | None, folder: Path) -> None:
+    if meter is not None:
+        joules = [a.energy_j for a in results.answers if a.energy_j is not None]
+        seconds = [a.ttft_s + a.decode_s for a in results.answers if a.energy_j is not None]
+        if joules:
+            middle = len(joules) // 2
+            results.energy["error"] = meter.error(sorted(seconds)[middle], sorted(joules)[middle])
+    write_results(results, folder)
+    write_report(results, folder)

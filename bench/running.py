@@ -1,0 +1,433 @@
+"""A run of the bench: every system answers every prompt, alternated, each in processes of its own.
+
+What was measured is written to a journal at once: a run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from math import exp
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+
+from edgespec.bench.common import Prompt, own_text
+from edgespec.bench.energy import Meter, MeterLost
+from edgespec.bench.measures import PLAIN
+from edgespec.bench.peers import worker_of
+from edgespec.bench.peers.client import Client, PeerFailure, checked_answer
+from edgespec.bench.perplexity import windows
+from edgespec.bench.records import SCHEMA, Answer, Results, System
+from edgespec.errors import UserError
+from edgespec.models import store
+from edgespec.models.chat_template import ChatTemplate
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.progress import Progress, silent
+
+EXACT = "edgespec none --exact"
+"""Plain decoding in the passes that drafts are verified in: its words are theirs bit for bit."""
+AS_IN_FILE = "as in the file"
+_OPEN_S = 3600.0
+"""Opening may convert a model."""
+_FIRST_S = 1800.0
+"""The first answer's limit; then it is many times the longest so far."""
+_PATIENCE = 20.0
+_GIVEN_UP = 2
+"""Failures after which a system is left out."""
+_WARM_UP = 8
+_PERPLEXITY_TOKENS = 2048
+_CURVE_REPEATS = 7
+_SAMPLE_S = 0.2
+"""Between two looks at the memory of the system that answers."""
+_MARGIN = 512 << 20
+"""Bytes of memory to leave free."""
+_TOLD: dict[str, type] = {
+    "version": str,
+    "weights": str,
+    "weight_bytes": int,
+    "draft_weight_bytes": int,
+    "parameters": int,
+    "draft_parameters": int,
+}
+"""What a worker may tell of itself when it has opened a model."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and how."""
+
+    model: Path
+    draft: Path | None
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    rounds: int = 2
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    context: int = 4096
+    threads: int = 1
+    stop: bool = True
+
+    @property
+    def turns(self) -> dict[int, tuple[str, ...]]:
+        """By prompt; only the first where the model cannot chat."""
+        return {p.id: p.turns if self.template else p.turns[:1] for p in self.prompts}
+
+    def ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The whole prompt, as every system gets it."""
+        if self.template:
+            return self.template.render(messages)
+        bos = self.tokenizer.bos
+        begin = [bos] if self.tokenizer.add_bos and bos is not None else []
+        return begin + self.tokenizer.encode(messages[-1]["content"])
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Of all that is asked."""
+        asked = [[p.id, p.category, *self.turns[p.id]] for p in self.prompts]
+        return sha256(json.dumps(asked).encode()).hexdigest()
+
+    def needed(self, prompt: Prompt) -> int:
+        """Tokens of context that the whole conversation takes, about."""
+        messages = [{"role": "user", "content": text} for text in self.turns[prompt.id]]
+        if self.template:  # which may insist that roles alternate
+            lengths = [len(self.template.render([message])) for message in messages]
+        else:
+            lengths = [len(self.ids(messages))]
+        return sum(lengths) + len(lengths) * self.max_tokens
+
+
+@dataclass
+class Journal:
+    """A file of JSON lines: what the run is, then what happened."""
+
+    path: Path
+    found: list[dict[str, Any]] = field(default_factory=list)
+    """What it had when it was opened."""
+
+    @classmethod
+    def begin(cls, folder: Path, header: dict[str, Any], resume: bool) -> Journal:
+        """A new one in ``folder``, or to ``resume`` the one there. Raises ``UserError`` where the two cannot be."""
+        path = folder / "journal.jsonl"
+        header = json.loads(json.dumps(header))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            if lines and not resume:
+                raise UserError(
+                    f"{folder} holds a run; go on with it by --resume, or name another --output"
+                )
+            if resume and not lines:
+                raise UserError(f"{folder} holds no run to resume; leave --resume out")
+            if lines and not lines[-1].endswith(b"\n"):  # killed in mid-write
+                path.write_bytes(b"".join(lines := lines[:-1]))
+            if not lines:
+                path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+                return cls(path)
+            try:
+                was, *found = [json.loads(line) for line in lines]
+            except ValueError as error:
+                raise UserError(f"{path} is damaged: {error}; name another --output") from error
+        except OSError as error:
+            raise UserError(
+                f"cannot use {folder}: {error.strerror}; name another --output"
+            ) from error
+        if different := [name for name in header if was.get(name) != header[name]]:
+            raise UserError(
+                f"the run in {folder} was of other {', '.join(different)}; "
+                "give the same options to --resume it, or name another --output"
+            )
+        return cls(path, found)
+
+    def add(self, **what: Any) -> None:
+        """Keep a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(what) + "\n")
+
+
+class Memory(threading.Thread):
+    """Looks at the memory of the client that answers, again and again."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__(daemon=True)
+        self._watched: tuple[System, Client] | None = None
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._began = perf_counter() - offset
+
+    def run(self) -> None:
+        """Until ``end``."""
+        while not self._ended.wait(_SAMPLE_S):
+            with self._lock:
+                if self._watched is not None:
+                    system, client = self._watched
+                    resident = client.resident_bytes()
+                    system.peak_memory_bytes = max(system.peak_memory_bytes or 0, resident)
+                    system.memory.append([round(perf_counter() - self._began, 1), resident])
+
+    @contextmanager
+    def watching(self, system: System, client: Client) -> Iterator[None]:
+        """Nobody else asks the client for figures meanwhile."""
+        self._watched = (system, client)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched = None
+
+    def end(self) -> None:
+        """And wait for it."""
+        self._ended.set()
+        self.join()
+
+
+class Running:
+    """One run: its workers, its journal and what it found so far."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        results: Results,
+        folder: Path,
+        *,
+        resume: bool = False,
+        meter: Meter | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.bench, self.results, self.folder = bench, results, folder
+        self._meter, self._progress = meter, progress
+        self._clients: OrderedDict[str, Client] = OrderedDict()
+        self._longest: float | None = None
+        self._failed = Counter[str]()
+        self._done: set[tuple[int, int, str]] = set()
+        header = {
+            "schema": SCHEMA,
+            "model": results.model,
+            "settings": {k: v for k, v in results.settings.items() if k != "command"},
+            "systems": {name: [s.peer, s.settings] for name, s in results.systems.items()},
+        }
+        self._journal = Journal.begin(folder, header, resume)
+        for line in self._journal.found:
+            self._replay(line)
+        ends = [s.memory[-1][0] for s in results.systems.values() if s.memory]
+        self._memory = Memory(max(ends, default=0.0))
+
+    def _replay(self, line: dict[str, Any]) -> None:
+        if "answers" in line:
+            self._keep([Answer.from_json(answer) for answer in line["answers"]])
+        elif "curve" in line:
+            name, seconds = line["curve"]
+            self.results.curves[name] = {int(rows): s for rows, s in seconds.items()}
+        else:
+            self.results.systems[line["system"]["name"]] = System(**line["system"])
+
+    def _keep(self, answers: list[Answer]) -> None:
+        self.results.answers += answers
+        self._done.update((a.round, a.prompt, a.system) for a in answers)
+
+    def run(self, tell: Callable[[str], None] = lambda line: None) -> None:
+        """Measure what is not measured yet; ``tell`` hears a line a prompt. Whatever ends it, no worker is left."""
+        orders = self._orders()
+        todo = [
+            (r, p, s)
+            for r, p, order in orders
+            for s in order
+            if (r, p.id, s.name) not in self._done
+        ]
+        began, total = perf_counter(), len(todo)
+        self._memory.start()
+        try:
+            for number, (round_, prompt, system) in enumerate(todo):
+                if number and round_ != todo[number - 1][0]:
+                    self._close_all()  # no round learns from another
+                self._measure(round_, prompt, system)
+                if number + 1 == total or todo[number + 1][1] is not prompt:
+                    left = (perf_counter() - began) / (number + 1) * (total - number - 1)
+                    tell(self._line(round_, prompt, number + 1, total, left))
+        finally:
+            self._memory.end()
+            self._close_all()
+            for system in self.results.systems.values():
+                self._journal.add(system=asdict(system))
+
+    def _orders(self) -> list[tuple[int, Prompt, list[System]]]:
+        """A B, B A, A B, …; the other way round in every second round."""
+        systems = list(self.results.systems.values())
+        return [
+            (round_, prompt, systems[::-1] if (round_ + number) % 2 else systems)
+            for round_ in range(self.bench.rounds)
+            for number, prompt in enumerate(self.bench.prompts)
+        ]
+
+    def _line(self, round_: int, prompt: Prompt, done: int, total: int, left: float) -> str:
+        rates = []
+        for answer in self.results.answers:
+            if (answer.round, answer.prompt, answer.turn) == (round_, prompt.id, 0) and answer.rate:
+                rates.append(f"{answer.system.removeprefix('edgespec ')} {answer.rate:.1f}")
+        what = f"{prompt.category} {prompt.id}: {', '.join(rates) or 'no rates'} tokens/s"
+        return f"{done}/{total}, {left / 60:.0f} min left; {what}"
+
+    def _measure(self, round_: int, prompt: Prompt, system: System) -> None:
+        """One conversation with one system; what goes wrong is its own."""
+        if self._failed[system.name] >= _GIVEN_UP:
+            return
+        where = "opening"
+        try:
+            client = self._client(system)
+            where = f"prompt {prompt.id}"
+            answers = self._converse(client, round_, prompt, system)
+        except (PeerFailure, UserError) as failure:  # one that is not installed, too
+            self._failed[system.name] += _GIVEN_UP if where == "opening" else 1
+            system.failures.append(f"{where}: {failure}")
+            self._journal.add(system=asdict(system))
+            self._close(system.name)
+        else:
+            self._keep(answers)
+            self._journal.add(answers=[asdict(answer) for answer in answers])
+
+    def _converse(
+        self, client: Client, round_: int, prompt: Prompt, system: System
+    ) -> list[Answer]:
+        messages: list[dict[str, str]] = []
+        answers = []
+        for turn, text in enumerate(self.bench.turns[prompt.id]):
+            messages.append({"role": "user", "content": text})
+            request = self._request(messages, self.bench.max_tokens, fresh=not turn)
+            cpu_s, joules = client.cpu_seconds(), self._joules()
+            with self._memory.watching(system, client):
+                reply = client.request(request, self._limit())
+            elapsed = float(reply["wall_s"])
+            self._longest = max(self._longest or 0.0, elapsed)
+            energy = self._joules()
+            if energy is not None and joules is not None:
+                energy -= joules + self.results.energy["idle_w"] * elapsed
+            found = checked_answer(reply, request, self.bench.tokenizer.vocab_size)
+            answers.append(
+                Answer(
+                    system=system.name,
+                    prompt=prompt.id,
+                    category=prompt.category,
+                    turn=turn,
+                    round=round_,
+                    prompt_tokens=len(request["ids"]),
+                    cpu_s=client.cpu_seconds() - cpu_s,
+                    energy_j=energy,
+                    **found,
+                )
+            )
+            said = self.bench.tokenizer.decode(found["token_ids"])
+            messages.append({"role": "assistant", "content": said})
+        return answers
+
+    def _request(
+        self, messages: Sequence[dict[str, str]], max_tokens: int, fresh: bool = True
+    ) -> dict[str, Any]:
+        bench = self.bench
+        return {
+            "op": "answer",
+            "ids": bench.ids(messages),
+            "text": messages[-1]["content"],
+            "fresh": fresh,
+            "max_tokens": max_tokens,
+            "temperature": bench.temperature,
+            "top_k": bench.top_k,
+            "top_p": bench.top_p,
+            "seed": bench.seed,
+            "stop_ids": sorted(bench.tokenizer.stop_tokens) if bench.stop else [],
+        }
+
+    def _limit(self) -> float:
+        return _FIRST_S if self._longest is None else 60 + _PATIENCE * self._longest
+
+    def _joules(self) -> float | None:
+        if self._meter is None:
+            return None
+        try:
+            return self._meter.joules()
+        except MeterLost as lost:
+            self._meter = None
+            self.results.energy["why_not"] = str(lost)
+            return None
+
+    def _client(self, system: System) -> Client:
+        """Its worker: the one that is open, or a new one that has been warmed up."""
+        if system.name in self._clients:
+            self._clients.move_to_end(system.name)
+            return self._clients[system.name]
+        self._make_room()
+        self._progress(f"opening {system.name}", 0, 0)
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        safe = "".join(c if c.isalnum() else "-" for c in system.name)
+        command, env = worker_of(system)
+        began = perf_counter()
+        client = self._clients[system.name] = Client(command, logs / f"{safe}.log", env)
+        facts = client.request(
+            {
+                "op": "open",
+                "model": str(self.bench.model),
+                "draft": str(self.bench.draft) if self.bench.draft else None,
+                "context": self.bench.context,
+                "threads": self.bench.threads,
+                "settings": system.settings,
+                "folder": str(store.cache_dir() / "peers"),
+            },
+            _OPEN_S,
+        )
+        for name, kind in _TOLD.items():
+            if (value := facts.get(name)) is not None:
+                if not isinstance(value, kind):
+                    raise PeerFailure(f"answered garbage: its {name} is {value!r:.50}")
+                setattr(system, name, value)
+        system.open_s = perf_counter() - began
+        hello = self._request([{"role": "user", "content": "Hello!"}], _WARM_UP)
+        client.request(hello, _FIRST_S)
+        self._look_closer(system, client)
+        self._journal.add(system=asdict(system))
+        self._progress("measuring", 0, 0)
+        return client
+
+    def _look_closer(self, system: System, client: Client) -> None:
+        """What is measured once: the cost curve, and what the weights that it runs are worth."""
+        if system.name == PLAIN and not self.results.curves:
+            reply = client.request({"op": "curve", "repeats": _CURVE_REPEATS}, _FIRST_S)
+            name = system.version.split(", ")[-1]
+            self._journal.add(curve=[name, reply["seconds"]])
+            self._replay({"curve": [name, reply["seconds"]]})
+        systems = self.results.systems.values()
+        alike = [s for s in systems if (s.peer, s.weights) == (system.peer, system.weights)]
+        known = [s.perplexity for s in alike if s.perplexity is not None]
+        if known:
+            system.perplexity = known[0]
+        elif system.name == PLAIN or system.weights != AS_IN_FILE:
+            text = list(windows(self.bench.tokenizer, own_text(), _PERPLEXITY_TOKENS))
+            try:
+                reply = client.request({"op": "perplexity", "windows": text}, _FIRST_S)
+                system.perplexity = exp(float(reply["loss"]) / int(reply["tokens"]))
+            except (PeerFailure, LookupError, TypeError, ValueError, ArithmeticError) as failure:
+                system.failures.append(f"perplexity: {failure}")
+
+    def _make_room(self) -> None:
+        """Close what answered longest ago until another model fits in memory."""
+        size = self.bench.model.stat().st_size
+        size += self.bench.draft.stat().st_size if self.bench.draft else 0
+        while self._clients and psutil.virtual_memory().available < 2 * size + _MARGIN:
+            self._close(next(iter(self._clients)))
+
+    def _close(self, name: str) -> None:
+        if client := self._clients.pop(name, None):
+            client.close()
+
+    def _close_all(self) -> None:
+        for name in list(self._clients):
+            self._close(name)

@@ -1,0 +1,156 @@
+"""``edgespec bench``: measures edgespec and its peers here, and draws what it found."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgespec.cli.options import model_argument
+from edgespec.cli.progress import ProgressBar
+from edgespec.errors import UserError
+
+
+class _Measuring(click.Group):
+    """``bench MODEL`` measures; ``bench compare`` is a command of its own."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, args if args and args[0] in names else ["run", *args])
+
+
+@click.group(cls=_Measuring)
+def bench() -> None:
+    """Measure edgespec and other systems on this machine, alternated in one run.
+
+    \b
+    What speculation gains with the default model, and two prompts of a kind:
+      edgespec bench --limit 2
+    Against llama.cpp and OpenVINO GenAI:
+      edgespec bench --setup-peer openvino-genai
+      edgespec bench MODEL --peer llama-cpp-python --peer openvino-genai
+    What changed between two runs:
+      edgespec bench compare before/results.json after/results.json
+    All options:
+      edgespec bench run --help
+    """
+
+
+@bench.command()
+@model_argument
+@click.option(
+    "--prompts",
+    "paths",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Questions in Spec-Bench's format; may be repeated. Default: edgespec's own.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help="Only the first N of each category."
+)
+@click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True)
+@click.option(
+    "--draft",
+    "drafts",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    metavar="NAME|MODEL",
+    help="What drafts, as for `edgespec generate`; may be repeated. Plain decoding is measured anyway. "
+    "A model is the peers' draft, too.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME[:MODE][?SETTING=VALUE][=PATH]",
+    help="Another system, in one of its modes or in all; may be repeated. docs/peers.md has their names.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("bench-results"),
+    show_default=True,
+    help="The folder for results.json, report.md and report.html.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the run in --output that was stopped.")
+@click.option(
+    "--runtime", type=click.Choice(["auto", "onnx", "llama-cpp"]), default="auto", show_default=True
+)
+@click.option(
+    "--context", type=click.IntRange(1), metavar="N", help="Default: what the prompts need."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Default: one a physical core."
+)
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=0, metavar="K")
+@click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, metavar="P")
+@click.option("--seed", type=int, default=0, metavar="N")
+@click.option("--stop/--ignore-stop", default=True, show_default=True, help="End where models do.")
+@click.option("--profile", is_flag=True, help="Also say where the time of a pass goes, on onnx.")
+@click.option("--setup-peer", metavar="NAME", help="Only install a peer, for itself.")
+def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> None:
+    """Answer prompts with every system in turn, and report how fast each was.
+
+    Every system has processes of its own; they are closed when memory is short. Nothing that edgespec
+    learnt of earlier answers is used, nor kept. Ctrl-C stops, reports what was measured, and --resume
+    goes on from there. Leave the machine alone meanwhile.
+    """
+    progress = ProgressBar()
+
+    def tell(line: str) -> None:
+        progress.stop()
+        click.echo(line, err=True)
+
+    with _extra_installed():
+        import matplotlib  # noqa: F401 (a run of hours is not to end without it)
+
+        from edgespec.bench import program
+        from edgespec.bench.peers import setup_named
+    try:
+        if setup_peer is not None:
+            click.echo(f"{setup_peer} is ready: {setup_named(setup_peer, progress)}")
+            return
+        command = shlex.join(["edgespec", *sys.argv[1:]])
+        program.bench(model, output, command=command, tell=tell, progress=progress, **options)
+    except KeyboardInterrupt:
+        tell(f"stopped; what was measured is in {output}, --resume goes on")
+        raise
+    finally:
+        progress.stop()
+    click.echo(", ".join(str(output / name) for name in program.WRITTEN))
+
+
+@bench.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+def compare(before: Path, after: Path) -> None:
+    """Say what changed between two runs, and whether it is more than noise."""
+    with _extra_installed():
+        from edgespec.bench.comparing import compare as difference
+        from edgespec.bench.comparing import render
+        from edgespec.bench.loading import load_results
+    click.echo(render(difference(load_results(before), load_results(after))))
+
+
+@contextmanager
+def _extra_installed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'the bench needs {error.name}; install it by `pip install "edgespec[bench]"`'
+        ) from error

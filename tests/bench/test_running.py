@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgespec.bench import program, running
+from edgespec.bench.common import Prompt
+from edgespec.bench.measures import PLAIN
+from edgespec.bench.records import Results, System
+from edgespec.bench.running import EXACT, Bench, Running
+from edgespec.errors import UserError
+from edgespec.models.chat_template import ChatTemplate
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer import Tokenizer
+
+# A worker that answers with the number of tokens it was asked, and then does what it is set to do.
+WORKER = """
+import json, os, sys, time
+how, said = sys.argv[1], 0
+for line in sys.stdin:
+    request = json.loads(line)
+    reply = {"loss": 20.0, "tokens": 10} if request["op"] == "perplexity" else {"seconds": {"1": [0.5]}}
+    if request["op"] == "open":
+        print("opening", file=sys.stderr)
+        reply = {"version": "1", "weights": "as in the file", "weight_bytes": 8, "more": [1]}
+        if how == "odd":
+            reply["weights"] = 3
+    elif request["op"] == "answer":
+        said += 1
+        count = request["max_tokens"]
+        reply = {"token_ids": [len(request["ids"])] * count, "first_tokens": 1, "ttft_s": 0, "decode_s": 0}
+        if said > 2 and how == "crash":
+            print("out of luck", file=sys.stderr)
+            os._exit(3)
+        if said > 2 and how == "hang":
+            time.sleep(60)
+        if said > 2 and how == "lie":
+            reply["token_ids"] = [-1]
+    print(json.dumps(reply), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.from_gguf(GGUFFile(smollm2))
+
+
+@pytest.fixture
+def bench(smollm2: Path, tokenizer: Tokenizer) -> Bench:
+    assert tokenizer.chat_template
+    prompts = [
+        Prompt(1, "a", ("One.",)),
+        Prompt(2, "b", ("One.", "Two?")),
+        Prompt(3, "b", ("Three.",)),
+    ]
+    template = ChatTemplate(tokenizer.chat_template, tokenizer)
+    return Bench(smollm2, None, tokenizer, template, prompts, max_tokens=3, stop=False)
+
+
+@pytest.fixture(autouse=True)
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems of a peer "scripted" behave as their settings say."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    real = running.worker_of
+
+    def worker_of(system: System) -> tuple[list[str], dict[str, str]]:
+        if system.peer != "scripted":
+            return real(system)
+        if system.settings["how"] == "absent":
+            raise UserError("it is not installed")
+        return [sys.executable, str(script), system.settings["how"]], dict(os.environ)
+
+    monkeypatch.setattr(running, "worker_of", worker_of)
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(bench: Bench, tmp_path: Path) -> Start:
+    def starter(*how: str, resume: bool = False, **changed: object) -> Running:
+        systems = {
+            PLAIN if h == "plain" else h: System(
+                PLAIN if h == "plain" else h, "scripted", {"how": h}, PLAIN
+            )
+            for h in how
+        }
+        settings = {"max_tokens": 3, "command": f"bench {resume}", **changed}
+        results = Results({"name": "m"}, settings, {}, {}, systems, [])
+        return Running(bench, results, tmp_path / "run", resume=resume)
+
+    return starter
+
+
+def order(run: Running) -> list[tuple[int, int, str]]:
+    return list(dict.fromkeys((a.round, a.prompt, a.system) for a in run.results.answers))
+
+
+def test_systems_alternate_and_rounds_mirror_each_other(start: Start) -> None:
+    run = start("plain", "good")
+    run.run()
+    a, b = PLAIN, "good"
+    assert order(run) == [
+        *[(0, 1, a), (0, 1, b), (0, 2, b), (0, 2, a), (0, 3, a), (0, 3, b)],
+        *[(1, 1, b), (1, 1, a), (1, 2, a), (1, 2, b), (1, 3, b), (1, 3, a)],
+    ]
+    assert run.results.systems[a].perplexity == pytest.approx(7.389, abs=0.001)
+    assert run.results.curves == {"1": {1: [0.5]}}
+    assert run.results.systems[b].open_s is not None
+
+
+def test_a_second_turn_sees_the_first_answer(start: Start, bench: Bench) -> None:
+    run = start("plain")
+    run.run()
+    first, second = [a for a in run.results.answers if (a.prompt, a.round) == (2, 0)]
+    said = bench.tokenizer.decode(first.token_ids)
+    messages = [("user", "One."), ("assistant", said), ("user", "Two?")]
+    ids = bench.ids([{"role": role, "content": text} for role, text in messages])
+    assert (first.turn, second.turn) == (0, 1)
+    assert second.prompt_tokens == len(ids) == second.token_ids[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "kept", "told"),
+    [
+        ("crash", 3, "crashed with exit code 3: out of luck"),
+        ("lie", 3, "answered garbage"),
+        ("hang", 3, "said nothing for"),
+        ("odd", 0, "opening: answered garbage: its weights is 3"),
+        ("absent", 0, "opening: it is not installed"),
+    ],
+)
+def test_what_goes_wrong_with_a_peer_costs_nobody_else(
+    start: Start, monkeypatch: pytest.MonkeyPatch, how: str, kept: int, told: str
+) -> None:
+    monkeypatch.setattr(Running, "_limit", lambda self: 2.0)
+    run = start("plain", how)
+    run.run()
+    assert len([a for a in run.results.answers if a.system == PLAIN]) == 8
+    assert not run.results.systems[PLAIN].failures
+    failures = run.results.systems[how].failures
+    # warmed up, it answers one prompt before it fails; a round and a failure open it anew
+    assert len({(a.round, a.prompt) for a in run.results.answers if a.system == how}) == kept
+    assert len(failures) == (2 if kept else 1)
+    assert all(told in line for line in failures), failures
+
+
+def test_a_run_that_was_stopped_goes_on(start: Start, tmp_path: Path) -> None:
+    whole = start("plain", "good")
+    whole.run()
+    journal = tmp_path / "run" / "journal.jsonl"
+    journal.unlink()
+
+    def stop(line: str) -> None:
+        if line.startswith("6/"):
+            raise KeyboardInterrupt
+
+    stopped = start("plain", "good")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(stop)
+    assert len(order(stopped)) == 6
+    with journal.open("a") as file:
+        file.write('{"answers": [{"sys')  # killed in mid-write
+    lines = []
+    resumed = start("plain", "good", resume=True)
+    resumed.run(lines.append)
+    assert order(resumed) == order(whole)
+    assert lines[0].startswith("2/6")
+    assert resumed.results.curves == whole.results.curves
+    again = start("plain", "good", resume=True)
+    again.run(lines.append)
+    assert again.results.answers == resumed.results.answers
+
+
+def test_only_the_same_run_is_resumed(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to resume"):
+        start("plain", resume=True)
+    start("plain")
+    with pytest.raises(UserError, match="holds a run; go on with it by --resume"):
+        start("plain")
+    with pytest.raises(UserError, match="was of other settings"):
+        start("plain", resume=True, max_tokens=4)
+    with pytest.raises(UserError, match="was of other systems"):
+        start("plain", "good", resume=True)
+    journal = tmp_path / "run" / "journal.jsonl"
+    journal.write_bytes(b"\x00\n" + journal.read_bytes())
+    with pytest.raises(UserError, match="is damaged"):
+        start("plain", resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot use"):
+        running.Journal.begin(tmp_path / "file", {}, False)
+
+
+def test_no_more_is_open_than_memory_holds(
+    start: Start, monkeypatch: pytest.MonkeyPatch, smollm2: Path
+) -> None:
+    class Little:
+        available = smollm2.stat().st_size
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Little)
+    run, opened = start("plain", "good"), []
+    open_ = run._client
+
+    def client(system: System) -> object:
+        found = open_(system)
+        opened.append(list(run._clients))
+        return found
+
+    monkeypatch.setattr(run, "_client", client)
+    run.run()
+    assert opened[0] == [PLAIN]
+    assert all(len(names) == 1 for names in opened)
+
+
+def test_the_context_is_what_the_longest_conversation_takes(bench: Bench) -> None:
+    long = Prompt(4, "long", ("word " * 1500, "And?"))
+    wide = replace(bench, prompts=[*bench.prompts, long])
+    context, fits = program.fitting(wide, None, 8192)
+    assert fits == wide.prompts
+    assert 1500 < context < 2100
+    assert context % 256 == 0
+    assert program.fitting(wide, 1024, 8192) == (1024, list(bench.prompts))
+    assert program.fitting(bench, None, 8192)[0] == 1024
+
+
+def test_smollm2_says_the_same_with_and_without_drafts(
+    bench: Bench, bench_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
+    systems, draft = program.own_systems(["suffix", "none"], "onnx")
+    assert (draft, [s.name for s in systems]) == (None, [PLAIN, EXACT, "edgespec suffix"])
+    assert [s.words for s in systems] == [None, None, EXACT]
+    bench = replace(
+        bench, prompts=bench.prompts[:2], max_tokens=24, rounds=1, context=1024, stop=True
+    )
+    named = {system.name: system for system in systems}
+    run = Running(bench, Results({}, {}, {}, {}, named, []), tmp_path / "real")
+    run.run()
+    plain, exact, drafted = (
+        {(a.prompt, a.turn): a for a in run.results.answers if a.system == name} for name in named
+    )
+    assert len(plain) == len(exact) == len(drafted) == 3
+    for turn, answer in exact.items():
+        assert plain[turn].passes == plain[turn].tokens
+        assert answer.token_ids == drafted[turn].token_ids
+        assert answer.prompt_tokens == drafted[turn].prompt_tokens
+    assert sum(a.drafted or 0 for a in drafted.values())
+    system = run.results.systems[PLAIN]
+    assert 5 < (system.perplexity or 0) < 50
+    assert 100e6 < (system.peak_memory_bytes or 0) < 1e9
+    assert system.parameters == 134_515_008
+    again = Results.from_json(json.loads(json.dumps(run.results.to_json())))
+    assert again == run.results
