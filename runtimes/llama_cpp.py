@@ -1,7 +1,5 @@
 """llama.cpp, through the C functions that llama-cpp-python exposes. Extra ``[llama]``.
 
-A chain is one sequence, number 0. In a tree, every leaf is a sequence and a row belongs to the
-sequences of the leaves below it, which is how llama.cpp's attention tells branches apart.
 llama.cpp's kernels depend on the size of a pass, so no sizes are promised to agree (``pass_sizes``).
 
 A draft with a trimmed head (``edgespec.export.sources.trimmed``) has a vocabulary of its own in
@@ -20,22 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.export.sources import TOKEN_IDS
 from edgespec.export.sources.trimmed import EMBEDDING, whole_embedding
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import (
-    DEFAULT_CONTEXT,
-    MAX_ROWS,
-    ContextOverflow,
-    FloatArray,
-    Logits,
-    ModelInfo,
-    capacity,
-)
+from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, FloatArray, ModelInfo, capacity
 from edgespec.runtimes.devices import physical_cores
+from edgespec.runtimes.llama_sequences import (
+    MAX_LEAVES,
+    SequenceRuntime,
+    pointer,
+    refuse_what_would_abort,
+    weight_bytes,
+)
 
 try:
     from llama_cpp import llama_cpp as llama
@@ -52,14 +48,9 @@ _MAX_PASS = 512
 """Rows that llama.cpp computes at once; it splits a longer pass itself."""
 _CACHE_TYPES = {"float16": 1, "q8_0": 8}
 """Of keys and values, as ggml numbers them (``ggml_type``)."""
-_MAX_LEAVES = 64
-"""Sequences of a context, the most that older llama.cpp versions allow."""
 
 _SCALE_PROBE, _SCALE_TOLERANCE = 4, 0.1
 """Tokens to find the scale of embeddings with; their logits' error, as a share of their deviation."""
-
-_MAX_LAYERS = 512
-"""LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
 
 _errors: deque[str] = deque(maxlen=20)
 
@@ -75,7 +66,7 @@ llama.llama_log_set(_log_callback, None)
 llama.llama_backend_init()
 
 
-class LlamaCppRuntime:
+class LlamaCppRuntime(SequenceRuntime):
     """A ``Runtime`` over llama.cpp, from a GGUF file."""
 
     def __init__(
@@ -100,113 +91,58 @@ class LlamaCppRuntime:
         once. Raises ``UserError`` where the file or the device cannot be used.
         """
         file = GGUFFile(path)
-        _refuse_what_would_abort(file)
+        refuse_what_would_abort(file)
         device = choose_device(device)
         embedding = _Embedding(file) if TOKEN_IDS in file.metadata else None
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
         context = capacity(context, limit)
         model = _load_model(file, device, mapped)
-        self._max_leaves = _MAX_LEAVES if mapped else min(_MAX_LEAVES, rows)
+        leaves = MAX_LEAVES if mapped else min(MAX_LEAVES, rows)
         threads = threads or physical_cores()
         cache = _create_context(
-            model, file, context, threads, device, self._max_leaves, _CACHE_TYPES[cache_type]
+            model, file, context, threads, device, leaves, _CACHE_TYPES[cache_type]
         )
         self._context, self._memory = cache, llama.llama_get_memory(cache)
         self._close = weakref.finalize(self, _free, model, cache)
-        vocab_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-        self.length = 0
-        self.info = ModelInfo(
+        info = ModelInfo(
             name=str(file.metadata.get("general.name", file.path.stem)),
             architecture=file.architecture,
-            vocab_size=vocab_size,
+            vocab_size=llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)),
             layers=llama.llama_model_n_layer(model),
             context=context,
-            weight_bytes=_weight_bytes(file),
+            weight_bytes=weight_bytes(file),
             device=device,
             runtime="llama-cpp",
             token_ids=tuple(file.metadata[TOKEN_IDS]) if embedding else None,
             max_rows=rows,
             trees=True,
         )
-        # The C batch points into these arrays, so a pass only fills them.
-        self._tokens = np.zeros(context, np.int32)
-        self._positions = np.zeros(context, np.int32)
-        self._sequence_counts = np.ones(context, np.int32)
-        self._sequences = np.zeros((context, self._max_leaves), np.int32)
-        self._wanted = np.zeros(context, np.int8)
-        row_bytes = self._sequences.strides[0]
-        self._pointers = self._sequences.ctypes.data + row_bytes * np.arange(
-            context, dtype=np.uintp
-        )
-        self._batch = llama.llama_batch(
-            0,
-            _pointer(self._tokens, llama.llama_token),
-            None,
-            _pointer(self._positions, llama.llama_pos),
-            _pointer(self._sequence_counts, ctypes.c_int32),
-            _pointer(self._pointers, ctypes.POINTER(llama.llama_seq_id)),
-            _pointer(self._wanted, ctypes.c_int8),
-        )
-        self._arange = np.arange(context, dtype=np.int32)
-        self._uncommitted = 0
-        self._leaf_of_row: list[int] | None = None  # the first leaf below each row of a tree
-        self._views: dict[tuple[int, int], FloatArray] = {}
+        super().__init__(info, leaves, llama.llama_batch, context)
         self._embedding: _Embedding | None = None
         if embedding:
             self._feed_embeddings(embedding, file)
 
-    def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
-    ) -> FloatArray:
-        """See ``Runtime``.
-
-        The logits are llama.cpp's own buffer: the next pass overwrites it and ``close`` frees it.
-        """
-        if not self._close.alive:
-            raise RuntimeError("the model has been closed")
-        length, rows = self.length, len(tokens)
-        if length + rows > self.info.context:
-            raise ContextOverflow(
-                f"{length} cached and {rows} new tokens exceed {self.info.context}"
-            )
-        self._forget_uncommitted()
+    def _feed(self, tokens: Sequence[int]) -> None:
         if self._embedding:
-            embedded = self._embedding(tokens)  # alive until the pass is done
-            self._batch.embd = _pointer(embedded, ctypes.c_float)
+            self._embedded = self._embedding(tokens)  # alive until the pass is done
+            self._batch.embd = pointer(self._embedded, ctypes.c_float)
         else:
-            self._tokens[:rows] = tokens
-        if parents is None:
-            self._positions[:rows] = self._arange[length : length + rows]
-        else:
-            self._lay_out_tree(parents)
-        self._wanted[:rows] = logits == "all"
-        if logits == "last":
-            self._wanted[rows - 1] = 1
-        self._batch.n_tokens = rows
-        self._uncommitted = rows
+            super()._feed(tokens)
+
+    def _decode(self) -> None:
         _errors.clear()
         if status := llama.llama_decode(self._context, self._batch):
             raise RuntimeError(f"llama_decode failed with {status}: {_cause()}")
-        return self._logits({"all": rows, "last": 1, "none": 0}[logits])
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See ``Runtime``."""
-        if self._leaf_of_row and rows and (leaf := self._leaf_of_row[rows[-1]]):
-            end = self.length + len(rows)
-            self._remove(0, self.length)
-            llama.llama_memory_seq_cp(self._memory, leaf, 0, self.length, end)
-        self.length += len(rows)
-        self._uncommitted -= len(rows)
+    def _remove(self, sequence: int, start: int) -> None:
+        if not llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise RuntimeError(f"llama.cpp cannot forget the tokens after {start}")
 
-    def truncate(self, length: int) -> None:
-        """See ``Runtime``."""
-        self._uncommitted += self.length - length
-        self.length = length
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        llama.llama_memory_seq_cp(self._memory, source, target, start, end)
 
-    def close(self) -> None:
-        """See ``Runtime``."""
-        self._views.clear()
-        self._close()
+    def _buffer(self) -> Any:
+        return llama.llama_get_logits(self._context)
 
     def _feed_embeddings(self, embedding: _Embedding, file: GGUFFile) -> None:
         """From now on give llama.cpp embeddings in place of tokens.
@@ -229,54 +165,6 @@ class LlamaCppRuntime:
             f"llama.cpp does not take the embeddings of {file.architecture} from outside; "
             "use --runtime onnx, or a draft that is not trimmed"
         )
-
-    def _forget_uncommitted(self) -> None:
-        if self._uncommitted:
-            self._remove(0, self.length)
-        if self._leaf_of_row is not None:
-            for sequence in range(1, max(self._leaf_of_row) + 1):
-                self._remove(sequence, 0)
-            self._leaf_of_row = None
-            self._sequence_counts[:] = 1
-            self._sequences[:, 0] = 0
-
-    def _remove(self, sequence: int, start: int) -> None:
-        if not llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            raise RuntimeError(f"llama.cpp cannot forget the tokens after {start}")
-
-    def _lay_out_tree(self, parents: Sequence[int]) -> None:
-        """Positions and sequences of a tree's rows; the committed rows join every sequence."""
-        rows = len(parents)
-        depths = [0] * rows
-        for row, parent in enumerate(parents):
-            depths[row] = depths[parent] + 1 if parent >= 0 else 0
-        leaves = sorted(set(range(rows)) - set(parents))
-        if len(leaves) > self._max_leaves:
-            raise ValueError(f"a tree of {len(leaves)} leaves; llama.cpp takes {self._max_leaves}")
-        below: list[list[int]] = [[] for _ in range(rows)]
-        for sequence, leaf in enumerate(leaves):
-            row = leaf
-            while row >= 0:
-                below[row].append(sequence)
-                row = parents[row]
-        for row, sequences in enumerate(below):
-            self._sequence_counts[row] = len(sequences)
-            self._sequences[row, : len(sequences)] = sequences
-        self._leaf_of_row = [sequences[0] for sequences in below]
-        for sequence in range(1, len(leaves)):
-            llama.llama_memory_seq_cp(self._memory, 0, sequence, 0, self.length)
-        self._positions[:rows] = np.add(depths, self.length)
-
-    def _logits(self, rows: int) -> FloatArray:
-        """The first rows of llama.cpp's buffer. Views are kept: making one costs 20 µs."""
-        if rows == 0:
-            return np.empty((0, self.info.vocab_size), np.float32)
-        buffer = llama.llama_get_logits(self._context)
-        key = (ctypes.addressof(buffer.contents), rows)
-        if key not in self._views:
-            shape = (rows, self.info.vocab_size)
-            self._views[key] = np.ctypeslib.as_array(buffer, shape)
-        return self._views[key]
 
 
 class _Embedding:
@@ -319,28 +207,6 @@ def choose_device(device: str) -> str:
             "this llama-cpp-python was built without GPU support: use --device cpu, or build it with it"
         )
     return f"gpu:{int(number or 0)}"
-
-
-def _refuse_what_would_abort(file: GGUFFile) -> None:
-    """Most damage makes llama.cpp fail to load; on these figures it ends the process instead."""
-
-    def values(key: str, default: float) -> npt.NDArray[Any]:  # one figure, or one a layer
-        found = np.atleast_1d(file.metadata.get(f"{file.architecture}.{key}", default))
-        return found if found.dtype.kind in "iuf" else np.atleast_1d(default)
-
-    layers, epsilon = values("block_count", 1), values("attention.layer_norm_rms_epsilon", 0.0)
-    heads, shared = values("attention.head_count", 1), values("attention.head_count_kv", 1)
-    if not ((layers >= 1) & (layers <= _MAX_LAYERS)).all():
-        raise UserError(f"{file.path} claims {layers[0]} layers; download it again")
-    comparable = 1 in (heads.size, shared.size) or heads.size == shared.size
-    if comparable and (heads % np.maximum(shared, 1)).any():
-        raise UserError(f"{file.path} shares {shared} key heads among {heads}; download it again")
-    if not (epsilon >= 0).all():
-        raise UserError(f"{file.path} claims a norm's epsilon of {epsilon[0]}; download it again")
-    tokens = file.metadata.get("tokenizer.ggml.tokens", [])
-    words = [str(token).partition("\0")[0] for token in tokens if token]  # as C reads them
-    if len(set(words)) != len(words):
-        raise UserError(f"{file.path} has a vocabulary with duplicates; download it again")
 
 
 def _load_model(file: GGUFFile, device: str, mapped: bool) -> Any:
@@ -402,13 +268,3 @@ def _free(model: Any, context: Any) -> None:
 def _cause() -> str:
     """What llama.cpp said last, without the names of its functions."""
     return _errors[0].partition(": ")[2] or _errors[0] if _errors else "it does not say why"
-
-
-def _pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
-
-
-def _weight_bytes(file: GGUFFile) -> int:
-    """What a pass reads: everything, but for an embedding that is not the head too."""
-    unread = "token_embd.weight" if "output.weight" in file.tensors else None
-    return sum(info.nbytes for name, info in file.tensors.items() if name != unread)

@@ -1,0 +1,210 @@
+"""What llama.cpp and its forks have in common: a cache of sequences, and passes over batches.
+
+A chain is one sequence, number 0. In a tree, every leaf is a sequence and a row belongs to the
+sequences of the leaves below it, which is how llama.cpp's attention tells branches apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UserError
+from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
+
+MAX_LEAVES = 64
+"""Sequences of a context, the most that older llama.cpp versions allow."""
+_MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
+
+
+class SequenceRuntime(ABC):
+    """A ``Runtime`` over a library with llama.cpp's functions, which a subclass calls."""
+
+    info: ModelInfo
+    _close: weakref.finalize[..., Any]
+    """Frees the model; set by the subclass."""
+
+    def __init__(
+        self, info: ModelInfo, max_leaves: int, batch: type[ctypes.Structure], cells: int
+    ) -> None:
+        """``batch``: the library's ``llama_batch``; ``cells``: of the cache, as many as the context or more."""
+        self.info, self.length, self._max_leaves = info, 0, max_leaves
+        # The C batch points into these arrays, so a pass only fills them.
+        self._tokens = np.zeros(cells, np.int32)
+        self._positions = np.zeros(cells, np.int32)
+        self._sequence_counts = np.ones(cells, np.int32)
+        self._sequences = np.zeros((cells, max_leaves), np.int32)
+        self._wanted = np.zeros(cells, np.int8)
+        row_bytes = self._sequences.strides[0]
+        self._pointers = self._sequences.ctypes.data + row_bytes * np.arange(cells, dtype=np.uintp)
+        self._batch: Any = batch()
+        self._batch.token = pointer(self._tokens, ctypes.c_int32)
+        self._batch.pos = pointer(self._positions, ctypes.c_int32)
+        self._batch.n_seq_id = pointer(self._sequence_counts, ctypes.c_int32)
+        self._batch.seq_id = pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
+        self._batch.logits = pointer(self._wanted, ctypes.c_int8)
+        self._arange = np.arange(cells, dtype=np.int32)
+        self._uncommitted = 0
+        self._leaf_of_row: list[int] | None = None  # the first leaf below each row of a tree
+        self._views: dict[tuple[int, int], FloatArray] = {}
+
+    @abstractmethod
+    def _decode(self) -> None:
+        """Run the batch. Raises ``RuntimeError`` where the library fails."""
+
+    @abstractmethod
+    def _remove(self, sequence: int, start: int) -> None:
+        """Forget ``sequence`` from position ``start`` on."""
+
+    @abstractmethod
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Let positions of ``source`` be ``target``'s, too."""
+
+    @abstractmethod
+    def _buffer(self) -> Any:
+        """A pointer to the logits of the last batch."""
+
+    def forward(
+        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+    ) -> FloatArray:
+        """See ``Runtime``.
+
+        The logits are the library's own buffer: the next pass overwrites it and ``close`` frees it.
+        """
+        if not self._close.alive:
+            raise RuntimeError("the model has been closed")
+        length, rows = self.length, len(tokens)
+        if length + rows > self.info.context:
+            raise ContextOverflow(
+                f"{length} cached and {rows} new tokens exceed {self.info.context}"
+            )
+        self._forget_uncommitted()
+        self._uncommitted = rows
+        return self._run(tokens, parents, logits, length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See ``Runtime``."""
+        if self._leaf_of_row and rows and (leaf := self._leaf_of_row[rows[-1]]):
+            end = self.length + len(rows)
+            self._remove(0, self.length)
+            self._copy(leaf, 0, self.length, end)
+        self.length += len(rows)
+        self._uncommitted -= len(rows)
+
+    def truncate(self, length: int) -> None:
+        """See ``Runtime``."""
+        self._uncommitted += self.length - length
+        self.length = length
+
+    def close(self) -> None:
+        """See ``Runtime``."""
+        self._views.clear()
+        self._close()
+
+    def _run(
+        self, tokens: Sequence[int], parents: Sequence[int] | None, logits: Logits, start: int
+    ) -> FloatArray:
+        """One batch, from position ``start`` on."""
+        rows = len(tokens)
+        self._feed(tokens)
+        if parents is None:
+            self._positions[:rows] = self._arange[start : start + rows]
+        else:
+            self._lay_out_tree(parents)
+        self._wanted[:rows] = logits == "all"
+        if logits == "last":
+            self._wanted[rows - 1] = 1
+        self._batch.n_tokens = rows
+        self._decode()
+        return self._logits({"all": rows, "last": 1, "none": 0}[logits])
+
+    def _feed(self, tokens: Sequence[int]) -> None:
+        """Put the tokens into the batch."""
+        self._tokens[: len(tokens)] = tokens
+
+    def _forget_uncommitted(self) -> None:
+        if self._uncommitted:
+            self._remove(0, self.length)
+        if self._leaf_of_row is not None:
+            for sequence in range(1, max(self._leaf_of_row) + 1):
+                self._remove(sequence, 0)
+            self._leaf_of_row = None
+            self._sequence_counts[:] = 1
+            self._sequences[:, 0] = 0
+
+    def _lay_out_tree(self, parents: Sequence[int]) -> None:
+        """Positions and sequences of a tree's rows; the committed rows join every sequence."""
+        rows = len(parents)
+        depths = [0] * rows
+        for row, parent in enumerate(parents):
+            depths[row] = depths[parent] + 1 if parent >= 0 else 0
+        leaves = sorted(set(range(rows)) - set(parents))
+        if len(leaves) > self._max_leaves:
+            raise ValueError(
+                f"a tree of {len(leaves)} leaves; the runtime takes {self._max_leaves}"
+            )
+        below: list[list[int]] = [[] for _ in range(rows)]
+        for sequence, leaf in enumerate(leaves):
+            row = leaf
+            while row >= 0:
+                below[row].append(sequence)
+                row = parents[row]
+        for row, sequences in enumerate(below):
+            self._sequence_counts[row] = len(sequences)
+            self._sequences[row, : len(sequences)] = sequences
+        self._leaf_of_row = [sequences[0] for sequences in below]
+        for sequence in range(1, len(leaves)):
+            self._copy(0, sequence, 0, self.length)
+        self._positions[:rows] = np.add(depths, self.length)
+
+    def _logits(self, rows: int) -> FloatArray:
+        """The first rows of the library's buffer. Views are kept: making one costs 20 µs."""
+        if rows == 0:
+            return np.empty((0, self.info.vocab_size), np.float32)
+        buffer = self._buffer()
+        key = (ctypes.addressof(buffer.contents), rows)
+        if key not in self._views:
+            shape = (rows, self.info.vocab_size)
+            self._views[key] = np.ctypeslib.as_array(buffer, shape)
+        return self._views[key]
+
+
+def refuse_what_would_abort(file: GGUFFile) -> None:
+    """Most damage makes llama.cpp fail to load; on these figures it ends the process instead."""
+
+    def values(key: str, default: float) -> npt.NDArray[Any]:  # one figure, or one a layer
+        found = np.atleast_1d(file.metadata.get(f"{file.architecture}.{key}", default))
+        return found if found.dtype.kind in "iuf" else np.atleast_1d(default)
+
+    layers, epsilon = values("block_count", 1), values("attention.layer_norm_rms_epsilon", 0.0)
+    heads, shared = values("attention.head_count", 1), values("attention.head_count_kv", 1)
+    if not ((layers >= 1) & (layers <= _MAX_LAYERS)).all():
+        raise UserError(f"{file.path} claims {layers[0]} layers; download it again")
+    comparable = 1 in (heads.size, shared.size) or heads.size == shared.size
+    if comparable and (heads % np.maximum(shared, 1)).any():
+        raise UserError(f"{file.path} shares {shared} key heads among {heads}; download it again")
+    if not (epsilon >= 0).all():
+        raise UserError(f"{file.path} claims a norm's epsilon of {epsilon[0]}; download it again")
+    tokens = file.metadata.get("tokenizer.ggml.tokens", [])
+    words = [str(token).partition("\0")[0] for token in tokens if token]  # as C reads them
+    if len(set(words)) != len(words):
+        raise UserError(f"{file.path} has a vocabulary with duplicates; download it again")
+
+
+def pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:
+    """Of C, to where the array lies, which must live as long."""
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+def weight_bytes(file: GGUFFile) -> int:
+    """What a pass reads: everything, but for an embedding that is not the head too."""
+    unread = "token_embd.weight" if "output.weight" in file.tensors else None
+    return sum(info.nbytes for name, info in file.tensors.items() if name != unread)
