@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +23,14 @@ from edgespec.runtimes import (
     capacity,
 )
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
+from edgespec.runtimes.invariance import (
+    PROBED_SIZES,
+    agreeing_sizes,
+    remember_sizes,
+    remembered_sizes,
+)
 from edgespec.runtimes.onnx_session import open_session, release_pages
 
-PROBED_SIZES = 16
-"""Batch invariance is probed for passes of up to so many rows."""
 _ATTENDED = 2
 """Attention sees at least so many rows in exact passes: on one it runs another kernel."""
 _WIDE_HEAD = 128
@@ -273,43 +275,19 @@ class OnnxRuntime(Bookkeeping):
         return step
 
     def _invariant_sizes(self, folder: Path, progress: Progress) -> tuple[int, ...]:
-        """``_probe``, remembered beside the model for this ONNX Runtime, processor and threads."""
+        """The sizes of pass that agree, remembered beside the model for this ONNX Runtime, processor and
+        threads; empty if too few do."""
         key = f"onnxruntime {ort.__version__}, {cpu_name()}, {self._threads} threads"
         path = folder / "pass_sizes.json"
-        if (known := _remembered_sizes(path, key)) is not None:
+        if (known := remembered_sizes(path, key)) is not None:
             return known
-        sizes = self._probe(progress)
-        if self.info.context <= _PROBE_CONTEXT + PROBED_SIZES:
-            return sizes  # not all were tried
-        with contextlib.suppress(OSError):  # a read-only folder only costs the next probe
-            temporary = path.with_name(f"{path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps({"key": key, "pass_sizes": sizes}), encoding="utf-8")
-            os.replace(temporary, path)
-        return sizes
-
-    def _probe(self, progress: Progress) -> tuple[int, ...]:
-        """The sizes of pass whose rows have the same bits as in the largest; empty if too few do.
-
-        The rows compared begin one token later: a row must not depend on its place either.
-        """
         self.info = replace(self.info, pass_sizes=tuple(range(1, PROBED_SIZES + 1)))
-        rng = np.random.default_rng(0)
-        count = _PROBE_CONTEXT + PROBED_SIZES + 1
-        tokens = rng.integers(0, self._vocab_size, count).tolist()[: self.info.context]
-        head, tail = tokens[: -PROBED_SIZES - 1], tokens[-PROBED_SIZES - 1 :]
-        if head:
-            self.forward(head, logits="none")
-            self.keep(range(len(head)))
-        reference = self.forward(tail[:PROBED_SIZES])[1:].copy()
-        self.keep([0])
-        agreeing = []
-        for size in range(1, len(tail)):
-            progress("proving that passes of different sizes agree", size, len(tail) - 1)
-            rows = min(size, len(reference))
-            if np.array_equal(self.forward(tail[1 : 1 + size])[:rows], reference[:rows]):
-                agreeing.append(size)
-        self.truncate(0)
-        return tuple(agreeing) if len(agreeing) > 1 and agreeing[0] <= _MAX_SMALLEST else ()
+        sizes = agreeing_sizes(self, _PROBE_CONTEXT, progress)
+        if len(sizes) < 2 or sizes[0] > _MAX_SMALLEST:
+            sizes = ()
+        if self.info.context > _PROBE_CONTEXT + PROBED_SIZES:  # else not all were tried
+            remember_sizes(path, key, sizes)
+        return sizes
 
 
 def _ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -331,16 +309,6 @@ def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, F
         name: np.zeros((1, heads, capacity, head_dim), np.float32)
         for name, (_, heads, _, head_dim) in shapes.items()
     }
-
-
-def _remembered_sizes(path: Path, key: str) -> tuple[int, ...] | None:
-    """The sizes of pass that were found under the same ``key``; ``None`` without a file to trust."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        sizes = [size for size in range(1, PROBED_SIZES + 1) if size in known["pass_sizes"]]
-        if known["key"] == key and known["pass_sizes"] == sizes:
-            return tuple(sizes)
-    return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.runtimes import ContextOverflow, FloatArray
-from edgespec.runtimes.onnx import PROBED_SIZES, OnnxRuntime
+from edgespec.runtimes.invariance import PROBED_SIZES
+from edgespec.runtimes.onnx import OnnxRuntime
 from tests.onnx_support import ARCHITECTURES, WINDOWS
 from tests.runtimes.contract import (
     OTHERS,
