@@ -1,0 +1,244 @@
+"""OpenVINO GenAI: its own reader of GGUF files, its pipeline with paged attention."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import gguf
+import numpy as np
+import openvino
+import openvino_genai
+
+from .common import converted, loss, pieces
+from .serving import serve, timed
+
+_VERSION = metadata.version("openvino-genai")
+_EXACT = {"F32", "F16", "Q4_0", "Q8_0", "Q6_K"}
+_ROUNDED = {"Q4_1", "Q4_K"}
+"""Blocks with a minimum. The reader makes a whole zero point of it, in 4 bits."""
+_THROUGH = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
+"""What is between a weight and its use."""
+_FACTS = "bench.json"
+_CHUNK = 128
+"""Rows of a pass of ``perplexity``."""
+
+
+class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+    """Hands tokens on as they come."""
+
+    def __init__(self, put: Any) -> None:
+        super().__init__()
+        self.put = put
+        self.calls = self.tokens = 0
+
+    def write(self, tokens: int | list[int]) -> Any:
+        """A step's tokens."""
+        said = [tokens] if isinstance(tokens, int) else list(tokens)
+        self.calls += 1
+        self.tokens += len(said)
+        self.put(said)
+        return openvino_genai.StreamingStatus.RUNNING
+
+    def end(self) -> None:
+        """Nothing is kept back."""
+
+
+class OpenVino:
+    """A pipeline. No prefix is cached, so every prompt is read from its start."""
+
+    def __init__(self, model: Path, draft: Path | None, request: dict[str, Any]) -> None:
+        settings = request["settings"]
+        self.model = model
+        self.properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": request["threads"]}
+        if settings["kv_cache_precision"]:
+            self.properties["KV_CACHE_PRECISION"] = settings["kv_cache_precision"]
+        self.speculation: dict[str, Any] = {
+            name: settings[name]
+            for name in ("num_assistant_tokens", "max_ngram_size")
+            if name in settings
+        }
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = False
+        scheduler.max_num_batched_tokens = request["context"]
+        how = {"scheduler_config": scheduler, **self.properties}
+        if "max_ngram_size" in settings:
+            how["prompt_lookup"] = True
+        if draft:
+            how["draft_model"] = openvino_genai.draft_model(
+                str(draft), "CPU", scheduler_config=scheduler, **self.properties
+            )
+        self.pipeline = openvino_genai.LLMPipeline(str(model), "CPU", **how)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """How much prompt lookup drafted it does not tell."""
+        started = perf_counter()
+        config = openvino_genai.GenerationConfig(
+            max_new_tokens=request["max_tokens"],
+            apply_chat_template=False,
+            do_sample=request["temperature"] > 0,
+            **self.speculation,
+        )
+        if request["temperature"] > 0:
+            config.temperature = request["temperature"]
+            config.top_k = request["top_k"] or 2**31
+            config.top_p = request["top_p"]
+            config.rng_seed = request["seed"]
+        if request["stop_ids"]:
+            config.stop_token_ids = set(request["stop_ids"])
+            config.set_eos_token_id(request["stop_ids"][0])
+        else:
+            config.ignore_eos = True
+        prompt = openvino.Tensor(np.array([request["ids"]], dtype=np.int64))
+        found: list[Any] = []
+
+        def run(put: Any) -> None:
+            streamer = Streamer(put)
+            found.extend([self.pipeline.generate(prompt, config, streamer), streamer])
+
+        reply = timed(pieces(run, request["stop_ids"]), started)
+        result, streamer = found
+        reply["passes"] = streamer.calls - 1  # each says something; the first is the prompt's
+        if self.speculation:
+            # A pass says a token of its own after those that it accepts.
+            reply["accepted"] = streamer.tokens - streamer.calls
+        if told := result.extended_perf_metrics:
+            passes = len(told.draft_model_metrics.raw_metrics.m_durations)
+            reply |= {"draft_passes": passes, "drafted": passes}  # it drafts a token a pass
+        return reply
+
+    def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
+        """By OpenVINO itself, of the model that the pipeline runs."""
+        model = openvino.Core().compile_model(
+            str(self.model / "openvino_model.xml"), "CPU", self.properties
+        )
+        request = model.create_infer_request()
+        total, count = 0.0, 0
+        for window in windows:
+            request.reset_state()
+            for start in range(0, len(window) - 1, _CHUNK):
+                chunk, next_ = (window[s : s + _CHUNK] for s in (start, start + 1))
+                end = start + len(chunk)
+                found = request.infer(
+                    {
+                        "input_ids": np.array([chunk], dtype=np.int64),
+                        "attention_mask": np.ones((1, end), dtype=np.int64),
+                        "position_ids": np.arange(start, end, dtype=np.int64)[None],
+                        "beam_idx": np.zeros(1, dtype=np.int32),
+                    }
+                )
+                total += loss(found["logits"][0], next_)
+                count += len(next_)
+        return {"loss": total, "tokens": count}
+
+
+def opened(request: dict[str, Any]) -> tuple[OpenVino, dict[str, Any]]:
+    """``settings``: ``max_ngram_size`` for prompt lookup; ``kv_cache_precision``, or "" for OpenVINO's own;
+    ``eight_bits``: give its reader nothing that it would round."""
+    folder, eight = request["folder"], request["settings"]["eight_bits"]
+    model = _converted(request["model"], folder, eight)
+    draft = _converted(request["draft"], folder, eight) if request["draft"] else None
+    reply = {"version": f"openvino-genai {_VERSION}", **_facts(model)}
+    if draft:
+        facts = _facts(draft)
+        reply |= {f"draft_{name}": facts[name] for name in ("weight_bytes", "parameters")}
+        reply["weights"] += f"; draft: {facts['weights']}"
+    return OpenVino(model, draft, request), reply
+
+
+def _converted(source: str, folder: str, eight: bool) -> Path:
+    kept = _EXACT if eight else _EXACT | _ROUNDED
+
+    def make(target: Path) -> None:
+        file = target / "model.gguf"
+        kinds, parameters = readable(source, file, kept)
+        # The pipeline writes what it made of the file beside it.
+        pipeline = openvino_genai.LLMPipeline(
+            str(file), "CPU", enable_save_ov_model=True, ATTENTION_BACKEND="SDPA"
+        )
+        del pipeline
+        gc.collect()
+        file.unlink()
+        facts = {
+            "weights": describe(kinds, kept),
+            "weight_bytes": _weight_bytes(target / "openvino_model.xml"),
+            "parameters": parameters,
+        }
+        (target / _FACTS).write_text(json.dumps(facts), "utf-8")
+
+    return converted(source, folder, f"openvino-{_VERSION}{'-8' * eight}", make)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / _FACTS).read_text("utf-8"))
+    return facts
+
+
+def describe(kinds: set[str], kept: set[str]) -> str:
+    """What becomes of tensors of these kinds, if those ``kept`` are given to the reader as they are."""
+    rounded, widened = kinds & kept & _ROUNDED, kinds - kept
+    parts = [
+        f"minima of {', '.join(sorted(rounded))} rounded to whole zero points" if rounded else "",
+        f"{', '.join(sorted(widened))} in 8 bits (Q8_0)" if widened else "",
+    ]
+    return "; ".join(filter(None, parts)) or "as in the file"
+
+
+def readable(source: str, target: Path, kept: set[str]) -> tuple[set[str], int]:
+    """Copy a GGUF file; a matrix of a kind that is not ``kept`` becomes Q8_0.
+
+    Returns the kinds of ``source``, and how many numbers its tensors hold.
+    """
+    reader = gguf.GGUFReader(source)
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors}
+    parameters = sum(prod(map(int, tensor.shape)) for tensor in reader.tensors)
+    if not kinds - kept:
+        shutil.copyfile(source, target)
+        return kinds, parameters
+    q8_0 = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            item = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], item)
+    for tensor in reader.tensors:
+        data, kind = tensor.data, tensor.tensor_type
+        if kind.name not in kept:
+            data, kind = gguf.quantize(gguf.dequantize(data, kind), q8_0), q8_0
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return kinds, parameters
+
+
+def _weight_bytes(path: Path) -> int:
+    """Of all constants but those that are only looked up in."""
+    model = openvino.Core().read_model(str(path))
+    return sum(
+        op.get_byte_size()
+        for op in model.get_ops()
+        if op.get_type_name() == "Constant" and _uses(op) != {"Gather"}
+    )
+
+
+def _uses(op: Any) -> set[str]:
+    """The types of the operations that take what is made of ``op``."""
+    found: set[str] = set()
+    for output in op.outputs():
+        for use in output.get_target_inputs():
+            node = use.get_node()
+            name = node.get_type_name()
+            found |= _uses(node) if name in _THROUGH else {name}
+    return found
+
+
+if __name__ == "__main__":
+    serve(opened)
