@@ -58,6 +58,11 @@ _LLAMA_CPP_PYTHON = {"n_batch": 512, "n_gpu_layers": 0, "flash_attn": False}
 _IK = {"repack": True, "flash_attn": True}
 _SERVER = {"flags": ""}
 
+_ORT_GENAI = {"quantization": "k_quant_mixed", "block_size": 32, "symmetric": False}
+_OPENVINO = {"eight_bits": False, "kv_cache_precision": ""}
+_DTYPE = {"dtype": "auto"}
+_TRANSFORMERS = ("transformers>=5.23", "torch>=2.13", "gguf>=0.19", "accelerate>=1.15")
+
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
@@ -111,32 +116,55 @@ PEERS: dict[str, Peer] = {
             "ONNX Runtime GenAI, its own decoding loop over ONNX Runtime",
             "onnxruntime_genai",
             {
-                PLAIN: Mode("The library's defaults."),
-                "draft": Mode("The library's defaults.", draft=True),
+                PLAIN: Mode(
+                    "The builder's defaults for processors, but the mix of 4 and 8 bits that is llama.cpp's.",
+                    _ORT_GENAI,
+                ),
+                "ngram": Mode(
+                    "Its documentation's example: chained lookup and an adaptive width.",
+                    _ORT_GENAI
+                    | {"ngram_size": 4, "max_draft_tokens": 8, "min_adaptive_k": 2}
+                    | {"ngram_chained_lookup": True},
+                ),
+                "draft": Mode(
+                    "The library's defaults.", _ORT_GENAI | {"max_draft_tokens": 4}, draft=True
+                ),
             },
-            ("onnxruntime-genai>=0.9",),
+            ("onnxruntime-genai>=0.18", "onnx>=1.23", "onnx-ir>=1.1", *_TRANSFORMERS),
         ),
         Peer(
             "openvino-genai",
             "OpenVINO GenAI, Intel's runtime",
             "openvino_genai",
             {
-                PLAIN: Mode("The library's defaults."),
-                "prompt-lookup": Mode("The library's defaults."),
-                "draft": Mode("The library's defaults.", draft=True),
+                PLAIN: Mode("The library's defaults, without a cache of prefixes.", _OPENVINO),
+                "prompt-lookup": Mode(
+                    "Its example's: 5 tokens after at most 3 that match.",
+                    _OPENVINO | {"num_assistant_tokens": 5, "max_ngram_size": 3},
+                ),
+                "draft": Mode(
+                    "Its example's: 4 tokens.", _OPENVINO | {"num_assistant_tokens": 4}, draft=True
+                ),
             },
-            ("openvino-genai>=2025.3",),
+            ("openvino-genai>=2026.4.1", "gguf>=0.19"),
         ),
         Peer(
             "transformers",
             "Hugging Face's transformers on PyTorch",
             "transformers_",
             {
-                PLAIN: Mode("The library's defaults."),
-                "prompt-lookup": Mode("The library's defaults."),
-                "assisted": Mode("The library's defaults.", draft=True),
+                PLAIN: Mode("bfloat16 where the processor computes in it.", _DTYPE),
+                "prompt-lookup": Mode(
+                    "The library's defaults: 10 tokens after at most 2 that match.",
+                    _DTYPE | {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 2},
+                ),
+                "assisted": Mode(
+                    "The library's defaults: 20 tokens, as long as the draft model is sure of them.",
+                    _DTYPE | {"num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4},
+                    draft=True,
+                ),
             },
-            ("transformers>=5", "torch>=2.6"),
+            _TRANSFORMERS,
         ),
     )
 }
