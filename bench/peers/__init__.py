@@ -55,8 +55,15 @@ class Peer:
 
 
 _LLAMA_CPP_PYTHON = {"n_batch": 512, "n_gpu_layers": 0, "flash_attn": False}
-_IK = {"repack": True, "flash_attn": True}
+_IK = {"n_batch": 512, "repack": True, "flash_attn": True}
 _SERVER = {"flags": ""}
+_LOOKUP = "The server's defaults: the 48 tokens that followed when the last 12 were said before."
+
+
+def _lookup(kind: str) -> dict[str, Any]:
+    flags = {"size_n": 12, "size_m": 48, "min_hits": 1}
+    return {f"spec_ngram_{kind}_{name}": value for name, value in flags.items()}
+
 
 _ORT_GENAI = {"quantization": "k_quant_mixed", "block_size": 32, "symmetric": False}
 _OPENVINO = {"eight_bits": False, "kv_cache_precision": ""}
@@ -73,8 +80,8 @@ PEERS: dict[str, Peer] = {
             {
                 PLAIN: Mode("The library's defaults.", _LLAMA_CPP_PYTHON),
                 "prompt-lookup": Mode(
-                    "LlamaPromptLookupDecoding; its documentation: 10 tokens are good on a GPU, 2 are "
-                    "better without one.",
+                    "LlamaPromptLookupDecoding; its documentation: 10 tokens are good on a GPU, 2 "
+                    "are better without one.",
                     _LLAMA_CPP_PYTHON | {"num_pred_tokens": 2, "max_ngram_size": 2},
                 ),
             },
@@ -93,19 +100,33 @@ PEERS: dict[str, Peer] = {
             "llama_server",
             {
                 PLAIN: Mode("The server's defaults, one slot.", _SERVER | {"spec_type": "none"}),
-                **{
-                    f"ngram-{kind}": Mode(why, _SERVER | {"spec_type": f"ngram-{kind}"})
-                    for kind, why in (
-                        ("cache", "The server's defaults."),
-                        ("simple", "The server's defaults: 48 tokens after 12 that match."),
-                        ("map-k", "The server's defaults: 48 tokens after 12 that match."),
-                        ("map-k4v", "The server's defaults: 48 tokens after 12 that match."),
-                        ("mod", "The server's defaults, which are --spec-default's."),
-                    )
-                },
+                "ngram-cache": Mode(
+                    "The server's defaults, without files of statistics.",
+                    _SERVER | {"spec_type": "ngram-cache"},
+                ),
+                "ngram-simple": Mode(
+                    _LOOKUP, _SERVER | {"spec_type": "ngram-simple"} | _lookup("simple")
+                ),
+                "ngram-map-k": Mode(
+                    _LOOKUP, _SERVER | {"spec_type": "ngram-map-k"} | _lookup("map_k")
+                ),
+                "ngram-map-k4v": Mode(
+                    _LOOKUP, _SERVER | {"spec_type": "ngram-map-k4v"} | _lookup("map_k4v")
+                ),
+                "ngram-mod": Mode(
+                    "What --spec-default sets: 48 to 64 tokens after 24 that match.",
+                    _SERVER
+                    | {
+                        "spec_type": "ngram-mod",
+                        "spec_ngram_mod_n_match": 24,
+                        "spec_ngram_mod_n_min": 48,
+                        "spec_ngram_mod_n_max": 64,
+                    },
+                ),
                 "draft": Mode(
-                    "The server's defaults: 3 tokens.",
-                    _SERVER | {"spec_type": "draft-simple", "draft_max": 3},
+                    "The server's defaults: 3 tokens, however unsure the draft model is.",
+                    _SERVER
+                    | {"spec_type": "draft-simple", "spec_draft_n_max": 3, "spec_draft_p_min": 0.0},
                     draft=True,
                 ),
             },

@@ -54,10 +54,10 @@ def test_settings_are_overridden_where_they_are() -> None:
 
 
 def test_a_path_ends_it(server: Path) -> None:
-    systems = parse_peer(f"llama-server:draft?draft_max=8={server}")
+    systems = parse_peer(f"llama-server:draft?spec_draft_n_max=8={server}")
     assert [system.name for system in systems] == [
         "llama-server plain",
-        "llama-server draft draft_max=8",
+        "llama-server draft spec_draft_n_max=8",
     ]
     assert {system.settings["program"] for system in systems} == {str(server)}
 
