@@ -14,7 +14,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai
 
 from .common import converted, loss
 from .serving import serve, timed
@@ -23,7 +22,7 @@ _CHUNK = 128
 """Rows of a pass of ``perplexity``."""
 _SPECULATION = ("max_draft_tokens", "min_adaptive_k", "ngram_size", "ngram_chained_lookup")
 _FACTS = "bench.json"
-_VERSION = metadata.version("onnxruntime-genai")
+_PACKAGE = "onnxruntime-genai"
 
 
 class Generating:
@@ -61,6 +60,8 @@ class Generating:
         }
 
     def _generator(self, length: int, options: dict[str, Any]) -> Any:
+        import onnxruntime_genai
+
         parameters = onnxruntime_genai.GeneratorParams(self.model)
         parameters.set_search_options(max_length=length, **options)
         if self.speculation:
@@ -91,12 +92,17 @@ class Generating:
 
 
 def opened(request: dict[str, Any]) -> tuple[Generating, dict[str, Any]]:
-    """``settings``: ``quantization``, ``block_size`` and ``symmetric`` of the conversion, and what it speculates by."""
+    """``settings``: ``quantization``, ``block_size`` and ``symmetric`` of the conversion; ``max_draft_tokens``
+    for speculation, with ``ngram_size`` by what was said before, else by the draft model."""
+    import onnxruntime_genai
+
     settings = request["settings"]
     folder = _converted(request["model"], request["folder"], settings)
-    draft = _converted(request["draft"], request["folder"], settings) if request["draft"] else None
+    draft = None
+    if "max_draft_tokens" in settings and "ngram_size" not in settings:
+        draft = _converted(request["draft"], request["folder"], settings)
     reply = {
-        "version": f"onnxruntime-genai {_VERSION}",
+        "version": f"onnxruntime-genai {metadata.version(_PACKAGE)}",
         "weights": describe(settings),
         **_facts(folder),
     }
@@ -152,7 +158,7 @@ def _converted(source: str, folder: str, settings: dict[str, Any]) -> Path:
         shutil.rmtree(target / "cache", ignore_errors=True)
 
     kind = "symmetric" if settings["symmetric"] else "asymmetric"
-    how = f"ortgenai-{_VERSION}-{settings['quantization']}-{settings['block_size']}-{kind}"
+    how = f"ortgenai-{metadata.version(_PACKAGE)}-{settings['quantization']}-{settings['block_size']}-{kind}"
     return converted(source, folder, how, make)
 
 

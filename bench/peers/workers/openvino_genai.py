@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from importlib import metadata
-from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import gguf
 import numpy as np
 import openvino
 import openvino_genai
 
 from .common import converted, loss, pieces
+from .openvino_gguf import EXACT, ROUNDED, describe, readable
 from .serving import serve, timed
 
 _VERSION = metadata.version("openvino-genai")
-_EXACT = {"F32", "F16", "Q4_0", "Q8_0", "Q6_K"}
-_ROUNDED = {"Q4_1", "Q4_K"}
-"""Blocks with a minimum. The reader makes a whole zero point of it, in 4 bits."""
 _THROUGH = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
 """What is between a weight and its use."""
 _FACTS = "bench.json"
@@ -139,11 +134,14 @@ class OpenVino:
 
 
 def opened(request: dict[str, Any]) -> tuple[OpenVino, dict[str, Any]]:
-    """``settings``: ``max_ngram_size`` for prompt lookup; ``kv_cache_precision``, or "" for OpenVINO's own;
+    """``settings``: ``num_assistant_tokens`` for speculation, with ``max_ngram_size`` by prompt lookup, else
+    by the draft model; ``kv_cache_precision``, or "" for OpenVINO's own;
     ``eight_bits``: give its reader nothing that it would round."""
-    folder, eight = request["folder"], request["settings"]["eight_bits"]
-    model = _converted(request["model"], folder, eight)
-    draft = _converted(request["draft"], folder, eight) if request["draft"] else None
+    settings, folder = request["settings"], request["folder"]
+    eight = settings["eight_bits"]
+    model, draft = _converted(request["model"], folder, eight), None
+    if "num_assistant_tokens" in settings and "max_ngram_size" not in settings:
+        draft = _converted(request["draft"], folder, eight)
     reply = {"version": f"openvino-genai {_VERSION}", **_facts(model)}
     if draft:
         facts = _facts(draft)
@@ -153,7 +151,7 @@ def opened(request: dict[str, Any]) -> tuple[OpenVino, dict[str, Any]]:
 
 
 def _converted(source: str, folder: str, eight: bool) -> Path:
-    kept = _EXACT if eight else _EXACT | _ROUNDED
+    kept = EXACT if eight else EXACT | ROUNDED
 
     def make(target: Path) -> None:
         file = target / "model.gguf"
@@ -178,45 +176,6 @@ def _converted(source: str, folder: str, eight: bool) -> Path:
 def _facts(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((folder / _FACTS).read_text("utf-8"))
     return facts
-
-
-def describe(kinds: set[str], kept: set[str]) -> str:
-    """What becomes of tensors of these kinds, if those ``kept`` are given to the reader as they are."""
-    rounded, widened = kinds & kept & _ROUNDED, kinds - kept
-    parts = [
-        f"minima of {', '.join(sorted(rounded))} rounded to whole zero points" if rounded else "",
-        f"{', '.join(sorted(widened))} in 8 bits (Q8_0)" if widened else "",
-    ]
-    return "; ".join(filter(None, parts)) or "as in the file"
-
-
-def readable(source: str, target: Path, kept: set[str]) -> tuple[set[str], int]:
-    """Copy a GGUF file; a matrix of a kind that is not ``kept`` becomes Q8_0.
-
-    Returns the kinds of ``source``, and how many numbers its tensors hold.
-    """
-    reader = gguf.GGUFReader(source)
-    kinds = {tensor.tensor_type.name for tensor in reader.tensors}
-    parameters = sum(prod(map(int, tensor.shape)) for tensor in reader.tensors)
-    if not kinds - kept:
-        shutil.copyfile(source, target)
-        return kinds, parameters
-    q8_0 = gguf.GGMLQuantizationType.Q8_0
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            item = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], item)
-    for tensor in reader.tensors:
-        data, kind = tensor.data, tensor.tensor_type
-        if kind.name not in kept:
-            data, kind = gguf.quantize(gguf.dequantize(data, kind), q8_0), q8_0
-        writer.add_tensor(tensor.name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return kinds, parameters
 
 
 def _weight_bytes(path: Path) -> int:

@@ -64,7 +64,7 @@ class Transformers:
         self.passes = Counter(self.model)
         self.how = {name: value for name, value in settings.items() if name != "dtype"}
         self.draft_passes = None
-        if request["draft"]:
+        if "num_assistant_tokens" in settings:
             draft = read(request["draft"], settings["dtype"])
             self.draft_passes = Counter(draft)
             self.how["assistant_model"] = draft
@@ -108,7 +108,6 @@ class Transformers:
             reply["draft_s"] = sum(self.draft_passes.seconds)
         return reply
 
-    @torch.inference_mode()
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
         """By the logits of passes over pieces of each window."""
         total, count = 0.0, 0
@@ -116,8 +115,9 @@ class Transformers:
             cache = transformers.DynamicCache(config=self.model.config)
             for start in range(0, len(window) - 1, _CHUNK):
                 chunk, next_ = (window[s : s + _CHUNK] for s in (start, start + 1))
-                logits = self.model(torch.tensor([chunk]), past_key_values=cache).logits[0]
-                total += loss(logits.float().numpy(), next_)
+                with torch.inference_mode():
+                    found = self.model(torch.tensor([chunk]), past_key_values=cache)
+                total += loss(found.logits[0].float().numpy(), next_)
                 count += len(next_)
         return {"loss": total, "tokens": count}
 
@@ -147,7 +147,8 @@ def weight_bytes(model: Any) -> int:
 
 
 def opened(request: dict[str, Any]) -> tuple[Transformers, dict[str, Any]]:
-    """``settings``: ``dtype``, "auto" or a name of torch's; the rest is given to ``generate``."""
+    """``settings``: ``dtype``, "auto" or a name of torch's; the rest is given to
+    ``generate``: with ``num_assistant_tokens`` the draft model drafts."""
     torch.set_num_threads(request["threads"])
     settings = request["settings"]
     if settings["dtype"] == "auto":

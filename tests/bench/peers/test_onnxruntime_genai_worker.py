@@ -1,0 +1,74 @@
+"""ONNX Runtime GenAI's worker, and what is changed of a configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgespec.bench.peers.workers.onnxruntime_genai import describe, overlay, weight_bytes
+from tests.bench.peers.asking import ask, needs
+
+PEER = "onnxruntime-genai"
+
+
+def test_what_it_says_of_the_weights() -> None:
+    settings = {"quantization": "k_quant", "block_size": 32, "symmetric": False}
+    assert describe(settings) == (
+        "dequantized and quantized anew: k_quant, blocks of 32, with zero points"
+    )
+    assert describe({**settings, "symmetric": True}).endswith("symmetric")
+
+
+def test_a_draft_model_is_found_from_the_target_s_folder(tmp_path: Path) -> None:
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    draft.mkdir()
+    decoder = {"filename": "model.onnx", "session_options": {"log_id": "x"}, "hidden_size": 8}
+    (draft / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
+    plain = overlay(target, None, 3)
+    assert plain["model"] == {
+        "eos_token_id": [],
+        "decoder": {"session_options": {"intra_op_num_threads": 3}},
+    }
+    model = overlay(target, draft, 3)["model"]
+    assert Path(model["draft"].pop("filename")) == Path("../draft/model.onnx")
+    assert model.pop("draft") == {
+        "session_options": {"log_id": "x", "intra_op_num_threads": 3},
+        "hidden_size": 8,
+    }
+    assert model == plain["model"]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_an_embedding_that_is_looked_up_in_is_not_read(tmp_path: Path, outside: bool) -> None:
+    arrays = {"embedding": np.ones((64, 8), np.float32), "head": np.ones((8, 32), np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["embedding", "ids"], ["rows"]),
+            helper.make_node("MatMul", ["rows", "head"], ["logits"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 32])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        helper.make_model(graph),
+        path,
+        save_as_external_data=outside,
+        size_threshold=0,
+        location="d",
+    )
+    assert weight_bytes(path) == 8 * 32 * 4
+
+
+@needs(PEER)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["plain", "ngram", "draft"])
+def test_it_answers(mode: str, smollm2: Path, tmp_path: Path) -> None:
+    ask(PEER, mode, "dequantized and quantized anew", 1.2, smollm2, tmp_path)
