@@ -30,6 +30,7 @@ class Generating:
 
     def __init__(self, model: Any, settings: dict[str, Any]) -> None:
         self.model = model
+        self.unasked: int | None = None
         self.speculation = {name: settings[name] for name in _SPECULATION if name in settings}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -41,8 +42,9 @@ class Generating:
         if not self.speculation:
             return reply | {"passes": len(reply["token_ids"]) - 1}
         told = generator.get_speculative_stats()
+        passes = told["target_verify_forward_passes"] + told["standard_fallback_steps"]
         return reply | {
-            "passes": told["target_verify_forward_passes"] + told["standard_fallback_steps"],
+            "passes": passes - (self.unasked or 0),
             "draft_passes": told["draft_forward_passes"],
             "drafted": told["draft_tokens_proposed"],
             "accepted": told["draft_tokens_accepted"],
@@ -69,10 +71,13 @@ class Generating:
         return onnxruntime_genai.Generator(self.model, parameters)
 
     def _stream(self, generator: Any, request: dict[str, Any]) -> Iterator[list[int]]:
-        stops = set(request["stop_ids"])
+        stops, self.unasked = set(request["stop_ids"]), None
         generator.append_tokens(np.array(request["ids"], dtype=np.int32))
         while not generator.is_done():
             generator.generate_next_token()
+            if self.speculation and self.unasked is None:
+                # The first token, if not drafted, is of the prompt's pass.
+                self.unasked = generator.get_speculative_stats()["standard_fallback_steps"]
             token = int(generator.get_next_tokens()[0])
             yield [token]
             if token in stops:
@@ -116,16 +121,23 @@ def opened(request: dict[str, Any]) -> tuple[Generating, dict[str, Any]]:
 def overlay(folder: Path, draft: Path | None, threads: int) -> dict[str, Any]:
     """What is changed of the configuration that the builder wrote.
 
-    No token ends an answer by itself: ``stop_ids`` does.
+    ``stop_ids`` end an answer. It has to have a token that does by itself: the last, which most models
+    never say.
     """
+    end = _config(folder)["model"]["vocab_size"] - 1
     options = {"intra_op_num_threads": threads}
-    model: dict[str, Any] = {"eos_token_id": [], "decoder": {"session_options": options}}
+    model: dict[str, Any] = {"eos_token_id": [end], "decoder": {"session_options": options}}
     if draft:
-        theirs = json.loads((draft / "genai_config.json").read_text("utf-8"))["model"]["decoder"]
+        theirs = _config(draft)["model"]["decoder"]
         theirs["filename"] = os.path.relpath(draft / theirs["filename"], folder)
         theirs["session_options"] |= options
         model["draft"] = theirs
     return {"model": model}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "genai_config.json").read_text("utf-8"))
+    return config
 
 
 def describe(settings: dict[str, Any]) -> str:

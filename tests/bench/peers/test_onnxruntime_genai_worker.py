@@ -26,12 +26,14 @@ def test_what_it_says_of_the_weights() -> None:
 
 def test_a_draft_model_is_found_from_the_target_s_folder(tmp_path: Path) -> None:
     target, draft = tmp_path / "target", tmp_path / "draft"
-    draft.mkdir()
     decoder = {"filename": "model.onnx", "session_options": {"log_id": "x"}, "hidden_size": 8}
-    (draft / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder}}))
+    for folder in (target, draft):
+        folder.mkdir()
+        config = {"model": {"vocab_size": 100, "eos_token_id": 2, "decoder": decoder}}
+        (folder / "genai_config.json").write_text(json.dumps(config))
     plain = overlay(target, None, 3)
     assert plain["model"] == {
-        "eos_token_id": [],
+        "eos_token_id": [99],
         "decoder": {"session_options": {"intra_op_num_threads": 3}},
     }
     model = overlay(target, draft, 3)["model"]
@@ -67,8 +69,14 @@ def test_an_embedding_that_is_looked_up_in_is_not_read(tmp_path: Path, outside: 
     assert weight_bytes(path) == 8 * 32 * 4
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are converted once."""
+    return tmp_path_factory.mktemp("models")
+
+
 @needs(PEER)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "ngram", "draft"])
-def test_it_answers(mode: str, smollm2: Path, tmp_path: Path) -> None:
-    ask(PEER, mode, "dequantized and quantized anew", 1.2, smollm2, tmp_path)
+def test_it_answers(mode: str, smollm2: Path, folder: Path) -> None:
+    ask(PEER, mode, "dequantized and quantized anew", 1.2, smollm2, folder)

@@ -52,14 +52,20 @@ def test_matrices_that_it_does_not_read_become_8_bits(tmp_path: Path, quant: str
         assert error.max() <= np.abs(values).max() / 220
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are converted once."""
+    return tmp_path_factory.mktemp("models")
+
+
 @needs(PEER)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["plain", "prompt-lookup", "draft"])
-def test_it_answers(mode: str, smollm2: Path, tmp_path: Path) -> None:
-    ask(PEER, mode, "minima of Q4_1 rounded", 1.5, smollm2, tmp_path)
+def test_it_answers(mode: str, smollm2: Path, folder: Path) -> None:
+    ask(PEER, mode, "minima of Q4_1 rounded", 1.5, smollm2, folder)
 
 
 @needs(PEER)
 @pytest.mark.slow
-def test_in_8_bits_it_loses_nothing(smollm2: Path, tmp_path: Path) -> None:
-    ask(PEER, "plain?eight_bits=true", "Q4_1 in 8 bits", 1.01, smollm2, tmp_path)
+def test_in_8_bits_it_loses_nothing(smollm2: Path, folder: Path) -> None:
+    ask(PEER, "plain?eight_bits=true", "Q4_1 in 8 bits", 1.01, smollm2, folder)
