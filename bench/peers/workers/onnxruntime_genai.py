@@ -34,7 +34,7 @@ class Generating:
         self.speculation = {name: settings[name] for name in _SPECULATION if name in settings}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Where it speculates, it works a round of several tokens out and then says them one by one."""
+        """Where it speculates, it works a round of tokens out and then says them one by one: here, at once."""
         started = perf_counter()
         options = self._options(request)
         generator = self._generator(len(request["ids"]) + request["max_tokens"], options)
@@ -73,15 +73,22 @@ class Generating:
     def _stream(self, generator: Any, request: dict[str, Any]) -> Iterator[list[int]]:
         stops, self.unasked = set(request["stop_ids"]), None
         generator.append_tokens(np.array(request["ids"], dtype=np.int32))
+        step: list[int] = []
         while not generator.is_done():
             generator.generate_next_token()
-            if self.speculation and self.unasked is None:
-                # The first token, if not drafted, is of the prompt's pass.
-                self.unasked = generator.get_speculative_stats()["standard_fallback_steps"]
-            token = int(generator.get_next_tokens()[0])
-            yield [token]
-            if token in stops:
+            step.append(int(generator.get_next_tokens()[0]))
+            stopped = step[-1] in stops
+            if self.speculation and not stopped:
+                told = generator.get_speculative_stats()
+                if self.unasked is None:
+                    # The first token, if not drafted, is of the prompt's pass.
+                    self.unasked = told["standard_fallback_steps"]
+                if told["tokens_buffered"] and not generator.is_done():
+                    continue
+            yield step
+            if stopped:
                 return
+            step = []
 
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
         """By the logits of the prompt's passes."""
