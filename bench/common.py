@@ -25,7 +25,6 @@ from edgespec.runtimes.devices import cpu_name, physical_cores
 T = TypeVar("T")
 
 PROMPTS = Path(__file__).parent / "prompts"
-RUNTIMES = ("onnx", "llama-cpp")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 
 from edgespec.bench.common import (
-    RUNTIMES,
     Prompt,
     machine,
     note,
@@ -26,7 +25,7 @@ from edgespec.bench.common import (
 )
 from edgespec.decoding import prefill
 from edgespec.engine import Engine
-from edgespec.runtimes import Runtime
+from edgespec.runtimes import RUNTIMES, Runtime
 
 NEAR_TIE = 0.5
 """A smaller difference of two logits may fall either way with another order of summation."""

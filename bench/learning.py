@@ -9,7 +9,6 @@ import click
 
 from edgespec.bench.common import (
     PROMPTS,
-    RUNTIMES,
     in_child,
     machine,
     note,
@@ -20,6 +19,7 @@ from edgespec.bench.common import (
 )
 from edgespec.bench.speed import PLAIN, Mode, Run, Switch, geometric_mean, run, speedups
 from edgespec.engine import Engine
+from edgespec.runtimes import RUNTIMES
 
 
 def day(model: str, runtime: str, name: str, cache: Path, max_tokens: int) -> dict[int, float]:

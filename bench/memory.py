@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from edgespec.bench.common import (
-    RUNTIMES,
     in_child,
     machine,
     note,
@@ -23,6 +22,7 @@ from edgespec.decoding import prefill
 from edgespec.engine import Engine
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes import RUNTIMES
 from edgespec.scheduling.memory import CACHE_BYTES, CACHE_TYPES, shape_of
 from edgespec.scheduling.planning import Plan
 from edgespec.session import Session

@@ -16,7 +16,6 @@ from time import perf_counter
 import click
 
 from edgespec.bench.common import (
-    RUNTIMES,
     Prompt,
     first_of_each,
     half_of_each,
@@ -39,7 +38,7 @@ from edgespec.drafting.sources import Source
 from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
 from edgespec.errors import UserError
-from edgespec.runtimes import MAX_ROWS
+from edgespec.runtimes import MAX_ROWS, RUNTIMES
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.measuring import measure_curve
 from edgespec.scheduling.policy import Scheduler

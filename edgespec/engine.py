@@ -88,10 +88,10 @@ class Engine:
         """Open a model: a name in the catalogue (pulled if absent), a GGUF file, a folder with a bundle,
         with safetensors or with what Optimum exported.
 
-        ``runtime`` is auto, onnx or llama-cpp; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
+        ``runtime`` is auto or one of ``runtimes.RUNTIMES``; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
         execution provider of ONNX Runtime. ``draft`` is auto (hierarchy, and what the bundle has), one of
         ``MODEL_FREE``, or a smaller model, named as ``model`` is, which drafts beside hierarchy; it
-        runs where the target does, on llama-cpp where onnx does not have its architecture. ``exact`` makes greedy tokens
+        runs where the target does, where that can run it. ``exact`` makes greedy tokens
         independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
         a core. What is auto or left open of runtime, device and threads is what profiles of this

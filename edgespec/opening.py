@@ -23,7 +23,8 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, Runtime, capacity
+from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, RUNTIMES, Runtime, capacity
+from edgespec.runtimes.llama_sequences import why_not_on_ik
 from edgespec.scheduling.memory import Shape, built_shape, shape_of
 from edgespec.scheduling.placement import Place, fastest_first
 from edgespec.scheduling.planning import Asked, Plan, plan
@@ -49,6 +50,8 @@ class Model:
     """What its bundle has to draft for it, the preferred one first."""
     shape: Shape | None = None
     """What its memory follows from; ``None`` where that takes reading a graph, or nothing tells."""
+    on_ik: bool = False
+    """Whether ik_llama.cpp computes it rightly."""
 
 
 def find(name: str, progress: Progress) -> Model:
@@ -94,10 +97,10 @@ def choose_runtime(runtime: str, model: Model) -> str:
 
     Raises ``UserError`` where ``runtime`` cannot run what the model is.
     """
-    if runtime not in ("auto", "onnx", "llama-cpp"):
-        raise UserError(f"there is no runtime {runtime!r}; take auto, onnx or llama-cpp")
+    if runtime not in ("auto", *RUNTIMES):
+        raise UserError(f"there is no runtime {runtime!r}; take auto, {' or '.join(RUNTIMES)}")
     if model.form != "gguf":
-        if runtime == "llama-cpp":
+        if runtime.endswith("llama-cpp"):
             raise UserError(
                 f"llama.cpp runs GGUF files; make one with `edgespec export {model.path} OUT --format gguf`"
                 if model.form == "checkpoint"
@@ -116,8 +119,15 @@ def allowed_runtimes(place: Place, model: Model) -> list[str]:
     Raises ``UserError`` where it asks for what none of them can do.
     """
     runtimes = [choose_runtime(place.runtime, model)]
-    if place.runtime == "auto" and model.form == "gguf" and find_spec("llama_cpp") is not None:
-        runtimes = list(dict.fromkeys([*runtimes, "llama-cpp"]))
+    if place.runtime == "auto" and model.form == "gguf":
+        others = ["onnx"] * (model.architecture in ARCHITECTURES)
+        others += ["llama-cpp"] * (find_spec("llama_cpp") is not None)
+        others += ["ik-llama-cpp"] * (model.on_ik and find_spec("ik_llama_cpp") is not None)
+        runtimes = list(dict.fromkeys([*runtimes, *others]))
+    if place.device not in ("auto", "cpu"):
+        runtimes = [runtime for runtime in runtimes if runtime != "ik-llama-cpp"]
+        if not runtimes:
+            raise UserError("ik-llama-cpp runs on the processor alone; use --device cpu with it")
     if place.provider is None:
         return runtimes
     if "onnx" not in runtimes:
@@ -157,10 +167,15 @@ def shape(model: Model) -> Shape:
 
 
 def draft_runtime(target: str, draft: Model) -> str:
-    """What runs a draft model beside a target on the runtime ``target``."""
-    return choose_runtime(
-        target if draft.form == "gguf" and target == "llama-cpp" else "auto", draft
-    )
+    """What runs a draft model beside a target on the runtime ``target``: the same, where that can, so that
+    no two pools of threads wait for each other's cores."""
+    if draft.form != "gguf":
+        return choose_runtime("auto", draft)
+    if target == "ik-llama-cpp" and not draft.on_ik:
+        target = "onnx"
+    if target == "onnx" and draft.architecture not in ARCHITECTURES:
+        target = "auto"
+    return choose_runtime(target, draft)
 
 
 def plan_memory(
@@ -221,6 +236,18 @@ def load(
 
     ``rows``, ``cache_type`` and ``mapped`` are as ``edgespec.scheduling.memory.Use`` has them.
     """
+    if runtime == "ik-llama-cpp":
+        from edgespec.runtimes.ik_llama_cpp import IkLlamaCppRuntime
+
+        return IkLlamaCppRuntime(
+            model.path,
+            context=context,
+            threads=threads,
+            cache_type=cache_type or "float16",
+            exact=exact,
+            rows=rows,
+            progress=progress,
+        )
     if runtime == "llama-cpp":
         from edgespec.runtimes.llama_cpp import LlamaCppRuntime
 
@@ -269,7 +296,8 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> Model:
         context = DEFAULT_CONTEXT  # the runtime will say what is wrong
     tokenizer = tokenizer or Tokenizer.from_gguf(file)
     size = _shape(file, tokenizer)
-    model = Model(path, "gguf", file.architecture, context, tokenizer, shape=size)
+    on_ik = why_not_on_ik(file) is None
+    model = Model(path, "gguf", file.architecture, context, tokenizer, shape=size, on_ik=on_ik)
     del file
     give_back_memory()
     return model

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 
+RUNTIMES = ("onnx", "llama-cpp", "ik-llama-cpp")
+"""Their names, as options have them."""
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["all", "last", "none"]
 DEFAULT_CONTEXT = 4096

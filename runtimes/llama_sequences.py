@@ -16,11 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import UserError
+from edgespec.export.sources import TOKEN_IDS
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
 
 MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""
+IK_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+"""What ik_llama.cpp runs here. It loads others, and aborts the process on some passes over gemma3."""
+_IK_ROW = 128
+"""Rows of weights that are no multiple of so many columns, it computes wrongly in passes of 32 tokens and
+more (0.1.5, SmolLM2 in Q4_1: a perplexity of 127 in place of 14)."""
 _MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
 
@@ -197,6 +203,17 @@ def refuse_what_would_abort(file: GGUFFile) -> None:
     words = [str(token).partition("\0")[0] for token in tokens if token]  # as C reads them
     if len(set(words)) != len(words):
         raise UserError(f"{file.path} has a vocabulary with duplicates; download it again")
+
+
+def why_not_on_ik(file: GGUFFile) -> str | None:
+    """What of a file keeps it from ik_llama.cpp; ``None``: nothing does."""
+    if file.architecture not in IK_ARCHITECTURES:
+        return f"is a {file.architecture} model, which ik-llama-cpp does not run here"
+    if TOKEN_IDS in file.metadata:
+        return "has a trimmed head, which ik-llama-cpp cannot run"
+    if any(t.shape[-1] % _IK_ROW for t in file.tensors.values() if len(t.shape) > 1):
+        return f"has rows that are no multiple of {_IK_ROW}, which ik-llama-cpp computes wrongly"
+    return None
 
 
 def pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:

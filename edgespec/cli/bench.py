@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edgespec.cli.options import model_argument
+from edgespec.cli.options import RUNTIMES, model_argument
 from edgespec.cli.progress import ProgressBar
 from edgespec.errors import UserError
 
@@ -87,7 +87,7 @@ def bench() -> None:
 @click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output that was stopped.")
 @click.option(
-    "--runtime", type=click.Choice(["auto", "onnx", "llama-cpp"]), default="auto", show_default=True
+    "--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True
 )
 @click.option(
     "--context", type=click.IntRange(1), metavar="N", help="Default: what the prompts need."

@@ -60,6 +60,7 @@ def _software() -> Facts:
     yield "Python", f"{platform.python_version()}, {sys.executable}"
     builds = metadata.packages_distributions().get("onnxruntime", [])
     yield "onnxruntime", _onnxruntime(sorted(set(builds)))
+    yield "ik-llama-cpp-python", _optional("ik_llama_cpp", "ik-llama-cpp-python", "ik")
     yield "llama-cpp-python", _optional("llama_cpp", "llama-cpp-python", "llama")
     yield "torch", _optional("torch", "torch", "torch")
     has_pip = find_spec("pip") is not None

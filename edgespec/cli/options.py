@@ -29,12 +29,14 @@ def _memory_size(ctx: click.Context, param: click.Parameter, value: str | None) 
     return None if value is None else parse_bytes(value)
 
 
+RUNTIMES = ("onnx", "llama-cpp", "ik-llama-cpp")
+"""``edgespec.runtimes.RUNTIMES``, without what importing it costs: a test holds them together."""
 model_argument = click.argument("model", default=DEFAULT_MODEL)
 
 _PLAN_OPTIONS = (
     click.option(
         "--runtime",
-        type=click.Choice(["auto", "onnx", "llama-cpp"]),
+        type=click.Choice(["auto", *RUNTIMES]),
         default="auto",
         show_default=True,
         help="What runs the model.",

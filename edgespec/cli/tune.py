@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgespec.cli.options import model_argument, notice
+from edgespec.cli.options import RUNTIMES, model_argument, notice
 from edgespec.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _NOISY = 0.1
 @model_argument
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnx", "llama-cpp"]),
+    type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
     show_default=True,
     help="What to measure; auto: all that can run the model.",

@@ -28,7 +28,11 @@ DRAFT_ROWS = 2
 """Rows of logits of a draft model's largest pass: it is timed on a prompt's."""
 CACHE_BYTES = {"float32": 4.0, "float16": 2.0, "q8_0": 34 / 32}
 """Of a number in the cache; q8_0 has blocks of 32 with a float16 scale."""
-CACHE_TYPES = {"onnx": ("float32",), "llama-cpp": ("float16", "q8_0")}
+CACHE_TYPES = {
+    "onnx": ("float32",),
+    "llama-cpp": ("float16", "q8_0"),
+    "ik-llama-cpp": ("float16", "q8_0"),
+}
 """What each runtime keeps keys and values in, the usual one first.
 
 onnx: the CPU kernel of ``GroupQueryAttention`` also takes float16 with queries in float16, and int8
@@ -38,7 +42,7 @@ and heads of whole blocks.
 """
 _Q8_BLOCK = 32
 
-_PYTHON = {"onnx": 57 * MIB, "llama-cpp": 50 * MIB}
+_PYTHON = {"onnx": 57 * MIB, "llama-cpp": 50 * MIB, "ik-llama-cpp": 50 * MIB}
 """The interpreter, the packages that answering imports and what they map of their libraries."""
 _SECOND_RUNTIME = 8 * MIB
 _TOKENIZER = (10 * MIB, 254)
@@ -200,7 +204,8 @@ def _parts(shape: Shape, use: Use) -> tuple[int, int, int, int, int]:
         cache = int(numbers * (use.context + MAX_ROWS))
         return runtime, shape.packed_bytes, cache, use.rows * row, layer + attention
     padded = -(-use.context // _LLAMA_PAD) * _LLAMA_PAD
-    weights = shape.stored_bytes + (shape.repacked_bytes if use.mapped else 0)
+    copied = shape.repacked_bytes if use.mapped and use.runtime == "llama-cpp" else 0
+    weights = shape.stored_bytes + copied  # ik_llama.cpp reads the file, and repacks in place
     sequences = min(_LLAMA_SEQUENCES, use.rows) if not use.mapped else _LLAMA_SEQUENCES
     logits = (max(sequences, use.rows) + use.rows) * row  # where they are computed, and copied to
     runtime = _linear(_LLAMA_CONTEXT, shape.vocab_size)

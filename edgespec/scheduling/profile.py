@@ -195,12 +195,19 @@ def setup(
         number = device.partition(":")[2] if chosen != "CPUExecutionProvider" else ""
         device = chosen.removesuffix("ExecutionProvider").lower() + (number and f":{number}")
         version = f"{onnxruntime.__version__}, built by {BUILDER_VERSION}"
+    elif runtime == "ik-llama-cpp":
+        if device not in ("auto", "cpu"):
+            raise UserError(f"{runtime} runs on the processor alone; use --device cpu with it")
+        device, version = "cpu", _version("ik_llama_cpp", "ik-llama-cpp-python", "ik")
     else:
         if device != "cpu":  # which every build has: it is not imported to learn that
             from edgespec.runtimes.llama_cpp import choose_device
 
             device = choose_device(device)
-        exact, version = False, _llama_version()  # no sizes of pass are promised to agree
+        exact, version = (
+            False,
+            _version("llama_cpp", "llama-cpp-python", "llama"),
+        )  # no sizes of pass are promised to agree
     count = threads or physical_cores()
     return Setup(fingerprint(path), runtime, version, device, exact, count, machine())
 
@@ -322,14 +329,14 @@ def _key_of(profile: Profile) -> str:
     return key(profile.setup)
 
 
-def _llama_version() -> str:
+def _version(module: str, package: str, extra: str) -> str:
     """The package's, and its libraries' size: it is compiled at home, with whatever options."""
-    spec = find_spec("llama_cpp")
+    spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise UserError("llama.cpp is not installed: pip install 'edgespec[llama]'")
+        raise UserError(f"{package} is not installed: pip install 'edgespec[{extra}]'")
     libraries = [f for f in (Path(spec.origin).parent / "lib").glob("*") if f.is_file()]
     size = sum(f.stat().st_size for f in libraries)
-    return f"{metadata.version('llama-cpp-python')}, {size} bytes"
+    return f"{metadata.version(package)}, {size} bytes"
 
 
 # -- the file: it may come from anywhere -------------------------------------------------------
