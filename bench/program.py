@@ -35,20 +35,23 @@ _SPARE = 64
 """Tokens a turn that a template may add to what was counted."""
 
 
-def own_systems(drafts: Sequence[str], runtime: str) -> tuple[list[System], str | None]:
-    """Plain decoding, unpadded and exact, and edgespec with each of ``drafts``; and which of these is a
-    model, if one is."""
-    none = {"draft": "none", "runtime": runtime}
-    systems = [
-        System(PLAIN, OWN, none | {"exact": False}),
-        System(EXACT, OWN, none | {"exact": True}, PLAIN),
-    ]
+def own_systems(
+    drafts: Sequence[str], runtimes: Sequence[str] = ("auto",)
+) -> tuple[list[System], str | None]:
+    """On each runtime plain decoding, unpadded and exact, and edgespec with each of ``drafts``; and which of
+    these is a model, if one is. Only names of the first runtime's systems leave it out."""
+    systems = []
     models = [draft for draft in drafts if draft not in (*MODEL_FREE, "auto")]
-    for draft in dict.fromkeys(drafts):
-        name = Path(draft).stem if draft in models else draft
-        if draft != "none":
-            settings = {"draft": draft, "runtime": runtime, "exact": True}
-            systems.append(System(f"{OWN} {name}", OWN, settings, PLAIN, words=EXACT))
+    for runtime in runtimes:
+        on = "" if runtime == runtimes[0] else f" on {runtime}"
+        none, plain, exact = {"draft": "none", "runtime": runtime}, PLAIN + on, EXACT + on
+        systems.append(System(plain, OWN, none | {"exact": False}))
+        systems.append(System(exact, OWN, none | {"exact": True}, plain))
+        for draft in dict.fromkeys(drafts):
+            name = Path(draft).stem if draft in models else draft
+            if draft != "none":
+                settings = {"draft": draft, "runtime": runtime, "exact": True}
+                systems.append(System(f"{OWN} {name}{on}", OWN, settings, plain, words=exact))
     return systems, models[0] if models else None
 
 
@@ -137,7 +140,7 @@ def bench(
     limit: int | None = None,
     drafts: Sequence[str] = ("auto",),
     peers: Sequence[str] = (),
-    runtime: str = "auto",
+    runtimes: Sequence[str] = ("auto",),
     context: int | None = None,
     threads: int | None = None,
     max_tokens: int = 128,
@@ -160,7 +163,7 @@ def bench(
     """
     found = find(model, progress)
     path, tokenizer = _gguf(found), found.tokenizer
-    own, draft_name = own_systems(drafts, runtime)
+    own, draft_name = own_systems(drafts, runtimes)
     draft = _gguf(find(draft_name, progress)) if draft_name else None
     systems = [*own, *peer_systems(peers, draft_name)]
     source = tokenizer.chat_template

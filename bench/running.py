@@ -399,17 +399,22 @@ class Running:
 
     def _look_closer(self, system: System, client: Client) -> None:
         """What is measured once: the cost curve, and what the weights that it runs are worth."""
-        if system.name == PLAIN and not self.results.curves:
+        plain = system.name.startswith(PLAIN) and not system.settings.get("exact")
+        name = system.version.split(", ")[-1]
+        if plain and name not in self.results.curves:
             reply = client.request({"op": "curve", "repeats": _CURVE_REPEATS}, _FIRST_S)
-            name = system.version.split(", ")[-1]
             self._journal.add(curve=[name, reply["seconds"]])
             self._replay({"curve": [name, reply["seconds"]]})
         systems = self.results.systems.values()
-        alike = [s for s in systems if (s.peer, s.weights) == (system.peer, system.weights)]
+        alike = [
+            s
+            for s in systems
+            if (s.peer, s.weights, s.version) == (system.peer, system.weights, system.version)
+        ]
         known = [s.perplexity for s in alike if s.perplexity is not None]
         if known:
             system.perplexity = known[0]
-        elif system.name == PLAIN or system.weights != AS_IN_FILE:
+        elif plain or system.weights != AS_IN_FILE:
             text = list(windows(self.bench.tokenizer, own_text(), _PERPLEXITY_TOKENS))
             try:
                 reply = client.request({"op": "perplexity", "windows": text}, _FIRST_S)

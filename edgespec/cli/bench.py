@@ -87,7 +87,13 @@ def bench() -> None:
 @click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output that was stopped.")
 @click.option(
-    "--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(["auto", *RUNTIMES]),
+    default=("auto",),
+    show_default=True,
+    help="Of edgespec; may be repeated.",
 )
 @click.option(
     "--context", type=click.IntRange(1), metavar="N", help="Default: what the prompts need."

@@ -230,11 +230,27 @@ def test_the_context_is_what_the_longest_conversation_takes(bench: Bench) -> Non
     assert program.fitting(bench, None, 8192)[0] == 1024
 
 
+def test_every_runtime_has_its_own_plain_decoding() -> None:
+    systems, _ = program.own_systems(["auto"], ["onnx", "llama-cpp"])
+    assert {s.name: (s.baseline, s.words, s.settings["runtime"]) for s in systems} == {
+        PLAIN: (None, None, "onnx"),
+        EXACT: (PLAIN, None, "onnx"),
+        "edgespec auto": (PLAIN, EXACT, "onnx"),
+        f"{PLAIN} on llama-cpp": (None, None, "llama-cpp"),
+        f"{EXACT} on llama-cpp": (f"{PLAIN} on llama-cpp", None, "llama-cpp"),
+        "edgespec auto on llama-cpp": (
+            f"{PLAIN} on llama-cpp",
+            f"{EXACT} on llama-cpp",
+            "llama-cpp",
+        ),
+    }
+
+
 def test_smollm2_says_the_same_with_and_without_drafts(
     bench: Bench, bench_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
-    systems, draft = program.own_systems(["suffix", "none"], "onnx")
+    systems, draft = program.own_systems(["suffix", "none"], ["onnx"])
     assert (draft, [s.name for s in systems]) == (None, [PLAIN, EXACT, "edgespec suffix"])
     assert [s.words for s in systems] == [None, None, EXACT]
     bench = replace(

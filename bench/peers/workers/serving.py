@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable
-from time import perf_counter
+from queue import SimpleQueue
+from threading import Thread
+from time import perf_counter, sleep
 from typing import Any, Protocol
 
 
@@ -57,12 +60,28 @@ def timed(stream: Iterable[list[int]], started: float) -> dict[str, Any]:
     }
 
 
+_GRACE_S = 10.0
+
+
+def _read(lines: SimpleQueue[str | None]) -> None:
+    """In a thread, so that a worker that hangs does not outlive a bench that was killed."""
+    for line in sys.stdin:
+        lines.put(line)
+    lines.put(None)
+    sleep(_GRACE_S)
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
 def serve(open_worker: Opener) -> None:
     """Answer requests until stdin ends. What libraries print goes to stderr."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker: Worker | None = None
-    for line in sys.stdin:
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    Thread(target=_read, args=[lines], daemon=True).start()
+    while (line := lines.get()) is not None:
         request = json.loads(line)
         try:
             if request["op"] == "open":
