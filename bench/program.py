@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,23 @@ def own_share(results: Results) -> float:
     return own / (own + drafts + passes or 1)
 
 
+def without_paths(results: Results) -> Results:
+    """The same, to be shown to others: of this machine's paths only the last parts."""
+
+    def short(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    systems = {
+        name: replace(s, settings={key: short(value) for key, value in s.settings.items()})
+        for name, s in results.systems.items()
+    }
+    words = [
+        "=".join(map(short, word.split("="))) for word in shlex.split(results.settings["command"])
+    ]
+    settings = {**results.settings, "command": shlex.join(words)}
+    return replace(results, systems=systems, settings=settings)
+
+
 def _finish(results: Results, meter: Meter | None, folder: Path) -> None:
     if meter is not None:
         joules = [a.energy_j for a in results.answers if a.energy_j is not None]
@@ -238,5 +257,6 @@ def _finish(results: Results, meter: Meter | None, folder: Path) -> None:
         if joules:
             middle = len(joules) // 2
             results.energy["error"] = meter.error(sorted(seconds)[middle], sorted(joules)[middle])
-    write_results(results, folder)
-    write_report(results, folder)
+    shown = without_paths(results)
+    write_results(shown, folder)
+    write_report(shown, folder)

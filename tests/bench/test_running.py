@@ -230,6 +230,17 @@ def test_the_context_is_what_the_longest_conversation_takes(bench: Bench) -> Non
     assert program.fitting(bench, None, 8192)[0] == 1024
 
 
+def test_results_do_not_tell_where_things_lie_here(tmp_path: Path) -> None:
+    server = str(tmp_path / "llama-server")
+    command = f"edgespec bench {tmp_path / 'm.gguf'} --peer llama-server:plain={server} --limit 2"
+    systems = {"s": System("s", "llama-server", {"program": server, "flags": "", "n": 3})}
+    shown = program.without_paths(Results({}, {"command": command}, {}, {}, systems, []))
+    assert shown.systems["s"].settings == {"program": "llama-server", "flags": "", "n": 3}
+    short = "edgespec bench m.gguf --peer llama-server:plain=llama-server --limit 2"
+    assert shown.settings["command"] == short
+    assert systems["s"].settings["program"] == server  # it is still needed here
+
+
 def test_every_runtime_has_its_own_plain_decoding() -> None:
     systems, _ = program.own_systems(["auto"], ["onnx", "llama-cpp"])
     assert {s.name: (s.baseline, s.words, s.settings["runtime"]) for s in systems} == {
