@@ -17,7 +17,10 @@ from edgespec.errors import UserError
 
 
 class _Measuring(click.Group):
-    """``bench MODEL`` measures; ``bench compare`` is a command of its own."""
+    """``bench MODEL`` is ``bench run MODEL``; ``bench compare`` is a command of its own."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or run
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -52,7 +55,7 @@ def bench() -> None:
     "--prompts",
     "paths",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Questions in Spec-Bench's format; may be repeated. Default: edgespec's own.",
 )
@@ -114,6 +117,12 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
     Every system has processes of its own; they are closed when memory is short. Nothing that edgespec
     learnt of earlier answers is used, nor kept. Ctrl-C stops, reports what was measured, and --resume
     goes on from there. Leave the machine alone meanwhile.
+
+    \b
+    Every drafter that needs no model, on your own questions:
+      edgespec bench run MODEL --prompts questions.jsonl --draft suffix --draft hierarchy
+    Go on with what was stopped:
+      edgespec bench run MODEL --output bench-results --resume
     """
     progress = ProgressBar()
 
@@ -144,7 +153,12 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 def compare(before: Path, after: Path) -> None:
-    """Say what changed between two runs, and whether it is more than noise."""
+    """Say what changed between two runs, and whether it is more than noise.
+
+    \b
+    Two folders that runs were written to, or their results.json:
+      edgespec bench compare before after
+    """
     with _extra_installed():
         from edgespec.bench.comparing import compare as difference
         from edgespec.bench.comparing import render
