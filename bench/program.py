@@ -212,6 +212,9 @@ def bench(
     finally:
         if meter is not None:
             meter.close()
+    if not results.answers:
+        failures = [line for system in results.systems.values() for line in system.failures]
+        raise UserError(f"no system answered; the first failed when {failures[0]}")
     if profile:
         tell("profiling a pass")
         bandwidth = results.machine["bandwidth"]

@@ -18,6 +18,7 @@ from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
+from tests.tiny import tiny_gguf
 
 # A worker that answers with the number of tokens it was asked, and then does what it is set to do.
 WORKER = """
@@ -239,6 +240,21 @@ def test_results_do_not_tell_where_things_lie_here(tmp_path: Path) -> None:
     short = "edgespec bench m.gguf --peer llama-server:plain=llama-server --limit 2"
     assert shown.settings["command"] == short
     assert systems["s"].settings["program"] == server  # it is still needed here
+
+
+def test_a_run_in_which_nobody_answers_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"question_id": 1, "category": "a", "turns": ["One."]}))
+
+    def absent(system: System) -> tuple[list[str], dict[str, str]]:
+        raise UserError("it is not installed")
+
+    monkeypatch.setattr(running, "worker_of", absent)
+    with pytest.raises(UserError, match="no system answered; the first failed when opening: it is"):
+        program.bench(str(path), tmp_path / "run", paths=[questions], max_tokens=4, context=256)
 
 
 def test_every_runtime_has_its_own_plain_decoding() -> None:
