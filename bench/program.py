@@ -206,6 +206,11 @@ def bench(
         running = Running(plan, results, folder, resume=resume, meter=meter, progress=progress)
         try:
             running.run(tell)
+            if profile and results.answers:
+                tell("profiling a pass")
+                bandwidth, threads = results.machine["bandwidth"], settings["threads"]
+                results.profile = profile_pass(path, tokenizer, bandwidth, threads, progress)
+                results.profile["own_share"] = own_share(results)
         finally:
             if results.answers:
                 _finish(results, meter, folder)
@@ -215,12 +220,6 @@ def bench(
     if not results.answers:
         failures = [line for system in results.systems.values() for line in system.failures]
         raise UserError(f"no system answered; the first failed when {failures[0]}")
-    if profile:
-        tell("profiling a pass")
-        bandwidth = results.machine["bandwidth"]
-        results.profile = profile_pass(path, tokenizer, bandwidth, settings["threads"], progress)
-        results.profile["own_share"] = own_share(results)
-        _finish(results, meter, folder)
     return results
 
 

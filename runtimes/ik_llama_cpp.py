@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -42,7 +41,10 @@ from edgespec.runtimes.invariance import (
     remembered_sizes,
 )
 from edgespec.runtimes.llama_sequences import (
+    CACHE_TYPES,
     MAX_LEAVES,
+    MAX_PASS,
+    ErrorLog,
     SequenceRuntime,
     refuse_what_would_abort,
     weight_bytes,
@@ -58,18 +60,12 @@ except ImportError as error:
 except (OSError, RuntimeError) as error:  # the package is there, its shared library does not load
     raise UserError(f"ik-llama-cpp-python does not load: {error}; install it again") from error
 
-_MAX_PASS = 512
-"""Rows that are computed at once."""
 _CELLS = 256
 """Flash attention looks at multiples of so many cells of the cache."""
 _PROBED_AT = (55, 2 * _CELLS - 6, 4 * _CELLS + 9)
 """Tokens in the cache where sizes of pass are compared: among them rows on both sides of a step."""
 _LEAST_ROWS = 2
 """Of an exact pass."""
-_CACHE_TYPES = {"float16": 1, "q8_0": 8}
-"""Of keys and values, as ggml numbers them (``ggml_type``)."""
-_ERROR, _CONTINUED = 4, 5
-"""Levels of ggml's log (``ggml_log_level``)."""
 
 _context, _model, _int = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32
 
@@ -90,16 +86,8 @@ _is_recurrent = _function("llama_model_has_recurrent", [_model], ctypes.c_bool)
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _log_set = _function("llama_log_set", [_LogCallback, ctypes.c_void_p], None)
 
-_errors: deque[str] = deque(maxlen=20)
-
-
-def _log(level: int, text: bytes, _: Any) -> None:
-    """Keep the library off the terminal, and remember what went wrong."""
-    if level == _ERROR or (level == _CONTINUED and _errors):
-        _errors.append(" ".join(text.decode("utf-8", "replace").split()))
-
-
-_log_callback = _LogCallback(_log)  # the library holds a pointer to it
+_errors = ErrorLog()
+_log_callback = _LogCallback(_errors)  # the library holds a pointer to it
 _log_set(_log_callback, None)
 ik.llama_backend_init()
 
@@ -134,7 +122,7 @@ class IkLlamaCppRuntime(SequenceRuntime):
         context, threads = capacity(context, limit), threads or physical_cores()
         model = _load_model(file)
         cells = -(-context // _CELLS) * _CELLS
-        self._context = _create_context(model, file, cells, threads, _CACHE_TYPES[cache_type])
+        self._context = _create_context(model, file, cells, threads, CACHE_TYPES[cache_type])
         self._close = weakref.finalize(self, _free, model, self._context)
         info = ModelInfo(
             name=str(file.metadata.get("general.name", file.path.stem)),
@@ -199,7 +187,7 @@ class IkLlamaCppRuntime(SequenceRuntime):
     def _decode(self) -> None:
         _errors.clear()
         if status := ik.llama_decode(self._context, self._batch):
-            raise RuntimeError(f"llama_decode failed with {status}: {_cause()}")
+            raise RuntimeError(f"llama_decode failed with {status}: {_errors.cause}")
 
     def _remove(self, sequence: int, start: int) -> None:
         if not _remove(self._context, sequence, start, -1):
@@ -220,7 +208,7 @@ def _load_model(file: GGUFFile) -> Any:
     _errors.clear()
     model = ik.llama_model_load_from_file(os.fsencode(file.path), params)
     if not model:
-        raise UserError(f"ik_llama.cpp cannot load {file.path}: {_cause()}")
+        raise UserError(f"ik_llama.cpp cannot load {file.path}: {_errors.cause}")
     if _is_recurrent(model):
         ik.llama_free_model(model)
         raise UserError(
@@ -233,7 +221,7 @@ def _load_model(file: GGUFFile) -> Any:
 def _create_context(model: Any, file: GGUFFile, cells: int, threads: int, cache_type: int) -> Any:
     params = ik.llama_context_default_params()
     params.n_ctx = params.n_batch = cells
-    params.n_ubatch = min(_MAX_PASS, cells)
+    params.n_ubatch = min(MAX_PASS, cells)
     params.n_threads = params.n_threads_batch = threads
     params.flash_attn = True
     params.type_k = params.type_v = cache_type
@@ -243,7 +231,7 @@ def _create_context(model: Any, file: GGUFFile, cells: int, threads: int, cache_
     if not created:
         ik.llama_free_model(model)
         raise UserError(
-            f"ik_llama.cpp cannot make a cache of {cells} tokens for {file.path}: {_cause()};"
+            f"ik_llama.cpp cannot make a cache of {cells} tokens for {file.path}: {_errors.cause};"
             " ask for a smaller --context"
         )
     return created
@@ -252,8 +240,3 @@ def _create_context(model: Any, file: GGUFFile, cells: int, threads: int, cache_
 def _free(model: Any, context: Any) -> None:
     ik.llama_free(context)
     ik.llama_free_model(model)
-
-
-def _cause() -> str:
-    """What the library said last, without the names of its functions."""
-    return _errors[0].partition(": ")[2] or _errors[0] if _errors else "it does not say why"

@@ -12,7 +12,6 @@ import ctypes
 import math
 import os
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,10 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, FloatArray, ModelInfo, capacity
 from edgespec.runtimes.devices import physical_cores
 from edgespec.runtimes.llama_sequences import (
+    CACHE_TYPES,
     MAX_LEAVES,
+    MAX_PASS,
+    ErrorLog,
     SequenceRuntime,
     pointer,
     refuse_what_would_abort,
@@ -42,26 +44,12 @@ except ImportError as error:
 except (OSError, RuntimeError) as error:  # the package is there, its shared library does not load
     raise UserError(f"llama-cpp-python does not load: {error}; install it again") from error
 
-_ERROR, _CONTINUED = 4, 5
-"""Levels of ggml's log (``ggml_log_level``)."""
-_MAX_PASS = 512
-"""Rows that llama.cpp computes at once; it splits a longer pass itself."""
-_CACHE_TYPES = {"float16": 1, "q8_0": 8}
-"""Of keys and values, as ggml numbers them (``ggml_type``)."""
 
 _SCALE_PROBE, _SCALE_TOLERANCE = 4, 0.1
 """Tokens to find the scale of embeddings with; their logits' error, as a share of their deviation."""
 
-_errors: deque[str] = deque(maxlen=20)
-
-
-def _log(level: int, text: bytes, _: Any) -> None:
-    """Keep llama.cpp off the terminal, and remember what went wrong."""
-    if level == _ERROR or (level == _CONTINUED and _errors):
-        _errors.append(" ".join(text.decode("utf-8", "replace").split()))
-
-
-_log_callback = llama.llama_log_callback(_log)  # llama.cpp holds a pointer to it
+_errors = ErrorLog()
+_log_callback = llama.llama_log_callback(_errors)  # llama.cpp holds a pointer to it
 llama.llama_log_set(_log_callback, None)
 llama.llama_backend_init()
 
@@ -100,7 +88,7 @@ class LlamaCppRuntime(SequenceRuntime):
         leaves = MAX_LEAVES if mapped else min(MAX_LEAVES, rows)
         threads = threads or physical_cores()
         cache = _create_context(
-            model, file, context, threads, device, leaves, _CACHE_TYPES[cache_type]
+            model, file, context, threads, device, leaves, CACHE_TYPES[cache_type]
         )
         self._context, self._memory = cache, llama.llama_get_memory(cache)
         self._close = weakref.finalize(self, _free, model, cache)
@@ -132,7 +120,7 @@ class LlamaCppRuntime(SequenceRuntime):
     def _decode(self) -> None:
         _errors.clear()
         if status := llama.llama_decode(self._context, self._batch):
-            raise RuntimeError(f"llama_decode failed with {status}: {_cause()}")
+            raise RuntimeError(f"llama_decode failed with {status}: {_errors.cause}")
 
     def _remove(self, sequence: int, start: int) -> None:
         if not llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
@@ -222,7 +210,7 @@ def _load_model(file: GGUFFile, device: str, mapped: bool) -> Any:
     _errors.clear()
     model = llama.llama_model_load_from_file(os.fsencode(file.path), params)
     if not model:
-        raise UserError(f"llama.cpp cannot load {file.path}: {_cause()}")
+        raise UserError(f"llama.cpp cannot load {file.path}: {_errors.cause}")
     if llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model):
         llama.llama_model_free(model)
         raise UserError(
@@ -243,7 +231,7 @@ def _create_context(
 ) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = params.n_batch = context
-    params.n_ubatch = min(_MAX_PASS, context)
+    params.n_ubatch = min(MAX_PASS, context)
     params.n_threads = params.n_threads_batch = threads
     params.n_seq_max, params.kv_unified = leaves, True
     params.type_k = params.type_v = cache_type
@@ -254,7 +242,7 @@ def _create_context(
     if not created:
         llama.llama_model_free(model)
         raise UserError(
-            f"llama.cpp cannot make a cache of {context} tokens for {file.path}: {_cause()};"
+            f"llama.cpp cannot make a cache of {context} tokens for {file.path}: {_errors.cause};"
             " ask for a smaller --context"
         )
     return created
@@ -263,8 +251,3 @@ def _create_context(
 def _free(model: Any, context: Any) -> None:
     llama.llama_free(context)
     llama.llama_model_free(model)
-
-
-def _cause() -> str:
-    """What llama.cpp said last, without the names of its functions."""
-    return _errors[0].partition(": ")[2] or _errors[0] if _errors else "it does not say why"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,12 @@ from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
 
 MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""
+MAX_PASS = 512
+"""Rows that are computed at once; a longer pass is split by the library itself."""
+CACHE_TYPES = {"float16": 1, "q8_0": 8}
+"""Of keys and values, as ggml numbers them (``ggml_type``)."""
+_ERROR, _CONTINUED = 4, 5
+"""Levels of ggml's log (``ggml_log_level``)."""
 IK_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 """What ik_llama.cpp runs here. It loads others, and aborts the process on some passes over gemma3."""
 _IK_ROW = 128
@@ -29,6 +36,29 @@ _IK_ROW = 128
 more (0.1.5, SmolLM2 in Q4_1: a perplexity of 127 in place of 14)."""
 _MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
+
+
+class ErrorLog:
+    """What a library's log callback is told of errors; nothing of it reaches the terminal."""
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque(maxlen=20)
+
+    def __call__(self, level: int, text: bytes, _: Any) -> None:
+        """``ggml_log_callback``."""
+        if level == _ERROR or (level == _CONTINUED and self._errors):
+            self._errors.append(" ".join(text.decode("utf-8", "replace").split()))
+
+    def clear(self) -> None:
+        """Forget what was told before."""
+        self._errors.clear()
+
+    @property
+    def cause(self) -> str:
+        """The first error since, without the names of the library's functions."""
+        if not self._errors:
+            return "it does not say why"
+        return self._errors[0].partition(": ")[2] or self._errors[0]
 
 
 class SequenceRuntime(ABC):

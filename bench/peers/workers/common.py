@@ -1,4 +1,4 @@
-"""What the workers that convert a model share. Needs numpy only."""
+"""What several workers share. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+
+CHUNK = 128
+"""Rows of a pass of ``windows_loss``."""
 
 
 def pieces(
@@ -66,6 +69,23 @@ def converted(source: str, folder: str, how: str, make: Callable[[Path], None]) 
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def windows_loss(
+    windows: list[list[int]],
+    forget: Callable[[], Any],
+    read: Callable[[list[int]], np.ndarray[Any, Any]],
+) -> dict[str, Any]:
+    """The reply of ``perplexity``: ``forget`` empties the cache, ``read`` appends and gives a row of logits a token."""
+    total, count = 0.0, 0
+    for window in windows:
+        forget()
+        for start in range(0, len(window) - 1, CHUNK):
+            chunk, next_ = (window[s : s + CHUNK] for s in (start, start + 1))
+            total += loss(read(chunk), next_)
+            count += len(next_)
+    forget()
+    return {"loss": total, "tokens": count}
 
 
 def loss(logits: np.ndarray[Any, Any], next_: list[int]) -> float:

@@ -15,11 +15,8 @@ from typing import Any
 import numpy as np
 from ik_llama_cpp import _ctypes_api as ik
 
-from .common import loss
+from .common import windows_loss
 from .serving import serve, timed
-
-_CHUNK = 128
-"""Rows of a pass of ``perplexity``."""
 
 # Not among the package's bindings.
 ik._lib.llama_kv_cache_seq_rm.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 3]
@@ -118,16 +115,12 @@ class IkLlamaCpp:
 
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
         """Of the weights as they were loaded."""
-        total, count = 0.0, 0
-        for window in windows:
-            self.forget(0)
-            for start in range(0, len(window) - 1, _CHUNK):
-                chunk, next_ = (window[s : s + _CHUNK] for s in (start, start + 1))
-                self.read(chunk, every=True)
-                total += loss(np.stack([self._logits(row) for row in range(len(chunk))]), next_)
-                count += len(next_)
-        self.forget(0)
-        return {"loss": total, "tokens": count}
+
+        def read(chunk: list[int]) -> np.ndarray[Any, Any]:
+            self.read(chunk, every=True)
+            return np.stack([self._logits(row) for row in range(len(chunk))])
+
+        return windows_loss(windows, lambda: self.forget(0), read)
 
 
 def opened(request: dict[str, Any]) -> tuple[IkLlamaCpp, dict[str, Any]]:

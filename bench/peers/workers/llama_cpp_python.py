@@ -10,11 +10,8 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from .common import loss
+from .common import windows_loss
 from .serving import serve, timed
-
-_CHUNK = 128
-"""Rows of a pass of ``perplexity``."""
 
 
 class Lookup:
@@ -79,20 +76,23 @@ class LlamaCpp:
 
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
         """By the C functions that the library itself uses."""
-        model, total, count = self.model, 0.0, 0
-        for window in windows:
+        model, done = self.model, 0
+
+        def forget() -> None:
             model.reset()
             model._ctx.kv_cache_clear()
-            for start in range(0, len(window) - 1, _CHUNK):
-                chunk, next_ = (window[s : s + _CHUNK] for s in (start, start + 1))
-                model._batch.set_batch(batch=chunk, n_past=start, logits_all=True)
-                model._ctx.decode(model._batch)
-                shape = (len(chunk), model.n_vocab())
-                logits = np.ctypeslib.as_array(model._ctx.get_logits(), shape=shape)
-                total += loss(logits, next_)
-                count += len(next_)
-        model._ctx.kv_cache_clear()
-        return {"loss": total, "tokens": count}
+            nonlocal done
+            done = 0
+
+        def read(chunk: list[int]) -> np.ndarray[Any, Any]:
+            nonlocal done
+            model._batch.set_batch(batch=chunk, n_past=done, logits_all=True)
+            model._ctx.decode(model._batch)
+            done += len(chunk)
+            shape = (len(chunk), model.n_vocab())
+            return np.ctypeslib.as_array(model._ctx.get_logits(), shape=shape)
+
+        return windows_loss(windows, forget, read)
 
 
 def opened(request: dict[str, Any]) -> tuple[LlamaCpp, dict[str, Any]]:

@@ -9,19 +9,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from edgespec.bench.passes import time_sizes
+from edgespec.bench.peers.workers.common import windows_loss
 from edgespec.bench.peers.workers.serving import serve, timed
 from edgespec.drafting.model import ModelDrafter
 from edgespec.engine import Engine
-from edgespec.export.quality import log_softmax
 from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes import FloatArray
 from edgespec.sampling import Sampling
 from edgespec.session import Session
-
-_CHUNK = 128
-"""Rows of a pass of ``perplexity``."""
 
 
 class Own:
@@ -82,17 +78,13 @@ class Own:
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
         """Of the target, as plain decoding runs it."""
         target = self.engine.loaded.target
-        loss, count = 0.0, 0
-        for window in windows:
-            target.truncate(0)
-            for start in range(0, len(window) - 1, _CHUNK):
-                chunk, next_ = (window[s : s + _CHUNK] for s in (start, start + 1))
-                scores = log_softmax(target.forward(chunk)[: len(next_)])
-                loss -= float(scores[np.arange(len(next_)), next_].sum())
-                count += len(next_)
-                target.keep(range(len(chunk)))
-        target.truncate(0)
-        return {"loss": loss, "tokens": count}
+
+        def read(chunk: list[int]) -> FloatArray:
+            logits = target.forward(chunk)
+            target.keep(range(len(chunk)))
+            return logits
+
+        return windows_loss(windows, lambda: target.truncate(0), read)
 
     def curve(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of passes over n tokens: ``{"seconds": {n: […]}}``."""
