@@ -244,7 +244,7 @@ def load(
             context=context,
             threads=threads,
             cache_type=cache_type or "float16",
-            exact=exact,
+            exact=False,  # 9 of 30 answers of a 0.5B model differed though its probe agreed
             rows=rows,
             progress=progress,
         )

@@ -198,7 +198,7 @@ def setup(
     elif runtime == "ik-llama-cpp":
         if device not in ("auto", "cpu"):
             raise UserError(f"{runtime} runs on the processor alone; use --device cpu with it")
-        device, version = "cpu", _version("ik_llama_cpp", "ik-llama-cpp-python", "ik")
+        exact, device, version = False, "cpu", _version("ik_llama_cpp", "ik-llama-cpp-python", "ik")
     else:
         if device != "cpu":  # which every build has: it is not imported to learn that
             from edgespec.runtimes.llama_cpp import choose_device

@@ -13,9 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from edgespec.cli import main
+from edgespec.cli import main, options
 from edgespec.engine import Engine
 from edgespec.models import store
+from edgespec.runtimes import RUNTIMES
 from tests.cli.conftest import COMMAND, Run, error_of
 
 HEAVY = ["numpy", "onnxruntime", "onnx", "rich", "tokenizers", "jinja2", "huggingface_hub"]
@@ -121,3 +122,7 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(store, "installed", lambda: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
         run("models", "list")
+
+
+def test_options_name_every_runtime() -> None:
+    assert options.RUNTIMES == RUNTIMES

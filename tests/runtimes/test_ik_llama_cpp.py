@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec.cli.options import RUNTIMES as OPTIONS
 from edgespec.errors import UserError
 from edgespec.export.sources.trimmed import TrimmedHead, write_trimmed_gguf
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import RUNTIMES, Runtime
+from edgespec.runtimes import Runtime
 from edgespec.runtimes.llama_sequences import IK_ARCHITECTURES
 from tests.runtimes.contract import RuntimeContract
 from tests.tiny import tiny_gguf
@@ -148,7 +147,3 @@ def test_a_damaged_file_is_refused(quantized: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(quantized.read_bytes()[:-1000])
     with pytest.raises(UserError):
         load(tmp_path / "cut.gguf")
-
-
-def test_options_name_every_runtime() -> None:
-    assert OPTIONS == RUNTIMES
