@@ -244,9 +244,7 @@ def load(
             context=context,
             threads=threads,
             cache_type=cache_type or "float16",
-            exact=False,  # 9 of 30 answers of a 0.5B model differed though its probe agreed
             rows=rows,
-            progress=progress,
         )
     if runtime == "llama-cpp":
         from edgespec.runtimes.llama_cpp import LlamaCppRuntime

@@ -1,10 +1,8 @@
 """ik_llama.cpp, a fork of llama.cpp that is made for processors, through the C functions of
 ik-llama-cpp-python. Extra ``[ik]``.
 
-Weights are repacked as they are loaded, for kernels that read several rows of them at once. These sum a row
-in the same order whatever rows share the batch, but for a row alone, which has kernels of its own (in
-attention they differ so seldom that a probe may not see it). And attention divides the cache by how many of its cells are in use, in steps of 256. So an exact pass is padded
-to two rows or more, and one that reaches into another step is run as two.
+Weights are repacked as they are loaded, for kernels that read several rows of them at once. Which kernel
+computes a row depends on the rows beside it, so sizes of pass do not agree and exactness is not promised.
 """
 
 from __future__ import annotations
@@ -13,33 +11,13 @@ import ctypes
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
-from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgespec.errors import UserError
-from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
-from edgespec.progress import Progress, silent
-from edgespec.runtimes import (
-    DEFAULT_CONTEXT,
-    MAX_ROWS,
-    FloatArray,
-    Logits,
-    ModelInfo,
-    capacity,
-)
-from edgespec.runtimes.devices import cpu_name, physical_cores
-from edgespec.runtimes.invariance import (
-    PROBED_SIZES,
-    agreeing_sizes,
-    remember_sizes,
-    remembered_sizes,
-)
+from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, ModelInfo, capacity
+from edgespec.runtimes.devices import physical_cores
 from edgespec.runtimes.llama_sequences import (
     CACHE_TYPES,
     MAX_LEAVES,
@@ -62,10 +40,6 @@ except (OSError, RuntimeError) as error:  # the package is there, its shared lib
 
 _CELLS = 256
 """Flash attention looks at multiples of so many cells of the cache."""
-_PROBED_AT = (55, 2 * _CELLS - 6, 4 * _CELLS + 9)
-"""Tokens in the cache where sizes of pass are compared: among them rows on both sides of a step."""
-_LEAST_ROWS = 2
-"""Of an exact pass."""
 
 _context, _model, _int = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32
 
@@ -102,16 +76,12 @@ class IkLlamaCppRuntime(SequenceRuntime):
         context: int | None = None,
         threads: int | None = None,
         cache_type: str = "float16",
-        exact: bool = True,
         rows: int = MAX_ROWS,
-        progress: Progress = silent,
     ) -> None:
         """Load the model.
 
         ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores;
-        ``cache_type`` of keys and values is ``float16`` or ``q8_0``. With ``exact``, sizes of pass are
-        probed for batch invariance (once; the result is kept) and passes are padded to sizes that agree.
-        ``rows`` are the most rows of logits that a pass is meant to have. The cache has all of its memory
+        ``cache_type`` of keys and values is ``float16`` or ``q8_0``. ``rows`` are the most rows of logits that a pass is meant to have. The cache has all of its memory
         at once. Raises ``UserError`` where the file cannot be used.
         """
         file = GGUFFile(path)
@@ -137,52 +107,6 @@ class IkLlamaCppRuntime(SequenceRuntime):
             trees=True,
         )
         super().__init__(info, min(MAX_LEAVES, rows), ik.llama_batch, cells)
-        self._ids = np.zeros(cells, np.int32)  # of the tokens in the cache
-        if exact:
-            key = f"ik-llama-cpp-python {metadata.version('ik-llama-cpp-python')}, {cpu_name()}, {threads} threads, {cache_type}"
-            self._prove(file.path, key, progress)
-
-    def _prove(self, path: Path, key: str, progress: Progress) -> None:
-        """Find the sizes of pass that agree, wherever in the cache, or remember them."""
-        name = sha256(f"{store.sha256_of(path, progress)} {key}".encode()).hexdigest()[:32]
-        kept = store.cache_dir() / "exact" / f"{name}.json"
-        sizes = remembered_sizes(kept, key)
-        if sizes is None:
-            every = range(_LEAST_ROWS, PROBED_SIZES + 1)
-            self.info = replace(self.info, pass_sizes=tuple(every))
-            room = [start for start in _PROBED_AT if start + 2 * PROBED_SIZES < self.info.context]
-            agreed = [agreeing_sizes(self, start, progress) for start in room]
-            # all of them: a pass that is cut in two has parts of any size
-            agree = bool(agreed) and all(set(found).issuperset(every) for found in agreed)
-            sizes = tuple(every) if agree else ()
-            if len(room) == len(_PROBED_AT):  # else not all were tried
-                remember_sizes(kept, key, sizes)
-        self.info = replace(
-            self.info, pass_sizes=tuple(n for n in sizes if n <= self.info.max_rows)
-        )
-
-    def _run(
-        self, tokens: Sequence[int], parents: Sequence[int] | None, logits: Logits, start: int
-    ) -> FloatArray:
-        if not self.info.pass_sizes or parents is not None:
-            return super()._run(tokens, parents, logits, start)
-        rows = len(tokens)
-        self._ids[start : start + rows] = tokens
-        room = (start // _CELLS + 1) * _CELLS - start  # rows before attention looks at more cells
-        if rows > room:
-            before: Logits = "all" if logits == "all" else "none"
-            first = self._run(tokens[:room], None, before, start).copy()
-            rest = self._run(tokens[room:], None, logits, start + room)
-            return np.concatenate([first, rest]) if logits == "all" else rest
-        size = self.info.padded(rows) if logits == "all" else rows
-        extra = size - rows
-        if size <= room:  # rows that nobody reads follow
-            self._uncommitted += extra
-            padded = [*tokens, *[tokens[-1]] * extra]
-            return super()._run(padded, None, logits, start)[:rows]
-        again = self._ids[start - extra : start].tolist()  # those before are computed again
-        self._remove(0, start - extra)
-        return super()._run([*again, *tokens], None, logits, start - extra)[extra:]
 
     def _decode(self) -> None:
         _errors.clear()

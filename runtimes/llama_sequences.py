@@ -124,7 +124,17 @@ class SequenceRuntime(ABC):
             )
         self._forget_uncommitted()
         self._uncommitted = rows
-        return self._run(tokens, parents, logits, length)
+        self._feed(tokens)
+        if parents is None:
+            self._positions[:rows] = self._arange[length : length + rows]
+        else:
+            self._lay_out_tree(parents)
+        self._wanted[:rows] = logits == "all"
+        if logits == "last":
+            self._wanted[rows - 1] = 1
+        self._batch.n_tokens = rows
+        self._decode()
+        return self._logits({"all": rows, "last": 1, "none": 0}[logits])
 
     def keep(self, rows: Sequence[int]) -> None:
         """See ``Runtime``."""
@@ -144,23 +154,6 @@ class SequenceRuntime(ABC):
         """See ``Runtime``."""
         self._views.clear()
         self._close()
-
-    def _run(
-        self, tokens: Sequence[int], parents: Sequence[int] | None, logits: Logits, start: int
-    ) -> FloatArray:
-        """One batch, from position ``start`` on."""
-        rows = len(tokens)
-        self._feed(tokens)
-        if parents is None:
-            self._positions[:rows] = self._arange[start : start + rows]
-        else:
-            self._lay_out_tree(parents)
-        self._wanted[:rows] = logits == "all"
-        if logits == "last":
-            self._wanted[rows - 1] = 1
-        self._batch.n_tokens = rows
-        self._decode()
-        return self._logits({"all": rows, "last": 1, "none": 0}[logits])
 
     def _feed(self, tokens: Sequence[int]) -> None:
         """Put the tokens into the batch."""

@@ -198,16 +198,14 @@ def setup(
     elif runtime == "ik-llama-cpp":
         if device not in ("auto", "cpu"):
             raise UserError(f"{runtime} runs on the processor alone; use --device cpu with it")
-        exact, device, version = False, "cpu", _version("ik_llama_cpp", "ik-llama-cpp-python", "ik")
+        device, version = "cpu", _version("ik_llama_cpp", "ik-llama-cpp-python", "ik")
     else:
         if device != "cpu":  # which every build has: it is not imported to learn that
             from edgespec.runtimes.llama_cpp import choose_device
 
             device = choose_device(device)
-        exact, version = (
-            False,
-            _version("llama_cpp", "llama-cpp-python", "llama"),
-        )  # no sizes of pass are promised to agree
+        version = _version("llama_cpp", "llama-cpp-python", "llama")
+    exact = exact and runtime == "onnx"  # no sizes of pass are promised to agree on the others
     count = threads or physical_cores()
     return Setup(fingerprint(path), runtime, version, device, exact, count, machine())
 
