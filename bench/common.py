@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,9 +74,18 @@ def half_of_each(prompts: Sequence[Prompt], second: bool) -> list[Prompt]:
     return _of_each(prompts, slice(int(second), None, 2))
 
 
+def taking_turns(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompt of every category, then the second of each: a run that is stopped has some of all."""
+    return [p for each in zip_longest(*_by_category(prompts)) for p in each if p is not None]
+
+
 def _of_each(prompts: Sequence[Prompt], part: slice) -> list[Prompt]:
+    return [p for alike in _by_category(prompts) for p in alike[part]]
+
+
+def _by_category(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     categories = dict.fromkeys(prompt.category for prompt in prompts)
-    return [p for c in categories for p in [p for p in prompts if p.category == c][part]]
+    return [[p for p in prompts if p.category == category] for category in categories]
 
 
 def rewriting_prompt() -> Prompt:

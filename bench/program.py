@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgespec.bench.common import PROMPTS, Prompt, first_of_each, read_prompts
+from edgespec.bench.common import PROMPTS, Prompt, first_of_each, read_prompts, taking_turns
 from edgespec.bench.energy import Meter, NoMeter, idle_watts, open_meter
 from edgespec.bench.machine import machine_facts
 from edgespec.bench.measures import PLAIN
@@ -23,7 +23,7 @@ from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
-from edgespec.opening import Model, find
+from edgespec.opening import Model, find, find_draft
 from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import physical_cores
 
@@ -39,25 +39,28 @@ _SPARE = 64
 
 def own_systems(
     drafts: Sequence[str], runtimes: Sequence[str] = ("auto",)
-) -> tuple[list[System], str | None]:
-    """On each runtime plain decoding, unpadded and exact, and edgespec with each of ``drafts``; and which of
-    these is a model, if one is. Only names of the first runtime's systems leave it out."""
+) -> tuple[list[System], list[str]]:
+    """On each runtime plain decoding, unpadded and, where the runtime can, exact, and edgespec with each of
+    ``drafts``; and which of these are models. Only names of the first runtime's systems leave it out."""
     systems = []
-    models = [draft for draft in drafts if draft not in (*MODEL_FREE, "auto")]
+    models = [draft for draft in dict.fromkeys(drafts) if draft not in (*MODEL_FREE, "auto")]
     for runtime in runtimes:
         on = "" if runtime == runtimes[0] else f" on {runtime}"
-        none, plain, exact = {"draft": "none", "runtime": runtime}, PLAIN + on, EXACT + on
+        none, plain, words = {"draft": "none", "runtime": runtime}, PLAIN + on, None
         systems.append(System(plain, OWN, none | {"exact": False}))
-        systems.append(System(exact, OWN, none | {"exact": True}, plain))
+        exact = runtime in ("auto", "onnx")
+        if exact:
+            words = EXACT + on
+            systems.append(System(words, OWN, none | {"exact": True}, plain))
         for draft in dict.fromkeys(drafts):
             name = Path(draft).stem if draft in models else draft
             if draft != "none":
-                settings = {"draft": draft, "runtime": runtime, "exact": True}
-                systems.append(System(f"{OWN} {name}{on}", OWN, settings, plain, words=exact))
-    return systems, models[0] if models else None
+                settings = {"draft": draft, "runtime": runtime, "exact": exact}
+                systems.append(System(f"{OWN} {name}{on}", OWN, settings, plain, words))
+    return systems, models
 
 
-def peer_systems(peers: Sequence[str], draft: str | None) -> list[System]:
+def peer_systems(peers: Sequence[str], draft: Path | None) -> list[System]:
     """What each ``--peer`` asks for. A mode that needs a draft model is left out where there is none, unless
     it was asked for by name. Raises ``UserError``."""
     systems: dict[str, System] = {}
@@ -66,7 +69,7 @@ def peer_systems(peers: Sequence[str], draft: str | None) -> list[System]:
             if mode_of(system).draft and draft is None:
                 if ":" in peer:
                     raise UserError(
-                        f"{system.name} needs a draft model; give one with --draft MODEL"
+                        f"{system.name} needs a draft model in GGUF; give one with --draft MODEL"
                     )
                 continue
             systems.setdefault(system.name, system)
@@ -74,13 +77,13 @@ def peer_systems(peers: Sequence[str], draft: str | None) -> list[System]:
 
 
 def chosen_prompts(paths: Sequence[Path], limit: int | None) -> list[Prompt]:
-    """Of each category the first ``limit``; of the files, or of those that edgespec brings along."""
+    """Of each category the first ``limit``, in turns; of the files, or of those that edgespec brings along."""
     paths = paths or sorted(WORKLOADS.glob("*.jsonl"))
     prompts = [prompt for path in paths for prompt in read_prompts(path)]
     ids = [prompt.id for prompt in prompts]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"question_id {twice[0]} is there twice; give every question another one")
-    return first_of_each(prompts, limit) if limit else prompts
+    return taking_turns(first_of_each(prompts, limit) if limit else prompts)
 
 
 def fitting(bench: Bench, context: int | None, most: int) -> tuple[int, list[Prompt]]:
@@ -165,9 +168,10 @@ def bench(
     """
     found = find(model, progress)
     path, tokenizer = _gguf(found), found.tokenizer
-    own, draft_name = own_systems(drafts, runtimes)
-    draft = _gguf(find(draft_name, progress)) if draft_name else None
-    systems = [*own, *peer_systems(peers, draft_name)]
+    own, models = own_systems(drafts, runtimes)
+    drafting = [find_draft(name, progress) for name in models]
+    draft = next((model.path for model in drafting if model.form == "gguf"), None)
+    systems = [*own, *peer_systems(peers, draft)]
     source = tokenizer.chat_template
     template = ChatTemplate(source, tokenizer) if source else None
     settings: dict[str, Any] = {

@@ -71,7 +71,7 @@ def bench() -> None:
     show_default=True,
     metavar="NAME|MODEL",
     help="What drafts, as for `edgespec generate`; may be repeated. Plain decoding is measured anyway. "
-    "A model is the peers' draft, too.",
+    "A model in GGUF is the peers' draft, too.",
 )
 @click.option(
     "--peer",

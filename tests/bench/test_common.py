@@ -32,6 +32,11 @@ def test_the_first_of_each_category(tmp_path: Path) -> None:
     ]
 
 
+def test_categories_take_turns() -> None:
+    prompts = [common.Prompt(i, "aabac"[i], ("",)) for i in range(5)]
+    assert [p.id for p in common.taking_turns(prompts)] == [0, 2, 4, 1, 3]
+
+
 def test_the_halves_of_each_category_are_all_of_it() -> None:
     prompts = [common.Prompt(i, "aab"[i % 3], ("",)) for i in range(9)]
     first, second = (common.half_of_each(prompts, half) for half in (False, True))

@@ -264,13 +264,9 @@ def test_every_runtime_has_its_own_plain_decoding() -> None:
         EXACT: (PLAIN, None, "onnx"),
         "edgespec auto": (PLAIN, EXACT, "onnx"),
         f"{PLAIN} on llama-cpp": (None, None, "llama-cpp"),
-        f"{EXACT} on llama-cpp": (f"{PLAIN} on llama-cpp", None, "llama-cpp"),
-        "edgespec auto on llama-cpp": (
-            f"{PLAIN} on llama-cpp",
-            f"{EXACT} on llama-cpp",
-            "llama-cpp",
-        ),
+        "edgespec auto on llama-cpp": (f"{PLAIN} on llama-cpp", None, "llama-cpp"),
     }
+    assert [s.settings["exact"] for s in systems] == [False, True, True, False, False]
 
 
 def test_smollm2_says_the_same_with_and_without_drafts(
@@ -278,7 +274,7 @@ def test_smollm2_says_the_same_with_and_without_drafts(
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
     systems, draft = program.own_systems(["suffix", "none"], ["onnx"])
-    assert (draft, [s.name for s in systems]) == (None, [PLAIN, EXACT, "edgespec suffix"])
+    assert (draft, [s.name for s in systems]) == ([], [PLAIN, EXACT, "edgespec suffix"])
     assert [s.words for s in systems] == [None, None, EXACT]
     bench = replace(
         bench, prompts=bench.prompts[:2], max_tokens=24, rounds=1, context=1024, stop=True

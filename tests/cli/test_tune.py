@@ -91,7 +91,7 @@ def test_auto_measures_every_runtime_and_names_the_faster(
     pytest.importorskip("llama_cpp")
     told = json.loads(run("tune", tiny_model, "--threads", 1, "--json").stdout)
     found = kept()
-    assert sorted(p.runtime for p in found) == ["llama-cpp", "onnx"]
+    assert {p.runtime for p in found} - {"ik-llama-cpp"} == {"llama-cpp", "onnx"}
     best = max(found, key=lambda p: p.tokens_per_s())
     assert told["use"] == {"runtime": best.runtime, "threads": 1}
 

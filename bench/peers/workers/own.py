@@ -15,6 +15,8 @@ from edgespec.bench.peers.workers.serving import serve, timed
 from edgespec.drafting.model import ModelDrafter
 from edgespec.engine import Engine
 from edgespec.models.gguf import GGUFFile
+from edgespec.opening import find_draft
+from edgespec.progress import silent
 from edgespec.runtimes import FloatArray
 from edgespec.sampling import Sampling
 from edgespec.session import Session
@@ -109,14 +111,18 @@ def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
         "weights": "as in the file",
         "weight_bytes": info.weight_bytes,
         "draft_weight_bytes": model.info.weight_bytes if model else None,
-        "parameters": parameters(request["model"]),
-        "draft_parameters": parameters(request["draft"]) if model else None,
+        "parameters": parameters(Path(request["model"])),
+        "draft_parameters": parameters(find_draft(settings["draft"], silent).path)
+        if model
+        else None,
     }
 
 
-def parameters(path: str) -> int:
-    """How many numbers the tensors of a GGUF file hold."""
-    return sum(prod(tensor.shape) for tensor in GGUFFile(Path(path)).tensors.values())
+def parameters(path: Path) -> int | None:
+    """How many numbers the tensors of a GGUF file hold; of other models it is not known."""
+    if path.suffix != ".gguf":
+        return None
+    return sum(prod(tensor.shape) for tensor in GGUFFile(path).tensors.values())
 
 
 if __name__ == "__main__":
