@@ -15,7 +15,7 @@ import pytest
 
 from edgespec.decoding import decode, prefill
 from edgespec.draft import Draft
-from edgespec.drafting import Budget, Drafter, Outcome, datastore
+from edgespec.drafting import Budget, Drafter, Outcome, indexing
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.model_free import lasting_sources, model_free
@@ -137,7 +137,7 @@ class Watched:
 def without_model(name: str, target: Runtime, tokenizer: Tokenizer, text: Path) -> Watched:
     """What ``--draft name`` is, with ``text`` indexed and nothing learnt yet."""
     if name in ("retrieval", "hierarchy"):
-        datastore.build([text], tokenizer, "smollm2")
+        indexing.build([text], tokenizer, "smollm2")
     lasting = lasting_sources(name, tokenizer, target.info, "smollm2", notice=pytest.fail)
     [drafter] = model_free(name, target.info.vocab_size, lasting)
     return Watched(drafter)

@@ -62,18 +62,18 @@ def index(
 
 
 def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
-    from edgespec.drafting import datastore
+    from edgespec.drafting import indexing
     from edgespec.opening import find
 
-    datastore.roots_of(paths)  # what is wrong is said before a model is fetched
+    indexing.roots_of(paths)  # what is wrong is said before a model is fetched
     progress, started = ProgressBar(), monotonic()
     try:
         tokenizer = find(model, progress).tokenizer
-        built, skipped = datastore.build(paths, tokenizer, model, name, progress)
+        built, skipped = indexing.build(paths, tokenizer, model, name, progress)
     finally:
         progress.stop()
     if skipped:
-        notice(datastore.skipped_line(skipped))
+        notice(indexing.skipped_line(skipped))
     facts, size = built.facts, built.path.stat().st_size
     click.echo(
         f"Indexed {facts.name}: {_counted(facts.files, 'file')} with {_size(facts.text_bytes)} of text, "

@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.drafting import datastore
+from edgespec.drafting import datastore, indexing
 from edgespec.drafting.datastore import (
     DEPTH,
     SEPARATOR,
     Datastore,
-    build,
     indexes_dir,
     kept,
     remove,
-    skipped_line,
     tokenizer_key,
 )
+from edgespec.drafting.indexing import build, skipped_line
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import USER_DEFINED, Tokenizer
@@ -92,7 +91,7 @@ def test_finds_all_places_of_the_longest_match(
     tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(datastore, "_PART", part)
+    monkeypatch.setattr(indexing, "_PART", part)
     random = np.random.default_rng(len(letters))
     sizes = [1, 2, 30, 120, 60]
     texts = {f"{i}": "".join(random.choice(list(letters), n)) for i, n in enumerate(sizes)}
@@ -126,8 +125,8 @@ def test_holds_the_texts(
     chunk: int, folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where they are tokenized in pieces, and where a text names a special token."""
-    monkeypatch.setattr(datastore, "_CHUNK", chunk)
-    monkeypatch.setattr(datastore, "_BATCH", 3 * chunk)
+    monkeypatch.setattr(indexing, "_CHUNK", chunk)
+    monkeypatch.setattr(indexing, "_BATCH", 3 * chunk)
     texts = {**TEXTS, "d": "a line\nwithout an end", "e": "<|im_end|> is not parsed\r\n"}
     store, skipped = build([write(folder, {**texts})], tokenizer, "tiny")
     assert texts_in(store, tokenizer) == [texts[name] for name in ("a.txt", "d", "e", "b/c.md")]
@@ -164,7 +163,7 @@ def test_tokens_that_are_found_before_others(prefix: str, tmp_path: Path, home: 
 def test_skips_what_is_no_text_and_says_why(
     folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datastore, "MAX_FILE", 1 << 20)
+    monkeypatch.setattr(indexing, "MAX_FILE", 1 << 20)
     odd: dict[str, str | bytes] = {
         "latin": "Grüße".encode("latin-1"),
         "utf16": "hello".encode("utf-16"),
@@ -330,7 +329,7 @@ def test_nothing_to_index(folder: Path, tmp_path: Path, tokenizer: Tokenizer) ->
 
 
 def test_too_much_text(folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datastore, "_MAX_TOKENS", 30)
+    monkeypatch.setattr(indexing, "_MAX_TOKENS", 30)
     with pytest.raises(UserError, match="there is more text than"):
         build([folder], tokenizer, "tiny")
     assert files() == set()

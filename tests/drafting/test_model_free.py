@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgespec.draft import EMPTY
-from edgespec.drafting import Outcome, datastore, ngram_store
+from edgespec.drafting import Outcome, datastore, indexing, ngram_store
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
 from edgespec.errors import UserError
@@ -27,7 +27,7 @@ def info(tokenizer: Tokenizer) -> ModelInfo:
 
 def indexed(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "notes.txt").write_text("the sea is salty " * 50, encoding="utf-8")
-    datastore.build([folder / "notes.txt"], tokenizer, name="notes", model="tiny")
+    indexing.build([folder / "notes.txt"], tokenizer, name="notes", model="tiny")
 
 
 NAMES = {

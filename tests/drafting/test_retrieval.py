@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgespec.drafting import retrieval
-from edgespec.drafting.datastore import DEPTH, build, indexes_dir
+from edgespec.drafting.datastore import DEPTH, indexes_dir
+from edgespec.drafting.indexing import build
 from edgespec.drafting.retrieval import Retrieval, open_datastores
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
