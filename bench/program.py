@@ -120,10 +120,12 @@ def _facts(path: Path, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _meter(tell: Callable[[str], None]) -> tuple[Meter | None, dict[str, Any]]:
+def _meter(prefer: str | None, tell: Callable[[str], None]) -> tuple[Meter | None, dict[str, Any]]:
     try:
-        meter = open_meter()
+        meter = open_meter(prefer)
     except NoMeter as reason:
+        if prefer:
+            raise UserError(f"--meter {reason}") from reason
         return None, {"reader": None, "why_not": str(reason), "idle_w": None, "error": None}
     tell(f"measuring what the machine draws at rest, {_IDLE_S:.0f} s")
     watts, spread = idle_watts(meter, _IDLE_S)
@@ -156,6 +158,7 @@ def bench(
     top_p: float = 1.0,
     seed: int = 0,
     profile: bool = False,
+    meter: str | None = None,
     resume: bool = False,
     command: str = "",
     tell: Callable[[str], None] = lambda line: None,
@@ -205,9 +208,9 @@ def bench(
         systems={system.name: system for system in systems},
         answers=[],
     )
-    meter, results.energy = _meter(tell)
+    reader, results.energy = _meter(meter, tell)
     try:
-        running = Running(plan, results, folder, resume=resume, meter=meter, progress=progress)
+        running = Running(plan, results, folder, resume=resume, meter=reader, progress=progress)
         try:
             running.run(tell)
             if profile and results.answers:
@@ -217,10 +220,10 @@ def bench(
                 results.profile["own_share"] = own_share(results)
         finally:
             if results.answers:
-                _finish(results, meter, folder)
+                _finish(results, reader, folder)
     finally:
-        if meter is not None:
-            meter.close()
+        if reader is not None:
+            reader.close()
     if not results.answers:
         failures = [line for system in results.systems.values() for line in system.failures]
         raise UserError(f"no system answered; the first failed when {failures[0]}")

@@ -308,9 +308,7 @@ class Running:
                 reply = client.request(request, self._limit())
             elapsed = float(reply["wall_s"])
             self._longest = max(self._longest or 0.0, elapsed)
-            energy = self._joules()
-            if energy is not None and joules is not None:
-                energy -= joules + self.results.energy["idle_w"] * elapsed
+            energy = self._drawn(joules, elapsed)
             found = checked_answer(reply, request, self.bench.tokenizer.vocab_size)
             answers.append(
                 Answer(
@@ -358,6 +356,16 @@ class Running:
             self._meter = None
             self.results.energy["why_not"] = str(lost)
             return None
+
+    def _drawn(self, before: float | None, seconds: float) -> float | None:
+        """Joules since ``before``, without those of a machine at rest."""
+        now = self._joules()
+        if self._meter is None or now is None or before is None:
+            return None
+        if self._meter.error(seconds, now - before) >= 1:
+            self.results.energy["why_not"] = f"{self._meter.name}: answers are too short for it"
+            return None
+        return now - before - float(self.results.energy["idle_w"]) * seconds
 
     def _client(self, system: System) -> Client:
         """Its worker: the one that is open, or a new one that has been warmed up."""

@@ -110,6 +110,12 @@ def bench() -> None:
 @click.option("--seed", type=int, default=0, metavar="N")
 @click.option("--stop/--ignore-stop", default=True, show_default=True, help="End where models do.")
 @click.option("--profile", is_flag=True, help="Also say where the time of a pass goes, on onnx.")
+@click.option(
+    "--meter",
+    metavar="NAME",
+    help="What reads energy: rapl, apple, android, battery or nvml. Default: the first of them that can, "
+    "nvml left out.",
+)
 @click.option("--setup-peer", metavar="NAME", help="Only install a peer, for itself.")
 def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> None:
     """Answer prompts with every system in turn, and report how fast each was.

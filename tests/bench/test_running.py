@@ -117,6 +117,45 @@ def test_systems_alternate_and_rounds_mirror_each_other(start: Start) -> None:
     assert run.results.systems[b].open_s is not None
 
 
+class Fuel:
+    """Three joules a reading, each with the same error."""
+
+    name, what = "fuel", "all of it"
+
+    def __init__(self, error: float) -> None:
+        self.read, self._error = 0, error
+
+    def joules(self) -> float:
+        self.read += 1
+        return 3.0 * self.read
+
+    def error(self, seconds: float, joules: float) -> float:
+        assert joules == 3.0
+        return self._error
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("error", "found"), [(0.1, True), (1.0, False)])
+def test_an_answer_that_is_too_short_for_the_meter_has_no_energy(
+    start: Start, error: float, found: bool
+) -> None:
+    run = start("plain")
+    run._meter, run.results.energy = Fuel(error), {"idle_w": 0.0}
+    run.run()
+    assert {a.energy_j for a in run.results.answers} == {3.0 if found else None}
+    assert ("too short" in run.results.energy.get("why_not", "")) is not found
+
+
+def test_a_meter_that_was_asked_for_must_measure(tmp_path: Path) -> None:
+    path, questions = tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({"question_id": 1, "category": "a", "turns": ["One."]}))
+    with pytest.raises(UserError, match="--meter guess: there is no such reader"):
+        program.bench(
+            str(path), tmp_path / "run", paths=[questions], max_tokens=4, context=256, meter="guess"
+        )
+
+
 def test_a_second_turn_sees_the_first_answer(start: Start, bench: Bench) -> None:
     run = start("plain")
     run.run()
