@@ -220,7 +220,7 @@ class Engine:
             self.loaded,
             system=system,
             sampling=sampling,
-            rule=acceptance,
+            acceptance=acceptance,
             notice=notice,
             progress=progress,
         )

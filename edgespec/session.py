@@ -58,7 +58,7 @@ class Session:
     """One conversation: its messages, its context and the figures of its last answer.
 
     Several sessions may share one engine, one answer at a time: each takes over of the cache what
-    its own prompt begins with. ``rule`` is how drafted tokens are accepted, see ``acceptance.accept``.
+    its own prompt begins with. ``acceptance`` is how drafted tokens are accepted, see ``acceptance.accept``.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Session:
         *,
         system: str | None = None,
         sampling: Sampling | None = None,
-        rule: Rule = "lossless",
+        acceptance: Rule = "lossless",
         ignore_stop: bool = False,
         notice: Notice = unheard,
         progress: Progress = silent,
@@ -85,13 +85,13 @@ class Session:
         """How many messages after the system's no longer fit in the context."""
         self._loaded = loaded
         self._sampling = sampling or Sampling()
-        self._rule = rule
-        if rule != "lossless" and self._sampling.greedy:
+        self._rule = acceptance
+        if acceptance != "lossless" and self._sampling.greedy:
             raise UserError(
-                f"{rule} acceptance changes nothing where the likeliest token is taken; "
+                f"{acceptance} acceptance changes nothing where the likeliest token is taken; "
                 "give a --temperature above 0, or leave --acceptance out"
             )
-        if rule == "entropy" and loaded.draft is None:
+        if acceptance == "entropy" and loaded.draft is None:
             raise UserError("entropy acceptance trusts a draft model; give one with --draft MODEL")
         self._stop: frozenset[int] = frozenset() if ignore_stop else loaded.tokenizer.stop_tokens
         self._notice = notice

@@ -350,11 +350,11 @@ def test_peak_memory_counts_what_was_touched() -> None:
 
 def test_a_lossy_rule_is_named_and_refused_where_it_would_do_nothing() -> None:
     warm = Sampling(temperature=1.0, seed=1)
-    session = Session(loaded(), sampling=warm, rule="typical")
+    session = Session(loaded(), sampling=warm, acceptance="typical")
     "".join(session.complete("ab", max_tokens=20))
     figures = session.statistics.as_dict()
     assert (figures["acceptance"], figures["exact"]) == ("typical", False)
     with pytest.raises(UserError, match="--temperature above 0"):
-        Session(loaded(), rule="typical")
+        Session(loaded(), acceptance="typical")
     with pytest.raises(UserError, match="--draft MODEL"):
-        Session(loaded(), sampling=warm, rule="entropy")
+        Session(loaded(), sampling=warm, acceptance="entropy")
