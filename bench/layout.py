@@ -77,13 +77,15 @@ def _markdown_block(block: Block) -> Iterator[str]:
 
 # as a page
 
-_STYLE = """
+_COLOURS = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --quiet: #555; --grid: #dcdcdc; --paper: #fff;
   --warn: #fff2d6; --series0: #0072b2; --series1: #d55e00; --series2: #00845f; --series3: #b0578d;
   --series4: #2b8cc9; --series5: #8c6d1f; --series6: #6b6b6b; --series7: #b57d00; }
 @media screen and (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --quiet: #aaa; --grid: #3a3a3a;
   --paper: #161616; --warn: #43340f; --series0: #56b4e9; --series1: #f0894a; --series2: #2fc79a;
   --series3: #e3a1c6; --series4: #9ad0ff; --series5: #d9bd6a; --series6: #b5b5b5; --series7: #ffc94d; } }
+"""
+_STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 92rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -118,11 +120,18 @@ def html(title: str, sections: Iterable[Section]) -> str:
     parts = [
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>"
+        f"<style>{_COLOURS}{_STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>"
     ]
     for heading, blocks in sections:
         parts += [f"<section>\n<h2>{_text(heading)}</h2>", *map(_html_block, blocks), "</section>"]
     return "\n".join([*parts, "</body>\n</html>\n"])
+
+
+def alone(svg: str) -> str:
+    """A plot as a file of its own, with its colours in light and dark."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    start, rest = svg.split(">", 1)
+    return f"{start.replace('<svg', f'<svg {spaces}', 1)}><style>{_COLOURS}</style>{rest}\n"
 
 
 def _text(text: str) -> str:

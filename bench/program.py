@@ -29,7 +29,7 @@ from edgespec.runtimes.devices import physical_cores
 
 WORKLOADS = PROMPTS / "workloads"
 RESULTS = "results.json"
-WRITTEN = ("report.html", "report.md", RESULTS)
+WRITTEN = ("report.html", "report.md", "rates.svg", RESULTS)
 _IDLE_S = 10.0
 _LEAST_CONTEXT = 1024
 """Which the texts that perplexity and curves are measured on fit in."""
@@ -164,7 +164,7 @@ def bench(
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> Results:
-    """Measure, and write ``results.json``, ``report.md`` and ``report.html`` into ``folder``.
+    """Measure, and write what ``WRITTEN`` names into ``folder``.
 
     Ctrl-C raises ``KeyboardInterrupt`` when what was measured is written. Raises ``UserError`` for what
     the caller can put right.

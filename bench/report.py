@@ -1,4 +1,5 @@
-"""``report.md`` and ``report.html`` of a run: the same sections, the page with pictures."""
+"""``report.md`` and ``report.html`` of a run: the same sections, the page with pictures; and ``rates.svg``, the first
+of them, to be shown elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgespec.bench import measures, plots
-from edgespec.bench.layout import Block, Pictures, Section, Table, Warned, html, markdown
+from edgespec.bench.layout import Block, Pictures, Section, Table, Warned, alone, html, markdown
 from edgespec.bench.measures import Estimate, Measures
 from edgespec.bench.plots import Found, Missing, Picture, three
 from edgespec.bench.records import Results, System
@@ -20,7 +21,7 @@ _WIDE = 5
 
 
 def write_report(results: Results, folder: Path) -> None:
-    """Both files. Raises ``UserError`` where they cannot be written, or matplotlib is missing."""
+    """All three. Raises ``UserError`` where they cannot be written, or matplotlib is missing."""
     categories = measures.categories(results)
     found = {
         (name, category): measure
@@ -32,6 +33,8 @@ def write_report(results: Results, folder: Path) -> None:
     before, after = _summary(results, found), _details(results, found)
     _write(folder / "report.md", markdown(title, [*before, *after]))
     drawn = list(plots.pictures(results, found))
+    if isinstance(drawn[0], Picture):
+        _write(folder / "rates.svg", alone(drawn[0].plots[0][1]))
     _write(folder / "report.html", html(title, [*before, _drawn(drawn), *after]))
 
 

@@ -85,7 +85,7 @@ def bench() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("bench-results"),
     show_default=True,
-    help="The folder for results.json, report.md and report.html.",
+    help="The folder for results.json, report.md, report.html and rates.svg.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output that was stopped.")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -47,6 +48,18 @@ def written(results: Results, folder: Path) -> tuple[str, str]:
     write_report(results, folder)
     html, markdown = ((folder / f"report.{end}").read_text("utf-8") for end in ("html", "md"))
     return html, markdown
+
+
+def test_a_picture_stands_alone(run: Results, tmp_path: Path) -> None:
+    write_report(run, tmp_path)
+    text = (tmp_path / "rates.svg").read_text("utf-8")
+    drawn = ElementTree.fromstring(text)  # which refuses names without their space
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    used = set(re.findall(r"var\((--\w+)\)", text))
+    assert used
+    assert used <= set(re.findall(r"(--\w+):", text))
+    for name in run.systems:
+        assert name.split()[-1] in "".join(drawn.itertext())
 
 
 @pytest.fixture(scope="module")
