@@ -66,7 +66,7 @@ def fill(case: Case) -> Peaks:
         runtime=case.runtime,
         draft=case.draft,
         context=case.context,
-        exact=case.exact,
+        exact=None if case.exact else False,
         threads=case.threads,
     ) as engine:
         opened = peak_memory_bytes()

@@ -48,10 +48,10 @@ def own_systems(
         on = "" if runtime == runtimes[0] else f" on {runtime}"
         none, plain, words = {"draft": "none", "runtime": runtime}, PLAIN + on, None
         systems.append(System(plain, OWN, none | {"exact": False}))
-        exact = runtime in ("auto", "onnx")
-        if exact:
+        exact = None if runtime in ("auto", "onnx") else False
+        if exact is None:
             words = EXACT + on
-            systems.append(System(words, OWN, none | {"exact": True}, plain))
+            systems.append(System(words, OWN, none | {"exact": None}, plain))
         for draft in dict.fromkeys(drafts):
             name = Path(draft).stem if draft in models else draft
             if draft != "none":

@@ -304,7 +304,7 @@ def _systems(results: Results, found: Found) -> list[Block]:
                 f"{_estimate(equal.share, percent=True)} of {equal.answers}" if equal else "–",
                 (system.words or system.baseline or "–") if equal else "–",
                 _number(equal.common) if equal else "–",
-                ", ".join(f"{k}={v}" for k, v in system.settings.items()) or "–",
+                ", ".join(f"{k}={v}" for k, v in system.settings.items() if v is not None) or "–",
             ]
         )
     headers = ["", "version", "weights", "perplexity", "equal answers", "equal to"]

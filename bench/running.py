@@ -407,7 +407,7 @@ class Running:
 
     def _look_closer(self, system: System, client: Client) -> None:
         """What is measured once: the cost curve, and what the weights that it runs are worth."""
-        plain = system.name.startswith(PLAIN) and not system.settings.get("exact")
+        plain = system.name.startswith(PLAIN) and not system.name.startswith(EXACT)
         name = system.version.split(", ")[-1]
         if plain and name not in self.results.curves:
             reply = client.request({"op": "curve", "repeats": _CURVE_REPEATS}, _FIRST_S)

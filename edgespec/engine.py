@@ -76,7 +76,7 @@ class Engine:
         device: str = "auto",
         provider: str | None = None,
         draft: str = "auto",
-        exact: bool = True,
+        exact: bool | None = None,
         context: int | None = None,
         threads: int | None = None,
         memory_budget: int | None = None,
@@ -92,7 +92,8 @@ class Engine:
         execution provider of ONNX Runtime. ``draft`` is auto (hierarchy, and what the bundle has), one of
         ``MODEL_FREE``, or a smaller model, named as ``model`` is, which drafts beside hierarchy; it
         runs where the target does, where that can run it. ``exact`` makes greedy tokens
-        independent, bit for bit, of what was drafted, where the runtime can. ``context`` is the most
+        independent, bit for bit, of what was drafted: by default where the runtime can, and what is auto is chosen
+        by speed alone; with ``True`` nothing else will do. ``context`` is the most
         tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
         a core. What is auto or left open of runtime, device and threads is what profiles of this
         machine (`edgespec tune`) say is the fastest; without a profile, passes are timed for a second.
@@ -144,9 +145,17 @@ class Engine:
                 opened.callback(draft_model.close)
             limits = _limits(plan.use if plan else None)
             target = load(
-                found, place.runtime, exact=exact, **{"context": context, **limits}, **options
+                found,
+                place.runtime,
+                exact=exact is not False,
+                **{"context": context, **limits},
+                **options,
             )
             opened.callback(target.close)
+            if exact and not target.info.pass_sizes:
+                raise UserError(
+                    f"no sizes of pass agree bit for bit on {target.info.device} here; leave --exact out"
+                )
             if tokenizer.vocab_size > target.info.vocab_size:
                 raise UserError(
                     f"{found.path} has {tokenizer.vocab_size} tokens in its tokenizer and "

@@ -128,6 +128,12 @@ def allowed_runtimes(place: Place, model: Model) -> list[str]:
         runtimes = [runtime for runtime in runtimes if runtime != "ik-llama-cpp"]
         if not runtimes:
             raise UserError("ik-llama-cpp runs on the processor alone; use --device cpu with it")
+    if place.exact:
+        if "onnx" not in runtimes:
+            raise UserError(
+                "only the onnx runtime is exact, and it is not what runs this; leave --exact out"
+            )
+        runtimes = ["onnx"]
     if place.provider is None:
         return runtimes
     if "onnx" not in runtimes:

@@ -62,7 +62,7 @@ def tune(
     device: str = "auto",
     provider: str | None = None,
     draft: str | None = None,
-    exact: bool = True,
+    exact: bool | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     notice: Callable[[str], None] = lambda line: None,
@@ -225,6 +225,6 @@ def _loaded(model: Model, place: Place, progress: Progress) -> Runtime:
         threads=place.threads,
         device=place.device,
         provider=place.provider,
-        exact=place.exact,
+        exact=place.exact is not False,
         progress=progress,
     )

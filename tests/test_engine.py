@@ -19,10 +19,12 @@ from edgespec.drafting import ngram_store
 from edgespec.drafting.model import ModelDrafter
 from edgespec.export.pipeline import Recipe, export
 from edgespec.models import store
-from edgespec.opening import load
+from edgespec.opening import allowed_runtimes, find, load
+from edgespec.progress import silent
 from edgespec.runtimes.devices import PROVIDERS, physical_cores
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.placement import Place
 from edgespec.scheduling.profile import Profile
 from tests.export.gguf_files import replace_bytes
 from tests.hf_folder import safetensors_folder
@@ -327,6 +329,26 @@ def test_a_target_that_does_not_load_closes_its_draft(
     with pytest.raises(UserError, match="1 to 512"):
         Engine.open(tiny, draft=str(tiny), context=513)
     assert len(closed) == 1
+
+
+def test_exact_is_kept_or_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Auto is what is fastest, unless exactness was asked for."""
+    monkeypatch.setattr(
+        "edgespec.opening.find_spec", lambda name: name if name == "llama_cpp" else None
+    )
+    model = find(str(tiny), silent)
+    for exact, allowed in (
+        (None, ["onnx", "llama-cpp"]), (False, ["onnx", "llama-cpp"]), (True, ["onnx"])
+    ):  # fmt: skip
+        assert allowed_runtimes(Place("auto", exact=exact), model) == allowed
+    with pytest.raises(UserError, match="only the onnx runtime is exact"):
+        allowed_runtimes(Place("llama-cpp", exact=True), model)
+    monkeypatch.setattr("edgespec.runtimes.onnx.agreeing_sizes", lambda *_: ())
+    monkeypatch.setattr("edgespec.runtimes.onnx.remembered_sizes", lambda *_: None)
+    with Engine.open(tiny, runtime="onnx") as engine:
+        assert not engine.info.pass_sizes
+    with pytest.raises(UserError, match="no sizes of pass agree bit for bit on cpu here"):
+        Engine.open(tiny, runtime="onnx", exact=True)
 
 
 def test_not_exact_is_not_called_exact(tiny: Path) -> None:

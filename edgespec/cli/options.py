@@ -83,10 +83,9 @@ _OPTIONS = (
     ),
     click.option(
         "--exact/--no-exact",
-        default=True,
-        show_default=True,
-        help="Run passes so that greedy answers are the same bit for bit whatever is drafted, "
-        "where the runtime can.",
+        default=None,
+        help="Run passes so that greedy answers are the same bit for bit whatever is drafted. Default: where "
+        "the runtime can; --exact: only on a runtime that can.",
     ),
     click.option(
         "--acceptance",

@@ -42,9 +42,8 @@ _NOISY = 0.1
 @click.option("--draft", metavar="MODEL", help="Measure the model that drafts for it, too.")
 @click.option(
     "--exact/--no-exact",
-    default=True,
-    show_default=True,
-    help="Measure passes as --exact pads them, where the runtime can.",
+    default=None,
+    help="Measure passes as --exact pads them. Default: where the runtime can; --exact: only such runtimes.",
 )
 @click.option(
     "--threads",

@@ -18,7 +18,8 @@ class Place:
     runtime: str
     device: str = "auto"
     provider: str | None = None
-    exact: bool = True
+    exact: bool | None = None
+    """True: nothing else will do; ``None``: where the runtime can."""
     threads: int | None = None
 
     def setup(self, path: Path) -> Setup:
@@ -28,7 +29,7 @@ class Place:
             self.runtime,
             device=self.device,
             provider=self.provider,
-            exact=self.exact,
+            exact=self.exact is not False,
             threads=self.threads,
         )
 
