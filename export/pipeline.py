@@ -138,7 +138,8 @@ def export(
         if recipe.trim_vocab is not None:
             samples, held = work.samples(answers)
             made = work.trimmed(made, samples, held, answers, target)
-        made = work.weighted(made)
+        provenance = _provenance(path, recipe, made, progress)
+        made = work.weighted(made)  # for an hour, it may be: what can fail has been done before
         name = "model.gguf" if recipe.format == "gguf" else "model"
         work.write(made, folder / name)
         runtime = work.open(folder / name)
@@ -164,7 +165,7 @@ def export(
             "weight_bytes": runtime.info.weight_bytes,
             "token_ids": made.metadata.get(TOKEN_IDS),
             "quality": _report(quality, draft, whole, work.referee),
-            "provenance": _provenance(path, recipe, made, progress),
+            "provenance": provenance,
         }
         opened.close()  # before files are moved: Windows moves no open ones
         write_manifest(
