@@ -145,7 +145,7 @@ def _times(places: Sequence[tuple[str, Estimate]]) -> str:
 
 def _other_weights(results: Results, name: str) -> str:
     weights = results.systems[name].weights
-    return f" It runs other weights: {weights}." if weights not in ("", _AS_IN_FILE) else ""
+    return f" It runs other weights: {weights}." if weights and _AS_IN_FILE not in weights else ""
 
 
 def _details(results: Results, found: Found) -> list[Section]:

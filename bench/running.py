@@ -225,6 +225,10 @@ class Running:
     def _replay(self, line: dict[str, Any]) -> None:
         if "answers" in line:
             self._keep([Answer.from_json(answer) for answer in line["answers"]])
+            system = self.results.systems[line["answers"][0]["system"]]
+            system.memory += line["memory"]
+            peaks = [int(resident) for _, resident in system.memory]
+            system.peak_memory_bytes = max(peaks, default=None)
         elif "curve" in line:
             name, seconds = line["curve"]
             self.results.curves[name] = {int(rows): s for rows, s in seconds.items()}
@@ -281,7 +285,7 @@ class Running:
         """One conversation with one system; what goes wrong is its own."""
         if self._failed[system.name] >= _GIVEN_UP:
             return
-        where = "opening"
+        where, looked = "opening", len(system.memory)
         try:
             client = self._client(system)
             where = f"prompt {prompt.id}"
@@ -293,7 +297,8 @@ class Running:
             self._close(system.name)
         else:
             self._keep(answers)
-            self._journal.add(answers=[asdict(answer) for answer in answers])
+            memory = system.memory[looked:]
+            self._journal.add(answers=[asdict(answer) for answer in answers], memory=memory)
 
     def _converse(
         self, client: Client, round_: int, prompt: Prompt, system: System

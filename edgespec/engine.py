@@ -31,6 +31,7 @@ from edgespec.runtimes import DEFAULT_CONTEXT, ModelInfo, Runtime
 from edgespec.runtimes.devices import check_threads
 from edgespec.sampling import Sampling
 from edgespec.scheduling import profile as profiles
+from edgespec.scheduling import profile_files
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.measuring import QUICK_ROWS, measure_profile
 from edgespec.scheduling.memory import NGRAM_CACHE_BYTES, Use
@@ -342,7 +343,7 @@ def _profile(
             progress=progress,
         )
         if profile.steady:  # else the next opening may find a better moment
-            profiles.save(profile, notice)
+            profile_files.save(profile, notice)
     return profile
 
 

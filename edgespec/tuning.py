@@ -23,7 +23,7 @@ from edgespec.opening import Model, allowed_runtimes, draft_runtime, find, find_
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import Runtime
 from edgespec.runtimes.devices import check_threads, physical_cores
-from edgespec.scheduling import profile as profiles
+from edgespec.scheduling import profile_files
 from edgespec.scheduling.measuring import (
     FULL_S,
     LENGTHS,
@@ -98,7 +98,7 @@ def tune(
         return replace(profile, machine={**profile.machine, "memory_bytes_per_s": speed})
 
     measured, drafts = [complete(p) for p in measured], [complete(p) for p in drafts]
-    paths = [profiles.save(profile, notice) for profile in (*measured, *drafts)]
+    paths = [profile_files.save(profile, notice) for profile in (*measured, *drafts)]
     return Tuned(measured, drafts, paths, max(measured, key=lambda p: p.tokens_per_s()))
 
 

@@ -65,7 +65,7 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
     With the model that drafts for it, on llama.cpp:
       edgespec tune large.gguf --draft small.gguf --runtime llama-cpp
     """
-    from edgespec.scheduling.profile import dumps
+    from edgespec.scheduling.profile_files import dumps
     from edgespec.tuning import tune as measure
 
     progress = ProgressBar()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgespec.errors import UserError
 from edgespec.scheduling import profile as profiles
+from edgespec.scheduling import profile_files
 from edgespec.scheduling.profile import Profile, Setup
 
 
@@ -38,11 +39,11 @@ def known(
     path: Path, place: Place, notice: Callable[[str], None] = lambda line: None
 ) -> Profile | None:
     """The profile of ``place``, or where it leaves the threads open of the number that is the fastest."""
-    found = profiles.load(profiles.key(place.setup(path)), notice)
+    found = profile_files.load(profiles.key(place.setup(path)), notice)
     if found is None or place.threads is not None or found.best_threads == found.threads:
         return found
     faster = replace(place, threads=found.best_threads)
-    return profiles.load(profiles.key(faster.setup(path)), notice) or found
+    return profile_files.load(profiles.key(faster.setup(path)), notice) or found
 
 
 def fastest_first(
@@ -62,7 +63,7 @@ def fastest_first(
     right; else plain decoding is compared.
     """
     candidates: list[tuple[float, Place]] = []
-    measured = profiles.kept(profiles.fingerprint(path))
+    measured = profile_files.kept(profiles.fingerprint(path))
     for runtime in runtimes:
         here = replace(place, runtime=runtime, threads=place.threads or _pool_threads(runtime))
         kept = {profile.device for profile in measured if profile.runtime == runtime}

@@ -19,7 +19,8 @@ from edgespec.errors import UserError
 from edgespec.runtimes import FloatArray, Logits, ModelInfo, Runtime
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.profile import LARGEST, Curve, read_profile
+from edgespec.scheduling.profile import LARGEST, Curve
+from edgespec.scheduling.profile_files import read_profile
 from edgespec.statistics import Statistics
 
 _LARGEST_FILE = 64 << 20

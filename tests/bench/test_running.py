@@ -219,6 +219,19 @@ def test_a_run_that_was_stopped_goes_on(start: Start, tmp_path: Path) -> None:
     assert again.results.answers == resumed.results.answers
 
 
+def test_memory_outlives_a_run_that_was_killed(start: Start, tmp_path: Path) -> None:
+    start("plain").run()
+    journal = tmp_path / "run" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    while "system" in lines[-1]:  # which a run writes at its end
+        lines.pop()
+    lines[-2]["memory"], lines[-1]["memory"] = [[0.2, 9], [0.4, 7]], [[0.6, 8]]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    system = start("plain", resume=True).results.systems[PLAIN]
+    assert system.memory[-3:] == [[0.2, 9], [0.4, 7], [0.6, 8]]
+    assert system.peak_memory_bytes == max(resident for _, resident in system.memory)
+
+
 def test_only_the_same_run_is_resumed(start: Start, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to resume"):
         start("plain", resume=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.cli.explain import explanation
-from edgespec.scheduling.profile import dumps
+from edgespec.scheduling.profile_files import dumps
 from edgespec.statistics import Statistics
 from tests.cli.conftest import Run, error_of
 from tests.scheduling.test_profile import PROFILE

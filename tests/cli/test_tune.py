@@ -19,7 +19,7 @@ from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import physical_cores
-from edgespec.scheduling import profile
+from edgespec.scheduling import profile, profile_files
 from edgespec.scheduling.profile import Profile
 from tests.cli.conftest import Run, spawn
 from tests.tiny import tiny_gguf
@@ -32,14 +32,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept() -> list[Profile]:
-    return [profile.read_profile(path) for path in sorted(store.profiles_dir().iterdir())]
+    return [profile_files.read_profile(path) for path in sorted(store.profiles_dir().iterdir())]
 
 
 def test_a_real_model_is_measured_and_kept(with_model: Path, run: Run) -> None:
     result = run("tune", "--runtime", "onnx")
     assert result.exit_code == 0
     path = store.models_dir() / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    found = profile.load(profile.key(profile.setup(path, "onnx")), pytest.fail)
+    found = profile_files.load(profile.key(profile.setup(path, "onnx")), pytest.fail)
     assert found is not None
     assert not found.quick
     assert found.exact
@@ -61,7 +61,7 @@ def test_a_real_model_is_measured_and_kept(with_model: Path, run: Run) -> None:
     assert len(bars[slowest]) == max(map(len, bars)) == tune_module._BAR
     assert f"Use --runtime onnx --threads {found.best_threads}:" in result.stdout
     assert "GB/s that reading alone gets here" in result.stdout
-    assert str(profile._path(profile.key(found.setup))) in result.stdout
+    assert str(profile_files._path(profile.key(found.setup))) in result.stdout
 
 
 def test_json(home: Path, tiny_model: Path, run: Run) -> None:
@@ -71,7 +71,7 @@ def test_json(home: Path, tiny_model: Path, run: Run) -> None:
     paths = sorted(Path(found.pop("path")) for found in told["profiles"])
     assert paths == sorted(store.profiles_dir().iterdir())
     for found in told["profiles"]:
-        assert profile._parse(json.dumps(found)) in kept()
+        assert profile_files._parse(json.dumps(found)) in kept()
 
 
 def test_options_reach_what_is_measured(home: Path, tiny_model: Path, run: Run) -> None:
@@ -113,7 +113,7 @@ def test_a_draft_is_measured_as_drafts_run(
     result = run("tune", tiny_model, "--runtime", "onnx", "--draft", draft, "--threads", 1)
     assert result.exit_code == 0
     setup = profile.setup(draft, "onnx", exact=False, threads=1)
-    found = profile.load(profile.key(setup), pytest.fail)
+    found = profile_files.load(profile.key(setup), pytest.fail)
     assert found is not None
     assert set(found.curve.rows) >= {1, 2}
     assert len(kept()) == 2

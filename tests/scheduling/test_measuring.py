@@ -10,7 +10,7 @@ import pytest
 
 from edgespec.runtimes import FloatArray, Logits
 from edgespec.runtimes.onnx import OnnxRuntime
-from edgespec.scheduling import measuring, profile
+from edgespec.scheduling import measuring, profile, profile_files
 from edgespec.scheduling.measuring import (
     LENGTHS,
     ROWS,
@@ -202,7 +202,7 @@ def test_a_real_model_says_the_same_after_it(smollm2: Path, smollm2_onnx: Path) 
     assert found.curve.rows[0] == runtime.info.padded(1)
     assert found.setup == setup
     assert found.pass_sizes == runtime.info.pass_sizes
-    assert profile._parse(profile.dumps(found)) == found
+    assert profile_files._parse(profile_files.dumps(found)) == found
 
 
 def test_robust() -> None:

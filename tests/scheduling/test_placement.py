@@ -9,7 +9,8 @@ import pytest
 
 from edgespec.runtimes import onnx
 from edgespec.scheduling.placement import Place, fastest_first, known
-from edgespec.scheduling.profile import Curve, save
+from edgespec.scheduling.profile import Curve
+from edgespec.scheduling.profile_files import save
 from tests.scheduling.test_profile import PROFILE
 
 BOTH = ("onnx", "llama-cpp")

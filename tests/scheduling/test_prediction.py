@@ -24,7 +24,8 @@ from edgespec.scheduling.prediction import (
     record,
     write_trace,
 )
-from edgespec.scheduling.profile import Curve, dumps
+from edgespec.scheduling.profile import Curve
+from edgespec.scheduling.profile_files import dumps
 from tests.memory_runtime import MemoryRuntime
 from tests.scheduling.test_profile import PROFILE
 

@@ -15,18 +15,8 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.runtimes.devices import physical_cores
-from edgespec.scheduling.profile import (
-    Curve,
-    Profile,
-    Setup,
-    dumps,
-    fingerprint,
-    key,
-    load,
-    read_profile,
-    save,
-    setup,
-)
+from edgespec.scheduling.profile import Curve, Profile, Setup, fingerprint, key, setup
+from edgespec.scheduling.profile_files import dumps, load, read_profile, save
 
 CURVE = Curve(
     rows=(1, 2, 4, 8),
@@ -332,7 +322,7 @@ def test_a_full_disk_leaves_the_old_profile(home: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgespec.scheduling.profile.os.replace", full)
+    monkeypatch.setattr("edgespec.scheduling.profile_files.os.replace", full)
     notices: list[str] = []
     assert save(replace(PROFILE, quick=True), notices.append) is None
     assert "No space left" in notices[0]
