@@ -228,6 +228,7 @@ def _speculation(results: Results, found: Found) -> list[Block]:
                 _estimate(m.mbsu_bytes),
                 _estimate(m.mbsu_parameters),
                 _estimate(m.against_baseline),
+                _estimate(m.gain),
                 f"{m.passes:,}" if m.passes is not None else "–",
                 f"{m.worst.prompt}, {m.worst.category}: {three(m.worst.ratio)}×"
                 if m.worst
@@ -244,12 +245,14 @@ def _speculation(results: Results, found: Found) -> list[Block]:
         "MBSU, bytes",
         "MBSU, parameters",
         "measured",
+        "beside its own passes",
         "passes",
     ]
     return [
         "τ: tokens a target pass; α: accepted of drafted; MBSU: τ / (1 + draft passes a target pass · c), the "
         "speed-up of a device that only reads memory, c being the draft's share of the target's bytes or "
-        "parameters; measured: over its own plain decoding, here; the worst prompt is by that.",
+        "parameters; measured: over its own plain decoding, here; the worst prompt is by that; beside its own "
+        "passes: over as many passes over one token, in the same process, whose luck is then no part of it.",
         Table([*headers, "worst prompt"], rows),
     ]
 

@@ -27,6 +27,27 @@ def results(answers: list[Answer], temperature: float = 0.0) -> Results:
     return Results({}, settings, {}, {}, systems, answers)
 
 
+def test_what_drafts_gain_is_beside_the_same_process_passes() -> None:
+    """One answer has eight passes over a token of 0.1 s; another has none, and takes those of its round."""
+    slow = {
+        "by_rows": {1: [8, 8, 0.8], 2: [2, 3, 0.24]},
+        "drafted": 2,
+        "pass_s": 1.04,
+        "draft_s": 0.02,
+    }
+    quick = {"by_rows": {4: [3, 11, 0.6]}, "drafted": 9, "pass_s": 0.6, "draft_s": 0.0}
+    found = measures.gain(results([answer(0, **slow, own_s=0.04), answer(1, **quick)]), "x")
+    assert found is not None
+    assert found.value == pytest.approx(math.sqrt((11 * 0.1 / 1.1) * (11 * 0.1 / 0.6)))
+    # another process, twice as slow in all that it does, has the same
+    twice = {"by_rows": {1: [9, 9, 1.8]}, "drafted": 2, "pass_s": 2.2, "round": 1}
+    alone = measures.gain(results([answer(0, **twice)]), "x")
+    assert alone is not None
+    assert alone.value == pytest.approx(11 * 0.2 / 2.2)
+    assert measures.gain(results([answer(0, **slow | {"drafted": 0})]), "x") is None
+    assert measures.gain(results([answer(0, drafted=3)]), "x") is None
+
+
 def test_figures_of_a_trace_are_those_computed_by_hand() -> None:
     """Two answers. The first: 11 tokens in 5 passes, γ = 4, drafted by the model (three times) and looked up
     (once), and a pass without a draft; accepted 2 + 4 + 0 and 0. The second: 3 tokens in 3 passes, no draft."""
