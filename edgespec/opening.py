@@ -131,7 +131,7 @@ def allowed_runtimes(place: Place, model: Model) -> list[str]:
     if place.exact:
         if "onnx" not in runtimes:
             raise UserError(
-                "only the onnx runtime is exact, and it is not what runs this; leave --exact out"
+                "only the onnx runtime is exact; take --runtime onnx, or leave --exact out"
             )
         runtimes = ["onnx"]
     if place.provider is None:
