@@ -81,8 +81,8 @@ class IkLlamaCppRuntime(SequenceRuntime):
         """Load the model.
 
         ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores;
-        ``cache_type`` of keys and values is ``float16`` or ``q8_0``. ``rows`` are the most rows of logits that a pass is meant to have. The cache has all of its memory
-        at once. Raises ``UserError`` where the file cannot be used.
+        ``cache_type`` of keys and values is ``float16`` or ``q8_0``. ``rows`` are the most rows of logits that
+        a pass is meant to have. The cache has all of its memory at once. Raises ``UserError`` where the file cannot be used.
         """
         file = GGUFFile(path)
         refuse_what_would_abort(file)
