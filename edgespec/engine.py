@@ -148,7 +148,7 @@ class Engine:
             target = load(
                 found,
                 place.runtime,
-                exact=exact is not False,
+                exact=place.padded,
                 **{"context": context, **limits},
                 **options,
             )

@@ -225,6 +225,6 @@ def _loaded(model: Model, place: Place, progress: Progress) -> Runtime:
         threads=place.threads,
         device=place.device,
         provider=place.provider,
-        exact=place.exact is not False,
+        exact=place.padded,
         progress=progress,
     )

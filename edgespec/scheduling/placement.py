@@ -23,6 +23,11 @@ class Place:
     """True: nothing else will do; ``None``: where the runtime can."""
     threads: int | None = None
 
+    @property
+    def padded(self) -> bool:
+        """Whether passes are padded to sizes that agree bit for bit, where the runtime can."""
+        return self.exact is not False
+
     def setup(self, path: Path) -> Setup:
         """What a profile of the model at ``path`` must be of to hold here."""
         return profiles.setup(
@@ -30,7 +35,7 @@ class Place:
             self.runtime,
             device=self.device,
             provider=self.provider,
-            exact=self.exact is not False,
+            exact=self.padded,
             threads=self.threads,
         )
 
