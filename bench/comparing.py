@@ -116,7 +116,7 @@ def _refuse(a: Results, b: Results) -> None:
 
 def _notes(a: Results, b: Results, common: int) -> list[str]:
     notes = []
-    for key in ("cpu", "cores", "memory_bytes", "system", "power"):
+    for key in ("cpu", "cores", "memory_bytes", "system", "power", "pages"):
         one, other = a.machine.get(key), b.machine.get(key)
         if one != other:
             notes.append(f"different machines: {key} {one}, then {other}")

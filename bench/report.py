@@ -352,6 +352,7 @@ def _facts(results: Results) -> Table:
             f"{b / 1e9:.1f} GB/s" if (b := machine.get("bandwidth")) else None,
         ),
         ("power", machine.get("power")),
+        ("memory pages", machine.get("pages")),
         ("system", machine.get("system")),
         ("Python", machine.get("python")),
         *sorted((machine.get("versions") or {}).items()),

@@ -1,6 +1,15 @@
-"""``python -m edgespec``."""
+"""``edgespec`` and ``python -m edgespec``."""
 
-from edgespec.cli import main
+from edgespec import huge_pages
+
+
+def start() -> None:
+    """What the command runs."""
+    huge_pages.restart()
+    from edgespec.cli import main
+
+    main(prog_name="edgespec")
+
 
 if __name__ == "__main__":
-    main(prog_name="edgespec")
+    start()

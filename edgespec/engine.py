@@ -351,12 +351,7 @@ def _limits(use: Use | None) -> dict[str, Any]:
     """What a plan says of a model, as options of ``load``."""
     if use is None:
         return {}
-    return {
-        "context": use.context,
-        "rows": use.rows,
-        "cache_type": use.cache_type,
-        "mapped": use.mapped,
-    }
+    return {"context": use.context, "rows": use.rows, "cache_type": use.cache_type}
 
 
 def _draft_model(draft: str, target: Model, progress: Progress) -> Model | None:

@@ -236,11 +236,10 @@ def load(
     progress: Progress,
     rows: int = MAX_ROWS,
     cache_type: str | None = None,
-    mapped: bool = True,
 ) -> Runtime:
     """Load ``model`` on a runtime of ``choose_runtime``; built for it first where that is needed.
 
-    ``rows``, ``cache_type`` and ``mapped`` are as ``edgespec.scheduling.memory.Use`` has them.
+    ``rows`` and ``cache_type`` are as ``edgespec.scheduling.memory.Use`` has them.
     """
     if runtime == "ik-llama-cpp":
         from edgespec.runtimes.ik_llama_cpp import IkLlamaCppRuntime
@@ -262,7 +261,6 @@ def load(
             device=device,
             cache_type=cache_type or "float16",
             rows=rows,
-            mapped=mapped,
         )
     if model.form == "plain":
         from edgespec.runtimes.onnx_optimum import OptimumRuntime

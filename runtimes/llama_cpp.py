@@ -66,17 +66,14 @@ class LlamaCppRuntime(SequenceRuntime):
         device: str = "auto",
         cache_type: str = "float16",
         rows: int = MAX_ROWS,
-        mapped: bool = True,
     ) -> None:
         """Load the model.
 
         ``context`` defaults to the model's, at most 4096; ``threads`` to the physical cores.
         ``device`` is ``auto``, ``cpu``, ``gpu`` or ``gpu:N``. ``cache_type`` of keys and values is
         ``float16`` or ``q8_0``, which flash attention is needed for: llama.cpp turns it on itself.
-        ``rows`` are the most rows of logits that a pass is meant to have. Without ``mapped`` the
-        file is read: what llama.cpp copies for its kernels is then not in memory twice, and no logits
-        are set aside for more than ``rows`` leaves of a tree. The cache has all of its memory at
-        once. Raises ``UserError`` where the file or the device cannot be used.
+        ``rows`` are the most rows of logits that a pass is meant to have. The cache has all of its
+        memory at once. Raises ``UserError`` where the file or the device cannot be used.
         """
         file = GGUFFile(path)
         refuse_what_would_abort(file)
@@ -84,8 +81,8 @@ class LlamaCppRuntime(SequenceRuntime):
         embedding = _Embedding(file) if TOKEN_IDS in file.metadata else None
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
         context = capacity(context, limit)
-        model = _load_model(file, device, mapped)
-        leaves = MAX_LEAVES if mapped else min(MAX_LEAVES, rows)
+        model = _load_model(file, device)
+        leaves = min(MAX_LEAVES, rows)
         threads = threads or physical_cores()
         cache = _create_context(
             model, file, context, threads, device, leaves, CACHE_TYPES[cache_type]
@@ -197,12 +194,12 @@ def choose_device(device: str) -> str:
     return f"gpu:{int(number or 0)}"
 
 
-def _load_model(file: GGUFFile, device: str, mapped: bool) -> Any:
+def _load_model(file: GGUFFile, device: str) -> Any:
     params = llama.llama_model_default_params()
     params.n_gpu_layers = 0
-    if not mapped:
+    if device == "cpu":  # read, not mapped: what is repacked for the kernels is then there once
         params.load_mode = llama.LLAMA_LOAD_MODE_NONE
-    if device != "cpu":
+    else:
         params.n_gpu_layers = 999  # every layer
         params.split_mode = llama.LLAMA_SPLIT_MODE_NONE
         params.main_gpu = int(device.removeprefix("gpu:"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from edgespec import huge_pages
 from edgespec.cli import machine
 from edgespec.models import store
 from edgespec.models.catalogue import DEFAULT_MODEL
@@ -51,6 +52,7 @@ def _machine() -> Facts:
     yield "cores", f"{devices.physical_cores()} to use, {os.cpu_count()} logical in all"
     total, available = machine.memory()
     yield "memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
+    yield "huge pages", "in use" if huge_pages.in_use() else "not in use"
 
 
 def _software() -> Facts:

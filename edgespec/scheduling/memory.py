@@ -10,8 +10,7 @@ What is counted is resident memory, as the system shows it: pages of files that 
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -61,8 +60,8 @@ _LLAMA_CONTEXT = (6 * MIB, 340)
 """llama.cpp's own, and for each token its two vocabularies."""
 _LLAMA_LOADING = 210
 """For a while, for each token."""
-_LLAMA_PAD, _LLAMA_SEQUENCES = 256, 64
-"""Its caches are multiples of so many tokens; sequences, each with a row of logits set aside."""
+_LLAMA_PAD = 256
+"""Its caches are multiples of so many tokens."""
 _TABLE_BYTES = 640
 """Of a suffix automaton, at most, and of lists of tokens, for each token of context."""
 NGRAM_CACHE_BYTES = 4 * MIB
@@ -72,7 +71,6 @@ _SAMPLING_ROWS = 4
 _BUILT, _BUILDING = 24 * MIB, 106 * MIB
 """What stays of having built an onnx model (the libraries that it imports, and memory in pieces too
 small to be given back), and what building it takes more, beside the pages of its source."""
-_REPACKED = {"x86": ("Q4_0", "Q4_K", "IQ4_NL", "Q2_K")}
 """Formats of which llama.cpp makes copies for its kernels; where it is not known: all."""
 _MOST = 1 << 40
 """No size in a file's metadata may be larger."""
@@ -101,8 +99,6 @@ class Shape:
     """As ONNX Runtime keeps them: codes, scales and the sums of their blocks, without the embedding."""
     largest_bytes: int
     """The largest of its packed matrices."""
-    repacked_bytes: int
-    """Of those stored, what llama.cpp copies where it maps the file."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +143,6 @@ class Use:
     cache_type: str
     rows: int = MAX_ROWS
     """Rows of logits in the largest pass."""
-    mapped: bool = True
-    """llama.cpp: whether the file is mapped; else it is read, and nothing is there twice."""
     built: bool = True
     """onnx: whether the model was built before."""
 
@@ -204,12 +198,9 @@ def _parts(shape: Shape, use: Use) -> tuple[int, int, int, int, int]:
         cache = int(numbers * (use.context + MAX_ROWS))
         return runtime, shape.packed_bytes, cache, use.rows * row, layer + attention
     padded = -(-use.context // _LLAMA_PAD) * _LLAMA_PAD
-    copied = shape.repacked_bytes if use.mapped and use.runtime == "llama-cpp" else 0
-    weights = shape.stored_bytes + copied  # ik_llama.cpp reads the file, and repacks in place
-    sequences = min(_LLAMA_SEQUENCES, use.rows) if not use.mapped else _LLAMA_SEQUENCES
-    logits = (max(sequences, use.rows) + use.rows) * row  # where they are computed, and copied to
+    logits = 2 * use.rows * row  # where they are computed, and copied to
     runtime = _linear(_LLAMA_CONTEXT, shape.vocab_size)
-    return runtime, weights, int(numbers * padded), logits, layer
+    return runtime, shape.stored_bytes, int(numbers * padded), logits, layer
 
 
 def _loading(shape: Shape, use: Use) -> int:
@@ -258,7 +249,6 @@ def shape_of(source: Source, vocab_size: int) -> Shape:
             continue
         matrix = _packed(tensor.type, tensor.shape)
         packed, matrices, largest = packed + matrix, matrices + 1, max(largest, matrix)
-    copied = (tensor for name, tensor in source.tensors.items() if name != "token_embd.weight")
     kept, head = metadata.get(TOKEN_IDS), "token_embd.weight" if tied else "output.weight"
     if head not in source.tensors:
         raise UserError(f"{source.path} has no tensor {head}; is it a complete language model?")
@@ -275,7 +265,6 @@ def shape_of(source: Source, vocab_size: int) -> Shape:
         stored_bytes=sum(tensor.nbytes for tensor in source.tensors.values()),
         packed_bytes=packed,
         largest_bytes=largest,
-        repacked_bytes=_repacked((tensor.type, tensor.nbytes) for tensor in copied),
     )
 
 
@@ -290,15 +279,6 @@ def _packed(type: str, shape: tuple[int, ...]) -> int:
     blocks = -(-columns // format.block)
     points = -(-blocks * format.bits // 8) if format.has_zero_points else 0
     return rows * (blocks * (format.block * format.bits // 8 + 8) + points)
-
-
-def _repacked(tensors: Iterable[tuple[str, int]]) -> int:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return sum(
-        size
-        for type, size in tensors
-        if (type in _REPACKED["x86"] if x86 else type not in ("F32", "F16", "BF16"))
-    )
 
 
 def built_shape(manifest: Mapping[str, Any], graph: Any, vocab_size: int) -> Shape:
@@ -341,5 +321,4 @@ def built_shape(manifest: Mapping[str, Any], graph: Any, vocab_size: int) -> Sha
         stored_bytes=stored,
         packed_bytes=packed,
         largest_bytes=largest,
-        repacked_bytes=0,
     )

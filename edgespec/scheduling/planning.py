@@ -146,7 +146,6 @@ class _Choice:
     cache_type: str
     drafts: bool
     rows: int
-    mapped: bool
 
 
 def _choices(asked: Asked) -> Iterator[_Choice]:
@@ -156,22 +155,18 @@ def _choices(asked: Asked) -> Iterator[_Choice]:
     for runtime, kind in usual + smaller:
         for drafts in (True, False) if asked.draft else (False,):
             for rows in _ROWS:
-                # llama.cpp reads the file in place of mapping it as soon as a budget may need that
-                yield _Choice(runtime, kind, drafts, rows, mapped=True)
-                if runtime == "llama-cpp" and rows == MAX_ROWS:
-                    yield _Choice(runtime, kind, drafts, rows, mapped=False)
+                yield _Choice(runtime, kind, drafts, rows)
 
 
 def _with_context(asked: Asked, choice: _Choice, context: int) -> tuple[Use, Use | None, Memory]:
-    mapped = choice.mapped and choice.rows == MAX_ROWS
-    use = Use(choice.runtime, context, choice.cache_type, choice.rows, mapped, asked.built)
+    use = Use(choice.runtime, context, choice.cache_type, choice.rows, asked.built)
     own = None
     if choice.drafts and asked.draft:
         runtime = asked.draft_runtime(choice.runtime)
         types = cache_types(runtime, asked.draft)
         kind = choice.cache_type if choice.cache_type in types else types[0]
         room = min(context, asked.draft_context)
-        own = Use(runtime, room, kind, DRAFT_ROWS, mapped, asked.built)
+        own = Use(runtime, room, kind, DRAFT_ROWS, asked.built)
     draft = (asked.draft, own) if asked.draft and own else None
     return use, own, predict(asked.shape, use, draft, asked.tables)
 
@@ -215,9 +210,7 @@ def _given_up(asked: Asked, first: _Choice, use: Use, draft: Use | None) -> Iter
         return f"saves {show_bytes(max(0, whole - less))}"
 
     if use.runtime != first.runtime:
-        change = saved(
-            runtime=use.runtime, cache_type=cache_types(use.runtime, asked.shape)[0], mapped=False
-        )
+        change = saved(runtime=use.runtime, cache_type=cache_types(use.runtime, asked.shape)[0])
         yield f"{first.runtime}: {use.runtime} needs less ({change}) and says near ties otherwise"
     if asked.draft and draft is None:
         yield f"the draft model ({saved(drafts=False)}): n-grams draft in its place, and answers are the same"
@@ -232,5 +225,3 @@ def _given_up(asked: Asked, first: _Choice, use: Use, draft: Use | None) -> Iter
             f"{lost} of {asked.context} tokens of context ({saved(context=use.context)}): "
             "long conversations lose their oldest turns sooner"
         )
-    if first.mapped and not use.mapped and use.runtime == "llama-cpp":
-        yield "mapping the model's file: it is read whole, which takes longer to open"

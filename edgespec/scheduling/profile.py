@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgespec import huge_pages
 from edgespec.errors import UserError
 from edgespec.export import BUILDER_VERSION
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores, power_source
@@ -32,6 +33,9 @@ _MAX_FILES = 256
 _END = 1 << 20
 """Bytes of each end of a model's file that its fingerprint covers."""
 _WEIGHTS = re.compile(r"\.(onnx|data|onnx_data|safetensors|gguf)$|^config\.json$")
+
+_COUNTED = ("cpu", "cores", "system", "power", "pages")
+"""Facts of a machine that make a profile another."""
 
 Facts = Mapping[str, "str | int | float"]
 
@@ -84,7 +88,7 @@ class Setup:
     """Whether passes are padded so that their rows agree, where the runtime can."""
     threads: int
     machine: Facts
-    """``cpu``, ``cores``, ``system`` and ``power`` count."""
+    """Of these facts ``_COUNTED`` count."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Profile:
 
     machine: Facts
     """``cpu``, ``cores`` (physical, to use), ``threads`` (logical), ``system``, ``power`` ("mains",
-    "battery" or "unknown"); where it was measured, ``memory_bytes_per_s``."""
+    "battery" or "unknown"), ``pages`` ("huge" or "small"); where it was measured, ``memory_bytes_per_s``."""
     model: Facts
     """``name``, ``fingerprint`` and ``weight_bytes``, what a pass reads."""
     runtime: str
@@ -206,7 +210,7 @@ def setup(
 
 def key(setup: Setup) -> str:
     """The name of ``setup``'s profile: another one for all that could make it wrong."""
-    counted = {name: setup.machine[name] for name in ("cpu", "cores", "system", "power")}
+    counted = {name: setup.machine.get(name) for name in _COUNTED}
     parts = {**asdict(setup), "machine": counted, "version": VERSION}
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -219,6 +223,7 @@ def machine() -> dict[str, str | int | float]:
         "threads": os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.machine()}",
         "power": power_source(),
+        "pages": "huge" if huge_pages.in_use() else "small",
     }
 
 

@@ -87,13 +87,6 @@ def test_building_is_counted_where_nothing_is_built(shape: Shape) -> None:
     assert total(large, False).total > total(large, True).total
 
 
-def test_reading_a_file_copies_less_than_mapping_it(shape: Shape) -> None:
-    repacked = replace(shape, repacked_bytes=50 << 20)
-    use = Use("llama-cpp", 2048, "float16")
-    mapped, read = (predict(repacked, replace(use, mapped=mapped)) for mapped in (True, False))
-    assert mapped.weights - read.weights == 50 << 20
-
-
 def test_small_heads_have_no_q8_cache(shape: Shape) -> None:
     assert cache_types("llama-cpp", shape) == ("float16", "q8_0")
     assert cache_types("llama-cpp", replace(shape, head_dim=80)) == ("float16",)

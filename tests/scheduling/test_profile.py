@@ -122,6 +122,7 @@ def another(**machine: str | int) -> Setup:
         another(cores=4),
         another(system="Windows AMD64"),
         another(power="battery"),
+        another(pages="huge"),
     ],
 )
 def test_all_that_could_make_a_profile_wrong_is_in_its_key(other: Setup) -> None:
