@@ -17,7 +17,8 @@ from edgespec.bench.common import (
     report,
     table,
 )
-from edgespec.bench.speed import PLAIN, Mode, Run, Switch, geometric_mean, run, speedups
+from edgespec.bench.speed import PLAIN, Run, geometric_mean, run, speedups
+from edgespec.bench.switching import Mode, Switch
 from edgespec.engine import Engine
 from edgespec.runtimes import RUNTIMES
 

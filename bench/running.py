@@ -1,15 +1,10 @@
-"""A run of the bench: every system answers every prompt, alternated, each in processes of its own.
-
-What was measured is written to a journal at once: a run that is stopped goes on where it was.
-"""
+"""A run of the bench: every system answers every prompt, alternated; see ``process_of`` for which share a process."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from math import exp
@@ -21,11 +16,13 @@ import psutil
 
 from edgespec.bench.common import Prompt, own_text
 from edgespec.bench.energy import Meter, MeterLost
+from edgespec.bench.journal import Journal
 from edgespec.bench.measures import PLAIN
-from edgespec.bench.peers import worker_of
+from edgespec.bench.peers import process_of, worker_of
 from edgespec.bench.peers.client import Client, PeerFailure, checked_answer
 from edgespec.bench.perplexity import windows
 from edgespec.bench.records import SCHEMA, Answer, Results, System
+from edgespec.bench.watching import Memory
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
@@ -45,8 +42,6 @@ _GIVEN_UP = 2
 _WARM_UP = 8
 _PERPLEXITY_TOKENS = 2048
 _CURVE_REPEATS = 7
-_SAMPLE_S = 0.2
-"""Between two looks at the memory of the system that answers."""
 _MARGIN = 512 << 20
 """Bytes of memory to leave free."""
 _TOLD: dict[str, type] = {
@@ -109,86 +104,15 @@ class Bench:
 
 
 @dataclass
-class Journal:
-    """A file of JSON lines: what the run is, then what happened."""
+class Worker:
+    """A process that answers, for one system or several."""
 
-    path: Path
-    found: list[dict[str, Any]] = field(default_factory=list)
-    """What it had when it was opened."""
-
-    @classmethod
-    def begin(cls, folder: Path, header: dict[str, Any], resume: bool) -> Journal:
-        """A new one in ``folder``, or to ``resume`` the one there. Raises ``UserError`` where the two cannot be."""
-        path = folder / "journal.jsonl"
-        header = json.loads(json.dumps(header))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            if lines and not resume:
-                raise UserError(
-                    f"{folder} holds a run; go on with it by --resume, or name another --output"
-                )
-            if resume and not lines:
-                raise UserError(f"{folder} holds no run to resume; leave --resume out")
-            if lines and not lines[-1].endswith(b"\n"):  # killed in mid-write
-                path.write_bytes(b"".join(lines := lines[:-1]))
-            if not lines:
-                path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-                return cls(path)
-            try:
-                was, *found = [json.loads(line) for line in lines]
-            except ValueError as error:
-                raise UserError(f"{path} is damaged: {error}; name another --output") from error
-        except OSError as error:
-            raise UserError(
-                f"cannot use {folder}: {error.strerror}; name another --output"
-            ) from error
-        if different := [name for name in header if was.get(name) != header[name]]:
-            raise UserError(
-                f"the run in {folder} was of other {', '.join(different)}; "
-                "give the same options to --resume it, or name another --output"
-            )
-        return cls(path, found)
-
-    def add(self, **what: Any) -> None:
-        """Keep a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(what) + "\n")
-
-
-class Memory(threading.Thread):
-    """Looks at the memory of the client that answers, again and again."""
-
-    def __init__(self, offset: float) -> None:
-        super().__init__(daemon=True)
-        self._watched: tuple[System, Client] | None = None
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._began = perf_counter() - offset
-
-    def run(self) -> None:
-        """Until ``end``."""
-        while not self._ended.wait(_SAMPLE_S):
-            with self._lock:
-                if self._watched is not None:
-                    system, client = self._watched
-                    resident = client.resident_bytes()
-                    system.peak_memory_bytes = max(system.peak_memory_bytes or 0, resident)
-                    system.memory.append([round(perf_counter() - self._began, 1), resident])
-
-    @contextmanager
-    def watching(self, system: System, client: Client) -> Iterator[None]:
-        """Nobody else asks the client for figures meanwhile."""
-        self._watched = (system, client)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._watched = None
-
-    def end(self) -> None:
-        """And wait for it."""
-        self._ended.set()
-        self.join()
+    client: Client
+    facts: dict[str, Any]
+    """What it told of itself when it had opened the model."""
+    open_s: float
+    warm: set[str] = field(default_factory=set)
+    """The systems that answered once."""
 
 
 class Running:
@@ -206,7 +130,7 @@ class Running:
     ) -> None:
         self.bench, self.results, self.folder = bench, results, folder
         self._meter, self._progress = meter, progress
-        self._clients: OrderedDict[str, Client] = OrderedDict()
+        self._workers: OrderedDict[str, Worker] = OrderedDict()
         self._longest: float | None = None
         self._failed = Counter[str]()
         self._done: set[tuple[int, int, str]] = set()
@@ -294,7 +218,7 @@ class Running:
             self._failed[system.name] += _GIVEN_UP if where == "opening" else 1
             system.failures.append(f"{where}: {failure}")
             self._journal.add(system=asdict(system))
-            self._close(system.name)
+            self._close(process_of(system))
         else:
             self._keep(answers)
             memory = system.memory[looked:]
@@ -307,7 +231,7 @@ class Running:
         answers = []
         for turn, text in enumerate(self.bench.turns[prompt.id]):
             messages.append({"role": "user", "content": text})
-            request = self._request(messages, self.bench.max_tokens, fresh=not turn)
+            request = self._request(system, messages, self.bench.max_tokens, fresh=not turn)
             cpu_s, joules = client.cpu_seconds(), self._joules()
             with self._memory.watching(system, client):
                 reply = client.request(request, self._limit())
@@ -333,11 +257,16 @@ class Running:
         return answers
 
     def _request(
-        self, messages: Sequence[dict[str, str]], max_tokens: int, fresh: bool = True
+        self,
+        system: System,
+        messages: Sequence[dict[str, str]],
+        max_tokens: int,
+        fresh: bool = True,
     ) -> dict[str, Any]:
         bench = self.bench
         return {
             "op": "answer",
+            "settings": system.settings,
             "ids": bench.ids(messages),
             "text": messages[-1]["content"],
             "fresh": fresh,
@@ -373,42 +302,55 @@ class Running:
         return now - before - float(self.results.energy["idle_w"]) * seconds
 
     def _client(self, system: System) -> Client:
-        """Its worker: the one that is open, or a new one that has been warmed up."""
-        if system.name in self._clients:
-            self._clients.move_to_end(system.name)
-            return self._clients[system.name]
+        """Its worker's: the one that is open, or a new one; warmed up."""
+        process = process_of(system)
+        if process not in self._workers:
+            self._workers[process] = self._opened(system, process)
+        self._workers.move_to_end(process)
+        worker = self._workers[process]
+        if system.name not in worker.warm:
+            for name in _TOLD:
+                if name in worker.facts:
+                    setattr(system, name, worker.facts[name])
+            system.open_s = worker.open_s
+            hello = self._request(system, [{"role": "user", "content": "Hello!"}], _WARM_UP)
+            worker.client.request(hello, _FIRST_S)
+            self._look_closer(system, worker.client)
+            self._journal.add(system=asdict(system))
+            worker.warm.add(system.name)
+            self._progress("measuring", 0, 0)
+        return worker.client
+
+    def _opened(self, system: System, process: str) -> Worker:
         self._make_room()
-        self._progress(f"opening {system.name}", 0, 0)
+        self._progress(f"opening {process}", 0, 0)
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        safe = "".join(c if c.isalnum() else "-" for c in system.name)
+        safe = "".join(c if c.isalnum() else "-" for c in process)
         command, env = worker_of(system)
         began = perf_counter()
-        client = self._clients[system.name] = Client(command, logs / f"{safe}.log", env)
-        facts = client.request(
-            {
-                "op": "open",
-                "model": str(self.bench.model),
-                "draft": str(self.bench.draft) if self.bench.draft else None,
-                "context": self.bench.context,
-                "threads": self.bench.threads,
-                "settings": system.settings,
-                "folder": str(store.cache_dir() / "peers"),
-            },
-            _OPEN_S,
-        )
-        for name, kind in _TOLD.items():
-            if (value := facts.get(name)) is not None:
-                if not isinstance(value, kind):
+        client = Client(command, logs / f"{safe}.log", env)
+        try:
+            told = client.request(
+                {
+                    "op": "open",
+                    "model": str(self.bench.model),
+                    "draft": str(self.bench.draft) if self.bench.draft else None,
+                    "context": self.bench.context,
+                    "threads": self.bench.threads,
+                    "settings": system.settings,
+                    "folder": str(store.cache_dir() / "peers"),
+                },
+                _OPEN_S,
+            )
+            facts = {name: told[name] for name in _TOLD if told.get(name) is not None}
+            for name, value in facts.items():
+                if not isinstance(value, _TOLD[name]):
                     raise PeerFailure(f"answered garbage: its {name} is {value!r:.50}")
-                setattr(system, name, value)
-        system.open_s = perf_counter() - began
-        hello = self._request([{"role": "user", "content": "Hello!"}], _WARM_UP)
-        client.request(hello, _FIRST_S)
-        self._look_closer(system, client)
-        self._journal.add(system=asdict(system))
-        self._progress("measuring", 0, 0)
-        return client
+        except BaseException:
+            client.close()
+            raise
+        return Worker(client, facts, perf_counter() - began)
 
     def _look_closer(self, system: System, client: Client) -> None:
         """What is measured once: the cost curve, and what the weights that it runs are worth."""
@@ -439,13 +381,13 @@ class Running:
         """Close what answered longest ago until another model fits in memory."""
         size = self.bench.model.stat().st_size
         size += self.bench.draft.stat().st_size if self.bench.draft else 0
-        while self._clients and psutil.virtual_memory().available < 2 * size + _MARGIN:
-            self._close(next(iter(self._clients)))
+        while self._workers and psutil.virtual_memory().available < 2 * size + _MARGIN:
+            self._close(next(iter(self._workers)))
 
-    def _close(self, name: str) -> None:
-        if client := self._clients.pop(name, None):
-            client.close()
+    def _close(self, process: str) -> None:
+        if worker := self._workers.pop(process, None):
+            worker.client.close()
 
     def _close_all(self) -> None:
-        for name in list(self._clients):
-            self._close(name)
+        for process in list(self._workers):
+            self._close(process)

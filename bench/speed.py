@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
 from time import perf_counter
@@ -27,59 +27,14 @@ from edgespec.bench.common import (
     rewriting_prompt,
     table,
 )
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Drafter
-from edgespec.drafting.hierarchy import Hierarchy
-from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import MODEL_FREE, model_free
-from edgespec.drafting.ngram_cache import NgramCache
-from edgespec.drafting.retrieval import open_datastores
-from edgespec.drafting.sources import Source
-from edgespec.drafting.suffix import Suffix
+from edgespec.bench.switching import ALONE, Mode, Switch
+from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
 from edgespec.errors import UserError
 from edgespec.runtimes import MAX_ROWS, RUNTIMES
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.measuring import measure_curve
-from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.profile import Curve
-from edgespec.session import Loaded, Session
-
-_SIZES = (1, 2, 4, 8, 16)
-"""Passes that are timed before anything is decoded."""
-_ALONE = "model"
-"""The draft model without the sources beside it."""
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to decode with a model that is loaded: what drafts, and whether passes are padded."""
-
-    draft: str
-    """One of ``MODEL_FREE``, "model", "hierarchy+model", or "γ = N": the longest match, N tokens of it."""
-    exact: bool
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.draft if self.draft != "none" else "plain"
-
+from edgespec.session import Session
 
 PLAIN = Mode("none", False)
-
-
-class FixedSuffix(Hierarchy):
-    """Drafts so many tokens wherever anything matches, as systems without a scheduler do."""
-
-    def __init__(self, gamma: int) -> None:
-        super().__init__([Suffix()])
-        self.gamma = gamma
-
-    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
-        """No confidences: the scheduler does not cut it."""
-        nodes = min(self.gamma, budget.nodes)
-        chain = replace(budget, nodes=nodes, width=1, pass_seconds=lambda rows: 1.0)
-        return Draft(super().propose(context, chain).tokens)
 
 
 @dataclass(frozen=True)
@@ -106,63 +61,6 @@ class Run:
     def rate(self) -> float:
         """Tokens a second of decoding."""
         return self.tokens / self.decode_s
-
-
-class Switch:
-    """Puts one loaded model, which was opened exact, into any mode. What drafters and costs learn is
-    each mode's own, and none of it lasts beyond ``renew``: an answer is not to be learnt by heart. With
-    a ``path`` n-gram caches are read from there, and ``close`` keeps them."""
-
-    def __init__(self, engine: Engine, path: Path | None = None) -> None:
-        self.parts = engine.loaded
-        self._path, self._caches = path, list[NgramCache]()
-        self._exact = self.parts.target.info
-        self._model = [d for d in self.parts.scheduler.drafters if isinstance(d, ModelDrafter)]
-        self._curves: dict[bool, Curve] = {}
-        self._schedulers: dict[Mode, Scheduler] = {}
-        self.parts.cache = None  # the user's stays as it is
-
-    def renew(self) -> None:
-        """Begin a round: nothing was learnt yet."""
-        self._schedulers.clear()
-
-    def forget(self) -> None:
-        """Of the prompt, what a draft model read in another mode."""
-        for drafter in self._model:
-            drafter.forget()
-
-    def close(self) -> None:
-        """Keep what was learnt."""
-        for cache in self._caches:
-            cache.close()
-
-    def to(self, mode: Mode) -> Loaded:
-        """The model as ``Engine.open(draft=…, exact=…)`` would have it."""
-        target = self.parts.target
-        target.info = self._exact if mode.exact else replace(self._exact, pass_sizes=())
-        if mode.exact not in self._curves:
-            target.truncate(0)
-            self._curves[mode.exact] = measure_curve(target, _SIZES, budget_s=5.0)
-        if mode not in self._schedulers:
-            costs = PassCosts(self._curves[mode.exact])
-            self._schedulers[mode] = Scheduler(self._drafters(mode.draft), costs)
-        self.parts.scheduler = self._schedulers[mode]
-        return self.parts
-
-    def _drafters(self, draft: str) -> list[Drafter]:
-        if draft.startswith("γ = "):
-            return [FixedSuffix(int(draft.removeprefix("γ = ")))]
-        if draft == _ALONE:
-            return [*self._model]
-        name = draft.split("+")[0]
-        size = self._exact.vocab_size
-        lasting: list[Source] = []
-        if name in ("retrieval", "hierarchy"):
-            lasting += open_datastores(self.parts.tokenizer)
-        if name in ("ngram-cache", "hierarchy"):
-            self._caches.append(NgramCache(self._path, "", size))
-            lasting.append(self._caches[-1])
-        return model_free(name, size, lasting) + (self._model if "+" in draft else [])
 
 
 def run(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int, stop: bool) -> Run:
@@ -331,7 +229,7 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
     default=("hierarchy",),
     show_default=True,
     help=f"What drafts: {', '.join(MODEL_FREE[1:])}; a model (one at most), which drafts beside "
-    f"hierarchy; {_ALONE}: that model alone. May be repeated.",
+    f"hierarchy; {ALONE}: that model alone. May be repeated.",
 )
 @click.option(
     "--gamma",
@@ -373,18 +271,18 @@ def main(
     if half is not None:
         read = half_of_each(read, half == "second")
     prompts = first_of_each(read, per_category) if read else [rewriting_prompt()]
-    models = [draft for draft in drafts if draft not in (*MODEL_FREE, _ALONE)]
-    if len(models) > 1 or (_ALONE in drafts and not models):
+    models = [draft for draft in drafts if draft not in (*MODEL_FREE, ALONE)]
+    if len(models) > 1 or (ALONE in drafts and not models):
         raise UserError("give one --draft MODEL; --draft model means that one alone")
-    named = [draft if draft not in models else f"hierarchy+{_ALONE}" for draft in drafts]
+    named = [draft if draft not in models else f"hierarchy+{ALONE}" for draft in drafts]
     runs: list[Run] = []
     with Engine.open(
         model, runtime=runtime, draft=(*models, "none")[0], context=context, threads=threads
     ) as engine:
-        exact = exact and bool(engine.info.pass_sizes)
+        switch = Switch(engine)
+        exact = exact and switch.exact_passes
         modes = [Mode(name, exact) for name in named]
         fixed = [Mode(f"γ = {n}", exact) for n in gammas]
-        switch = Switch(engine)
         run(switch, PLAIN, prompts[0], 8, stop)  # warms everything up
         order = [PLAIN, *modes, *fixed]
         for turn in range(rounds):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from edgespec.bench.peers.environments import python_of, setup
 from edgespec.bench.records import System
+from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
 
@@ -237,6 +238,15 @@ def setup_named(name: str, progress: Progress = silent) -> Path:
     """The Python that runs a peer, which is installed if that has not been done. Raises ``UserError``."""
     peer = _chosen(name, PEERS, "peer")
     return python_of(peer) or setup(peer, progress)
+
+
+def process_of(system: System) -> str:
+    """The process that answers for ``system``. What edgespec does on one runtime without a draft model shares one,
+    so that no ratio between these is one of two processes; see ``bench.switching``."""
+    if system.peer != OWN:
+        return system.name
+    draft, on = system.settings["draft"], f"{OWN} on {system.settings['runtime']}"
+    return on if draft in (*MODEL_FREE, "auto") else f"{on} with {Path(draft).name}"
 
 
 def worker_of(system: System) -> tuple[list[str], dict[str, str]]:

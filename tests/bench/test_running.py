@@ -11,6 +11,7 @@ import pytest
 
 from edgespec.bench import program, running
 from edgespec.bench.common import Prompt
+from edgespec.bench.journal import Journal
 from edgespec.bench.measures import PLAIN
 from edgespec.bench.records import Results, System
 from edgespec.bench.running import EXACT, Bench, Running
@@ -248,7 +249,7 @@ def test_only_the_same_run_is_resumed(start: Start, tmp_path: Path) -> None:
         start("plain", resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot use"):
-        running.Journal.begin(tmp_path / "file", {}, False)
+        Journal.begin(tmp_path / "file", {}, False)
 
 
 def test_no_more_is_open_than_memory_holds(
@@ -263,7 +264,7 @@ def test_no_more_is_open_than_memory_holds(
 
     def client(system: System) -> object:
         found = open_(system)
-        opened.append(list(run._clients))
+        opened.append(list(run._workers))
         return found
 
     monkeypatch.setattr(run, "_client", client)

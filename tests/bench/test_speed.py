@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 from edgespec.bench import speed
+from edgespec.bench.switching import FixedSuffix, Mode, Switch
 from edgespec.drafting import Budget, ngram_store
 from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
 from tests.bench.conftest import Run
 
-FAST = speed.Mode("hierarchy", False)
-EXACT = speed.Mode("suffix", True)
+FAST = Mode("hierarchy", False)
+EXACT = Mode("suffix", True)
 
 
 def answer(
-    prompt: int, mode: speed.Mode, seconds: float, tokens: int = 10, said: tuple[int, ...] = (1, 2)
+    prompt: int, mode: Mode, seconds: float, tokens: int = 10, said: tuple[int, ...] = (1, 2)
 ) -> speed.Run:
     accepted = tokens // 2
     figures = (tokens, 5, 2 * accepted, accepted, seconds, 0.1, 0.1, seconds, 0.5)
@@ -50,7 +51,7 @@ def test_a_modes_figures() -> None:
 
 
 def test_a_category_counts_its_time_round_by_round() -> None:
-    fixed = speed.Mode("γ = 2", False)
+    fixed = Mode("γ = 2", False)
     times = {speed.PLAIN: (4.0, 2.0), FAST: (3.0, 2.0), fixed: (2.0, 2.0)}
     runs = [
         answer(prompt, mode, seconds)
@@ -71,7 +72,7 @@ def test_all_categories_are_a_row_of_their_own() -> None:
 
 
 def test_a_fixed_draft_has_its_length_wherever_anything_matches() -> None:
-    drafter = speed.FixedSuffix(3)
+    drafter = FixedSuffix(3)
     draft = drafter.propose([1, 2, 3, 4, 5, 1, 2], Budget(8, width=4))
     assert (list(draft.tokens), draft.parents, draft.confidence) == ([3, 4, 5], None, None)
     assert len(drafter.propose([1, 2, 3, 4, 5, 1, 2], Budget(2))) == 2
@@ -83,15 +84,15 @@ def test_modes_of_one_model_are_those_of_an_engine(
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
     with Engine.open(smollm2, draft="none", context=256) as engine:
-        switch = speed.Switch(engine)
+        switch = Switch(engine)
         proved = engine.info.pass_sizes
         assert proved
         for mode, sizes, name in (
             (speed.PLAIN, (), "none"),
             (EXACT, proved, "suffix"),
             (FAST, (), "suffix+ngram-cache"),
-            (speed.Mode("recycling", True), proved, "recycling"),
-            (speed.Mode("γ = 2", True), proved, "suffix"),
+            (Mode("recycling", True), proved, "recycling"),
+            (Mode("γ = 2", True), proved, "suffix"),
         ):
             parts = switch.to(mode)
             assert parts is engine.loaded
@@ -104,7 +105,7 @@ def test_modes_and_rounds_learn_apart_and_nothing_of_it_lasts(
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
     with Engine.open(smollm2, draft="hierarchy", context=256) as engine:
-        switch = speed.Switch(engine)
+        switch = Switch(engine)
         first, other = switch.to(FAST).scheduler, switch.to(EXACT).scheduler
         assert first is not other
         assert switch.to(FAST).scheduler is first

@@ -12,7 +12,8 @@ from typing import Any
 from edgespec.bench.passes import time_sizes
 from edgespec.bench.peers.workers.common import windows_loss
 from edgespec.bench.peers.workers.serving import serve, timed
-from edgespec.drafting.model import ModelDrafter
+from edgespec.bench.switching import Mode, Switch
+from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
 from edgespec.models.gguf import GGUFFile
 from edgespec.opening import find_draft
@@ -23,14 +24,17 @@ from edgespec.session import Session
 
 
 class Own:
-    """A model that edgespec opened. What earlier runs learnt is not known here, and nothing is kept."""
+    """A model that edgespec opened, in the mode that a request's settings name. What earlier runs learnt is not
+    known here, nothing is kept, and no mode learns of another."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.switch = Switch(engine)
         self.session: Session | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """A turn of a conversation, or a whole prompt where the model cannot chat."""
+        self.switch.to(self._mode(request["settings"]))
         if request["fresh"] or self.session is None:
             self.session = self._fresh_session(request)
         session = self.session
@@ -67,12 +71,16 @@ class Own:
             },
         }
 
+    def _mode(self, settings: dict[str, Any]) -> Mode:
+        name = settings["draft"] if settings["draft"] in MODEL_FREE else "hierarchy"
+        if name == "hierarchy" and self.engine.loaded.draft:
+            name += "+model"
+        return Mode(name, settings["exact"] is not False and self.switch.exact_passes)
+
     def _fresh_session(self, request: dict[str, Any]) -> Session:
         loaded = self.engine.loaded
         loaded.target.truncate(0)
-        for drafter in loaded.scheduler.drafters:
-            if isinstance(drafter, ModelDrafter):
-                drafter.forget()
+        self.switch.forget()
         names = ("temperature", "top_k", "top_p", "seed")
         sampling = Sampling(**{name: request[name] for name in names})
         return Session(loaded, sampling=sampling, ignore_stop=not request["stop_ids"])
@@ -94,13 +102,14 @@ class Own:
 
 
 def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
-    """``settings``: ``draft``, ``runtime`` and ``exact``, as ``Engine.open`` takes them."""
+    """``settings``: ``draft``, ``runtime`` and ``exact``, as ``Engine.open`` takes them, of one of the systems
+    that the process is for: the drafter and exactness are those of each request."""
     settings = request["settings"]
+    model_free = settings["draft"] in (*MODEL_FREE, "auto")
     engine = Engine.open(
         request["model"],
         runtime=settings["runtime"],
-        draft=settings["draft"],
-        exact=settings["exact"],
+        draft="none" if model_free else settings["draft"],
         context=request["context"],
         threads=request["threads"],
         remember=False,

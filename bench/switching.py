@@ -1,0 +1,118 @@
+"""One loaded model that decodes in any mode: with other drafters, and with or without padded passes.
+
+Two processes that do the same differ by 10 % and more in speed, for as long as they live; so what is compared runs in
+one, wherever that can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgespec.draft import Draft
+from edgespec.drafting import Budget, Drafter
+from edgespec.drafting.hierarchy import Hierarchy
+from edgespec.drafting.model import ModelDrafter
+from edgespec.drafting.model_free import lasting_sources, model_free
+from edgespec.drafting.ngram_cache import NgramCache
+from edgespec.drafting.suffix import Suffix
+from edgespec.engine import Engine
+from edgespec.scheduling.costs import PassCosts
+from edgespec.scheduling.measuring import measure_curve
+from edgespec.scheduling.policy import Scheduler
+from edgespec.scheduling.profile import Curve
+from edgespec.session import Loaded
+
+_SIZES = (1, 2, 4, 8, 16)
+"""Passes that are timed before anything is decoded."""
+ALONE = "model"
+"""The draft model without the sources beside it."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to decode with a model that is loaded: what drafts, and whether passes are padded."""
+
+    draft: str
+    """One of ``MODEL_FREE``, "model", "hierarchy+model", or "γ = N": the longest match, N tokens of it."""
+    exact: bool
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.draft if self.draft != "none" else "plain"
+
+
+class FixedSuffix(Hierarchy):
+    """Drafts so many tokens wherever anything matches, as systems without a scheduler do."""
+
+    def __init__(self, gamma: int) -> None:
+        super().__init__([Suffix()])
+        self.gamma = gamma
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        """No confidences: the scheduler does not cut it."""
+        nodes = min(self.gamma, budget.nodes)
+        chain = replace(budget, nodes=nodes, width=1, pass_seconds=lambda rows: 1.0)
+        return Draft(super().propose(context, chain).tokens)
+
+
+class Switch:
+    """Puts one loaded model, which was opened exact, into any mode. What drafters and costs learn is
+    each mode's own, and none of it lasts beyond ``renew``: an answer is not to be learnt by heart. With
+    a ``path`` n-gram caches are read from there, and ``close`` keeps them."""
+
+    def __init__(self, engine: Engine, path: Path | None = None) -> None:
+        self.parts = engine.loaded
+        self._path, self._caches = path, list[NgramCache]()
+        self._exact = self.parts.target.info
+        self._model = [d for d in self.parts.scheduler.drafters if isinstance(d, ModelDrafter)]
+        self._curves: dict[bool, Curve] = {}
+        self._schedulers: dict[Mode, Scheduler] = {}
+        self.parts.cache = None  # the user's stays as it is
+
+    @property
+    def exact_passes(self) -> bool:
+        """Whether the runtime has sizes of pass that agree bit for bit."""
+        return bool(self._exact.pass_sizes)
+
+    def renew(self) -> None:
+        """Begin a round: nothing was learnt yet."""
+        self._schedulers.clear()
+
+    def forget(self) -> None:
+        """Of the prompt, what a draft model read in another mode."""
+        for drafter in self._model:
+            drafter.forget()
+
+    def close(self) -> None:
+        """Keep what was learnt."""
+        for cache in self._caches:
+            cache.close()
+
+    def to(self, mode: Mode) -> Loaded:
+        """The model as ``Engine.open(draft=…, exact=…)`` would have it."""
+        target = self.parts.target
+        target.info = self._exact if mode.exact else replace(self._exact, pass_sizes=())
+        if mode.exact not in self._curves:
+            target.truncate(0)
+            self._curves[mode.exact] = measure_curve(target, _SIZES, budget_s=5.0)
+        if mode not in self._schedulers:
+            costs = PassCosts(self._curves[mode.exact])
+            self._schedulers[mode] = Scheduler(self._drafters(mode.draft), costs)
+        self.parts.scheduler = self._schedulers[mode]
+        return self.parts
+
+    def _drafters(self, draft: str) -> list[Drafter]:
+        if draft.startswith("γ = "):
+            return [FixedSuffix(int(draft.removeprefix("γ = ")))]
+        if draft == ALONE:
+            return [*self._model]
+        name = draft.split("+")[0]
+        size = self._exact.vocab_size
+        lasting = lasting_sources(name, self.parts.tokenizer, self._exact, "", remember=False)
+        if self._path and lasting and isinstance(lasting[-1], NgramCache):
+            lasting[-1] = NgramCache(self._path, "", size)
+        self._caches += [source for source in lasting if isinstance(source, NgramCache)]
+        return model_free(name, size, lasting) + (self._model if "+" in draft else [])
