@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgespec.bench import measures
-from edgespec.bench.measures import PLAIN, Estimate, Figures, Statistic
+from edgespec.bench import intervals, measures
+from edgespec.bench.intervals import Estimate, Figures, Statistic
+from edgespec.bench.measures import PLAIN
 from edgespec.bench.records import Answer, Results
 from edgespec.errors import UserError
 
@@ -69,6 +70,7 @@ def compare(a: Results, b: Results) -> Comparison:
     names = [name for name in a.systems if name in b.systems]
     families = [
         [_against(a, b, name, "decode tokens/s", measures.rate) for name in names],
+        [_gained(a, b, name) for name in names],
         [_against(a, b, name, "time to first token", lambda x: x.ttft_s) for name in names],
         [_quotient(a, b, name, "τ", lambda x: (x.tokens, x.passes)) for name in names],
         [_quotient(a, b, name, "α", lambda x: (x.accepted, x.drafted)) for name in names],
@@ -152,14 +154,14 @@ def _change(system: str, figure: str, rows: Figures, statistic: Statistic) -> Ch
         one, other = statistic(rows[..., :half]), statistic(rows[..., half:])
         return np.asarray(other / one if none else other - one)
 
-    value, samples = measures.resampled(rows, effect)
+    value, samples = intervals.resampled(rows, effect)
     if not np.isfinite(value):
         return None
     tail = min(np.count_nonzero(samples <= none), np.count_nonzero(samples >= none))
-    enough = len(rows) >= measures.FEWEST
+    enough = len(rows) >= intervals.FEWEST
     p = min(1.0, 2 * (int(tail) + 1) / (len(samples) + 1)) if enough else 1.0
     before, after = float(statistic(rows[:, :half])), float(statistic(rows[:, half:]))
-    estimate = measures.interval(value, samples, len(rows))
+    estimate = intervals.interval(value, samples, len(rows))
     return Change(system, figure, before, after, estimate, p)
 
 
@@ -178,7 +180,13 @@ def _against(
         measures.ratios_by_prompt(measures.pairs(r, name, reference), of).items() for r in (a, b)
     ]
     rows = _in_both(*({prompt: [ratio] for prompt, ratio in found} for found in ratios))
-    return _change(name, f"{figure}, over that of {reference}", rows, measures.geometric_mean)
+    return _change(name, f"{figure}, over that of {reference}", rows, intervals.geometric_mean)
+
+
+def _gained(a: Results, b: Results, name: str) -> Change | None:
+    found = [measures.gains(r, name).items() for r in (a, b)]
+    rows = _in_both(*({prompt: [gain] for prompt, gain in gains} for gains in found))
+    return _change(name, "gain of drafts, beside its own passes", rows, intervals.geometric_mean)
 
 
 def _quotient(
@@ -189,7 +197,7 @@ def _quotient(
     parts: Callable[[Answer], tuple[float | None, float | None]],
 ) -> Change | None:
     sums = [_sums(measures.of(r, name), parts) for r in (a, b)]
-    return _change(name, figure, _in_both(*sums), measures.quotient)
+    return _change(name, figure, _in_both(*sums), intervals.quotient)
 
 
 def _sums(
@@ -212,7 +220,7 @@ def _equality(a: Results, b: Results, name: str) -> Change | None:
     if one is None or one != other or a.settings["temperature"] > 0:
         return None
     sums = [_equal(measures.pairs(r, name, one)) for r in (a, b)]
-    return _change(name, _EQUAL, _in_both(*sums), measures.quotient)
+    return _change(name, _EQUAL, _in_both(*sums), intervals.quotient)
 
 
 def _equal(pairs: Sequence[tuple[Answer, Answer]]) -> dict[int, list[float]]:
@@ -234,7 +242,7 @@ def _memory(a: Results, b: Results, name: str) -> Change | None:
 
 def _absolute(a: Results, b: Results, name: str) -> Change | None:
     rates = [_rates(measures.of(r, name)) for r in (a, b)]
-    return _change(name, "decode tokens/s", _in_both(*rates), measures.geometric_mean)
+    return _change(name, "decode tokens/s", _in_both(*rates), intervals.geometric_mean)
 
 
 def _rates(answers: Iterable[Answer]) -> dict[int, list[float]]:
@@ -253,7 +261,7 @@ def _holm(family: Iterable[Change]) -> list[Change]:
         replace(
             change,
             p=adjusted[change.system],
-            changed=adjusted[change.system] <= 1 - measures.LEVEL and abs(change.by) >= FLOOR,
+            changed=adjusted[change.system] <= 1 - intervals.LEVEL and abs(change.by) >= FLOOR,
         )
         for change in changes
     ]

@@ -1,8 +1,4 @@
-"""What the answers of a run come to, and how sure that is. Pure functions over ``Results``.
-
-Intervals hold 95 %: percentiles over ``RESAMPLES`` draws of as many prompts, with replacement. A prompt is
-drawn with all its rounds and turns, which are not independent of each other.
-"""
+"""What the answers of a run come to, and how sure that is. Pure functions over ``Results``."""
 
 from __future__ import annotations
 
@@ -13,35 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgespec.bench.intervals import (
+    FEWEST,
+    Estimate,
+    Figures,
+    bootstrap,
+    geometric_mean,
+    median,
+    quotient,
+)
 from edgespec.bench.records import Answer, Results, System
 
 PLAIN = "edgespec none"
 """What every system is compared with, besides its own baseline."""
-RESAMPLES = 2000
-LEVEL = 0.95
-FEWEST = 5
-"""Prompts, below which there is no interval: draws of so few say nothing of others."""
 SEPARABLE = 0.05
 """A difference that a run must be able to tell from noise."""
 _ENOUGH = 8
 """Passes over one token that say what one took while an answer was given."""
 STEADY = 0.20
 """A machine whose speed moved by more than this between parts of a run was doing something else."""
-
-Figures = NDArray[np.float64]
-Statistic = Callable[[Figures], Any]
-"""From (…, prompts, figures) to (…): what the prompts come to."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its interval, which is infinite where there are too few prompts for one."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -107,46 +94,6 @@ class Noise:
         return math.expm1(1.96 * self.scatter * math.sqrt(2 / pairs)) if pairs else math.inf
 
 
-def resampled(rows: Figures, statistic: Statistic) -> tuple[float, Figures]:
-    """``statistic`` of the prompts, and of every draw of them. Draws in which it is undefined are left out."""
-    draws = np.random.default_rng(0).integers(len(rows), size=(RESAMPLES, len(rows)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value, samples = float(statistic(rows)), np.asarray(statistic(rows[draws]))
-    return value, samples[np.isfinite(samples)]
-
-
-def interval(value: float, samples: Figures, prompts: int) -> Estimate:
-    """What ``resampled`` gave, as an estimate from so many prompts."""
-    if prompts < FEWEST or not len(samples):
-        return Estimate(value, -math.inf, math.inf)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
-
-
-def bootstrap(rows: Figures, statistic: Statistic) -> Estimate | None:
-    """``None`` where there is nothing to tell."""
-    if not len(rows):
-        return None
-    value, samples = resampled(rows, statistic)
-    return interval(value, samples, len(rows)) if math.isfinite(value) else None
-
-
-def median(rows: Figures) -> Any:
-    """Of the only figure."""
-    return np.median(rows[..., 0], axis=-1)
-
-
-def geometric_mean(rows: Figures) -> Any:
-    """Of the only figure."""
-    return np.exp(np.log(rows[..., 0]).mean(axis=-1))
-
-
-def quotient(rows: Figures) -> Any:
-    """The sum of the first figure over that of the second."""
-    return rows[..., 0].sum(axis=-1) / rows[..., 1].sum(axis=-1)
-
-
 def by_prompt(
     answers: Iterable[Answer],
     figures: Callable[[Answer], Sequence[float | None]],
@@ -167,10 +114,6 @@ def _sum(rows: Figures) -> Any:
 
 def _median(rows: Figures) -> Any:
     return np.median(rows, axis=0)
-
-
-def _geometric_mean(rows: Figures) -> Any:
-    return np.exp(np.log(rows).mean(axis=0))
 
 
 def of(results: Results, system: str, category: str | None = None) -> list[Answer]:
@@ -251,10 +194,17 @@ def mbsu(answers: Sequence[Answer], cost: float | None) -> Estimate | None:
 
 
 def gain(results: Results, system: str, category: str | None = None) -> Estimate | None:
-    """Tokens times what a pass over one took in the same process, over the time that the answer took; geometric
-    mean. ``None`` where nothing was drafted, or no passes were told.
+    """Geometric mean of ``gains``."""
+    found = gains(results, system, category)
+    return bootstrap(np.array([[g] for g in found.values()]), geometric_mean)
 
-    Two processes that do the same differ by 10 % and more in speed, for as long as they live. Here that cancels out.
+
+def gains(results: Results, system: str, category: str | None = None) -> dict[int, float]:
+    """By prompt, tokens times what a pass over one took in the same process, over the time that the answers took,
+    geometric mean. Empty where nothing was drafted, or no passes were told.
+
+    Two processes that do the same differ by 10 % and more in speed, for as long as they live, and a machine is faster
+    in one minute than in the next. Here both cancel out; so does what slows every pass down alike.
     """
     alone: dict[int, list[float]] = {}
     for answer in of(results, system):
@@ -262,17 +212,17 @@ def gain(results: Results, system: str, category: str | None = None) -> Estimate
         total = alone.setdefault(answer.round, [0, 0.0])
         total[0], total[1] = total[0] + passes, total[1] + seconds
     answers = of(results, system, category)
-
-    def figure(answer: Answer) -> float | None:
+    logs: dict[int, list[float]] = {}
+    for answer in answers if any(answer.drafted for answer in answers) else ():
         passes, _, seconds = answer.by_rows.get(1, (0, 0, 0.0))
         if passes < _ENOUGH:
             passes, seconds = alone[answer.round]
         spent = sum(filter(None, (answer.pass_s, answer.draft_s, answer.own_s)))
-        return answer.tokens * seconds / passes / spent if passes and spent else None
-
-    if not any(answer.drafted for answer in answers):
-        return None
-    return bootstrap(by_prompt(answers, lambda a: (figure(a),), _geometric_mean), geometric_mean)
+        if passes and spent:
+            logs.setdefault(answer.prompt, []).append(
+                math.log(answer.tokens * seconds / passes / spent)
+            )
+    return {prompt: math.exp(statistics.fmean(values)) for prompt, values in logs.items()}
 
 
 def equality(

@@ -1,44 +1,41 @@
-"""What a run found, as pictures: SVG whose text is text and whose colours are the page's.
-
-Every picture is as wide as a telephone's screen, so that it need not shrink there; wider pages put them side by
-side. What the data does not have is not drawn, and a sentence says why.
-"""
+"""What a run found, as pictures. What the data does not have is not drawn, and a sentence says why."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgespec.bench import measures
-from edgespec.bench.measures import Estimate, Measures
+from edgespec.bench import intervals, measures
+from edgespec.bench.drawing import (
+    INK,
+    LINES,
+    MARKERS,
+    OWN,
+    PAPER,
+    PEER,
+    SERIES,
+    bars,
+    in_our_style,
+    new_figure,
+    on_two_lines,
+    shortened,
+    svg,
+    three,
+)
+from edgespec.bench.intervals import Estimate
+from edgespec.bench.measures import Measures
 from edgespec.bench.records import Results
-from edgespec.errors import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 Found = Mapping[tuple[str, str | None], Measures]
 """By system and category, ``None`` for all."""
 
-_WIDTH = 4.7
-"""Inches of 72 pixels."""
-_INK, _GRID, _PAPER = "#010101", "#020202", "#030303"
-_SERIES = [f"#0401{i:02x}" for i in range(8)]
-_COLOURS = {_INK: "--ink", _GRID: "--grid", _PAPER: "--paper"} | {
-    colour: f"--series{i}" for i, colour in enumerate(_SERIES)
-}
-"""Stand for the page's colours, which depend on light and dark."""
-_OWN, _PEER = _SERIES[0], _SERIES[1]
-_MARKERS = "osD^vPX*"
-_LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
 _FEWEST_STEPS = 20
 """Steps of a length, below which its τ says nothing."""
 
@@ -62,35 +59,7 @@ class Missing:
 
 def pictures(results: Results, found: Found) -> Iterator[Picture | Missing]:
     """All. Raises ``UserError`` where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UserError(
-            'pictures need matplotlib: pip install "edgespec[bench]"; report.md is written'
-        ) from error
-    settings: dict[str, Any] = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 10,
-        "text.parse_math": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "edgespec",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "grid.color": _GRID,
-        "grid.linewidth": 0.7,
-        "lines.linewidth": 1.6,
-        "legend.frameon": False,
-        "legend.fontsize": 9.5,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
-        ),
-    }
-    with mpl.rc_context(settings):
+    with in_our_style():
         yield _rates(results, found)
         yield _ratios(results, found)
         yield _curves(results)
@@ -101,46 +70,12 @@ def pictures(results: Results, found: Found) -> Iterator[Picture | Missing]:
         yield _operators(results)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    """``height`` in pixels."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height / 72), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """To be put into a page: no prolog, no size of its own, no id that another picture has too."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True)
-    text = file.getvalue()
-    inside = text[text.index(">", text.index("<svg")) + 1 :]
-    for colour, variable in _COLOURS.items():
-        inside = inside.replace(colour, f"var({variable})")
-    ids = dict.fromkeys(re.findall(r'(?<=url\(#)\w+|(?<=href="#)\w+', inside))
-    inside = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    inside = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in ids else "", inside)
-    for i, old in enumerate(ids):
-        inside = re.sub(rf'(id="|#){old}\b', rf"\g<1>{name}-{i}", inside)
-    box = re.search(r'viewBox="[^"]*"', text)
-    assert box is not None
-    return f'<svg role="img" {box[0]}>{inside.strip()}'
-
-
-def _named(name: str) -> str:
-    return textwrap.fill(name, 24, max_lines=2, placeholder="…")
-
-
-def _short(name: str) -> str:
-    return textwrap.shorten(name, 44, placeholder="…")
-
-
 def _style(results: Results, name: str) -> tuple[str, str]:
     """Colour, and what fills its mark: plain decoding is hollow."""
     system = results.systems[name]
-    colour = _OWN if system.peer == "edgespec" else _PEER
+    colour = OWN if system.peer == "edgespec" else PEER
     plain = system.baseline is None or system.settings.get("draft") == "none"
-    return colour, _PAPER if plain else colour
+    return colour, PAPER if plain else colour
 
 
 def _dots(
@@ -152,8 +87,8 @@ def _dots(
     line: float | None = None,
 ) -> str:
     """A system a line: its figure as a dot, its interval as a bar, and the figure in words at the right."""
-    height = 25 if any("\n" in _named(system) for system, _ in rows) else 19
-    figure, axes = _figure(46 + height * len(rows))
+    height = 25 if any("\n" in on_two_lines(system) for system, _ in rows) else 19
+    figure, axes = new_figure(46 + height * len(rows))
     for y, (system, estimate) in enumerate(rows):
         colour, fill = _style(results, system)
         if math.isfinite(estimate.low):
@@ -167,19 +102,14 @@ def _dots(
             fontsize=9.5,
         )
     if line is not None:
-        axes.axvline(line, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(rows)), [_named(system) for system, _ in rows], fontsize=9.5)
+        axes.axvline(line, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(rows)), [on_two_lines(system) for system, _ in rows], fontsize=9.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, most)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(label)
-    return _svg(figure, name)
-
-
-def three(value: float) -> str:
-    """Three digits."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+    return svg(figure, name)
 
 
 def _estimates(
@@ -236,19 +166,19 @@ def _curves(results: Results) -> Picture | Missing:
     curves = {name: curve for name, curve in curves.items() if curve.get(1)}
     if not curves:
         return Missing(title, "No pass was timed by its length in this run.")
-    figure, axes = _figure(270)
+    figure, axes = new_figure(270)
     for i, (name, curve) in enumerate(curves.items()):
         axes.plot(
             list(curve),
             [seconds / curve[1] for seconds in curve.values()],
-            color=_SERIES[i % 8],
-            marker=_MARKERS[i % 8],
-            linestyle=_LINES[i % 8],
-            label=_short(name),
+            color=SERIES[i % 8],
+            marker=MARKERS[i % 8],
+            linestyle=LINES[i % 8],
+            label=shortened(name),
         )
     sizes = sorted({n for curve in curves.values() for n in curve})
     axes.set_xticks(sizes)
-    axes.axhline(1, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(1, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_ylim(0, None)
     axes.set_xlabel("n, tokens in a pass")
     axes.set_ylabel("R(n), times a pass over one")
@@ -257,7 +187,7 @@ def _curves(results: Results) -> Picture | Missing:
         "Medians. On the dashed line tokens after the first cost nothing, as if only reading the weights took "
         "time; the steeper a curve, the less a draft may be wrong."
     )
-    return Picture(title, caption, [("", _svg(figure, "curves"))])
+    return Picture(title, caption, [("", svg(figure, "curves"))])
 
 
 def _by_rows(results: Results, name: str) -> dict[int, Estimate]:
@@ -273,7 +203,7 @@ def _by_rows(results: Results, name: str) -> dict[int, Estimate]:
         gamma: estimate
         for gamma, table in tables.items()
         if table[:, 1].sum() >= _FEWEST_STEPS
-        and (estimate := measures.bootstrap(table, measures.quotient))
+        and (estimate := intervals.bootstrap(table, intervals.quotient))
     }
 
 
@@ -285,7 +215,7 @@ def _block_efficiency(results: Results) -> Picture | Missing:
         return Missing(title, "No system that drafts told how long its drafts were.")
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(270 + 8 * len(found))
+    figure, axes = new_figure(270 + 8 * len(found))
     most = max(gamma for lengths in found.values() for gamma in lengths)
     for i, (name, lengths) in enumerate(list(found.items())[:8]):
         shift = 0.06 * (i - (len(found) - 1) / 2)
@@ -294,20 +224,20 @@ def _block_efficiency(results: Results) -> Picture | Missing:
                 axes.plot(
                     [gamma + shift] * 2,
                     [estimate.low, estimate.high],
-                    color=_SERIES[i],
+                    color=SERIES[i],
                     linewidth=1,
                 )
         axes.plot(
             [gamma + shift for gamma in lengths],
             [estimate.value for estimate in lengths.values()],
-            color=_SERIES[i],
-            marker=_MARKERS[i],
+            color=SERIES[i],
+            marker=MARKERS[i],
             markersize=5,
-            linestyle=_LINES[i],
-            label=_short(name),
+            linestyle=LINES[i],
+            label=shortened(name),
         )
     top = max(e.value for lengths in found.values() for e in lengths.values())
-    axes.plot([0, most], [1, most + 1], color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.plot([0, most], [1, most + 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_ylim(0, 1.25 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("γ, tokens drafted for a pass")
@@ -318,7 +248,7 @@ def _block_efficiency(results: Results) -> Picture | Missing:
         "On the dashed line every draft is right. A scheduler drafts long where it expects to be right: this is "
         f"not what any one γ would give. Lengths with fewer than {_FEWEST_STEPS} steps are left out.{left_out}"
     )
-    return Picture(title, caption, [("", _svg(figure, "tau"))])
+    return Picture(title, caption, [("", svg(figure, "tau"))])
 
 
 _PARTS = (("drafting", "draft_s"), ("pass", "pass_s"), ("own work", "own_s"))
@@ -337,7 +267,7 @@ def _steps(results: Results) -> Picture | Missing:
             found[name] = [1e3 * sum(getattr(a, part) for a in told) / passes for _, part in _PARTS]
     if not found:
         return Missing(title, "No system told how long it drafts and how long its passes take.")
-    figure, axes = _figure(72 + 25 * len(found))
+    figure, axes = new_figure(72 + 25 * len(found))
     left = np.zeros(len(found))
     for i, (part, _) in enumerate(_PARTS):
         width = np.array([parts[i] for parts in found.values()])
@@ -346,8 +276,8 @@ def _steps(results: Results) -> Picture | Missing:
             width,
             0.62,
             left,
-            color=_SERIES[(2, 0, 1)[i]],
-            edgecolor=_PAPER,
+            color=SERIES[(2, 0, 1)[i]],
+            edgecolor=PAPER,
             linewidth=0.8,
             hatch=("////", "", "...")[i],
             label=part,
@@ -355,22 +285,15 @@ def _steps(results: Results) -> Picture | Missing:
         left += width
     for y, total in enumerate(left):
         axes.annotate(f" {three(total)}", (total, y), va="center", fontsize=9.5)
-    _bars(axes, list(found))
+    bars(axes, list(found))
     axes.set_xlim(0, 1.12 * left.max())
     axes.set_xlabel("ms a step")
     figure.legend(loc="outside upper left", ncols=3)
     silent = [name for name in results.systems if name not in found]
     caption = "Means over all steps." + (
-        f" Not told by: {', '.join(map(_short, silent))}." if silent else ""
+        f" Not told by: {', '.join(map(shortened, silent))}." if silent else ""
     )
-    return Picture(title, caption, [("", _svg(figure, "steps"))])
-
-
-def _bars(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [_named(name) for name in names], fontsize=9.5)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    return Picture(title, caption, [("", svg(figure, "steps"))])
 
 
 def _memory(results: Results) -> Picture | Missing:
@@ -380,7 +303,7 @@ def _memory(results: Results) -> Picture | Missing:
         return Missing(title, "No system's memory was watched.")
     end = max(at for samples in found.values() for at, _ in samples) or 1.0
     most = max(size for samples in found.values() for _, size in samples) or 1.0
-    figure, axes = _figure(46 + 27 * len(found))
+    figure, axes = new_figure(46 + 27 * len(found))
     for y, (name, samples) in enumerate(found.items()):
         times, sizes = np.array(_thinned(samples, end)).T
         top = y + 0.4 - 0.8 * sizes / most
@@ -395,7 +318,7 @@ def _memory(results: Results) -> Picture | Missing:
             va="center",
             fontsize=9.5,
         )
-    _bars(axes, list(found))
+    bars(axes, list(found))
     axes.set_xlim(0, end / 60)
     axes.set_xlabel("minutes since the run began")
     axes.grid(visible=False)
@@ -403,7 +326,7 @@ def _memory(results: Results) -> Picture | Missing:
         "Resident memory of each system's processes while it answered, all to the same scale; at the right "
         "the largest, in GB."
     )
-    return Picture(title, caption, [("", _svg(figure, "memory"))])
+    return Picture(title, caption, [("", svg(figure, "memory"))])
 
 
 def _thinned(samples: Sequence[Sequence[float]], end: float) -> list[tuple[float, float]]:
@@ -445,8 +368,8 @@ def _operators(results: Results) -> Picture | Missing:
     rows = [(f"{o['name']} ×{o['count']:.0f}", o["seconds"]) for o in operators[:10]]
     if rest := operators[10:]:
         rows.append((f"{len(rest)} others", sum(o["seconds"] for o in rest)))
-    figure, axes = _figure(46 + 25 * len(rows))
-    axes.barh(range(len(rows)), [1e3 * seconds for _, seconds in rows], 0.62, color=_OWN)
+    figure, axes = new_figure(46 + 25 * len(rows))
+    axes.barh(range(len(rows)), [1e3 * seconds for _, seconds in rows], 0.62, color=OWN)
     for y, (_, seconds) in enumerate(rows):
         axes.annotate(
             f" {1e3 * seconds:.2f} ({seconds / whole:.0%})",
@@ -454,7 +377,7 @@ def _operators(results: Results) -> Picture | Missing:
             va="center",
             fontsize=9.5,
         )
-    _bars(axes, [name for name, _ in rows])
+    bars(axes, [name for name, _ in rows])
     axes.set_xlim(0, 1.4e3 * max(seconds for _, seconds in rows))
     axes.set_xlabel("ms a pass over one token")
     profile = results.profile
@@ -469,4 +392,4 @@ def _operators(results: Results) -> Picture | Missing:
         )
     if "own_share" in profile:
         caption += f" Of a step, {profile['own_share']:.1%} is neither drafting nor a pass."
-    return Picture(title, caption, [("", _svg(figure, "operators"))])
+    return Picture(title, caption, [("", svg(figure, "operators"))])

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgespec.bench import measures, plots
+from edgespec.bench.drawing import three
+from edgespec.bench.intervals import Estimate
 from edgespec.bench.layout import Block, Pictures, Section, Table, Warned, alone, html, markdown
-from edgespec.bench.measures import Estimate, Measures
-from edgespec.bench.plots import Found, Missing, Picture, three
+from edgespec.bench.measures import Measures
+from edgespec.bench.plots import Found, Missing, Picture
 from edgespec.bench.records import Results, System
 from edgespec.errors import UserError
 

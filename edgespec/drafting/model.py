@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -21,9 +20,10 @@ from edgespec.drafting.calibration import (
     bin_of,
 )
 from edgespec.drafting.cascade import Cascade
-from edgespec.drafting.vocabulary import Ids, SameVocabulary, Vocabulary
+from edgespec.drafting.head import Head, make_head
+from edgespec.drafting.vocabulary import SameVocabulary, Vocabulary
 from edgespec.runtimes import FloatArray, Logits, Runtime
-from edgespec.sampling import Sampling, draw, penalise, probabilities
+from edgespec.sampling import Sampling, draw
 from edgespec.scheduling.costs import PassCosts
 
 _RECENT = 0.98
@@ -47,22 +47,6 @@ _READING = 0.12
 it is spent for certain, and whether drafts will be right is not."""
 _TRIALS = 5
 """Steps that finding out takes."""
-_SHARED = 0.5
-"""Of the draft's tokens, what the target must have too for drafts to be drawn from these alone."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The columns of the draft's logits that a token is taken from."""
-
-    columns: Ids | None
-    """``None``: all of them."""
-    ids: Ids
-    """Their tokens, the draft's."""
-    targets: Ids | None
-    """The target's, if tokens are drawn from a distribution; ``None``: the likeliest is taken."""
-    column_of: Ids
-    """By the draft's token; -1: it has none."""
 
 
 class ModelDrafter:
@@ -181,7 +165,7 @@ class ModelDrafter:
             self._cascade.read(own, stable)
         logits = self._catch_up(own)
         while True:
-            scores, top = self._scores(logits, head, sampling, own, drafted)
+            scores, top = head.scores(logits, sampling, own, drafted)
             bin = bin_of(top)
             rate = calibration.rates[bin]
             pays = self._pays(chance, rate, 0.0, offered, room)
@@ -341,47 +325,9 @@ class ModelDrafter:
     def _head(self, drawn: bool) -> Head:
         """What tokens are taken from, ``drawn`` or not; made when it is first asked for."""
         if drawn not in self._heads:
-            ids, targets = self._ids, None
-            if drawn or self.vocabulary.same:
-                shared = self.vocabulary.shared
-                targets = np.where(ids < len(shared), shared[np.minimum(ids, len(shared) - 1)], -1)
-                targets, columns = np.unique(targets, return_index=True)
-                targets, columns = targets[targets >= 0], columns[targets >= 0]
-            if targets is None or (
-                not self.vocabulary.same and len(columns) < _SHARED * self._readable
-            ):
-                targets, columns = None, np.flatnonzero(ids < self._readable)
-            column_of = np.full(max(self._vocab_size, self._readable, int(ids.max()) + 1), -1)
-            column_of[ids[columns]] = np.arange(len(columns))
-            every = np.array_equal(columns, np.arange(len(ids)))
-            self._heads[drawn] = Head(
-                None if every else columns, ids[columns], targets if drawn else None, column_of
-            )
+            vocabulary, sizes = self.vocabulary, (self._vocab_size, self._readable)
+            self._heads[drawn] = make_head(self._ids, vocabulary, *sizes, drawn)
         return self._heads[drawn]
-
-    def _scores(
-        self,
-        logits: FloatArray,
-        head: Head,
-        sampling: Sampling,
-        context: Sequence[int],
-        drafted: Sequence[int],
-    ) -> tuple[FloatArray, float]:
-        """What the next token is taken from, a column for each of ``head``, and its top probability.
-
-        A distribution if it is drawn; else logits, and the top probability of their softmax.
-        """
-        row = logits if head.columns is None else logits[head.columns]
-        seen = np.empty(0, np.intp)
-        if sampling.repetition_penalty != 1:
-            seen = head.column_of[[*context, *drafted]]
-            seen = seen[seen >= 0]
-        if head.targets is not None:
-            p: FloatArray = probabilities(row[None], sampling, seen)[0]
-            return p, float(p.max())
-        if seen.size:
-            row = penalise(row[None], sampling.repetition_penalty, seen)[0]
-        return row, 1 / float(np.exp(row - row.max()).sum())
 
     def _begins_to_pay(self, missing: int, room: int) -> bool:
         """Whether a first pass pays, which also evaluates what is ``missing`` of the context."""

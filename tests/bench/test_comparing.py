@@ -40,6 +40,22 @@ def test_a_slow_down_of_5_percent_is_seen(seed: int) -> None:
     assert f"edgespec suffix: {SUFFIX}: -" in render(comparison)
 
 
+GAIN = "gain of drafts, beside its own passes"
+
+
+def test_own_work_of_5_percent_shows_in_what_drafts_gain() -> None:
+    """However noisy the machine was."""
+    a, b = (simulated(seed, noise=0.15) for seed in (1, 2))
+    assert not [change for change in compare(a, b).changed if change.figure == GAIN]
+    for i, answer in enumerate(b.answers):
+        if answer.system == "edgespec suffix":
+            step_s = sum(filter(None, (answer.pass_s, answer.draft_s, answer.own_s)))
+            b.answers[i] = replace(answer, own_s=(answer.own_s or 0) + 0.05 * step_s)
+    changed = [change for change in compare(a, b).changed if change.figure == GAIN]
+    assert [change.system for change in changed] == ["edgespec suffix"]
+    assert changed[0].effect.value == pytest.approx(1 / 1.05, abs=0.02)
+
+
 def test_drift_shows_in_plain_decoding_alone() -> None:
     slow = dict.fromkeys(simulated().systems, 0.3)
     comparison = compare(simulated(1), simulated(2, slower=slow))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgespec.bench import measures
+from edgespec.bench import intervals, measures
 from edgespec.bench.records import Answer, Results, System
 from tests.bench.results import simulated
 
@@ -76,7 +76,7 @@ def test_figures_of_a_trace_are_those_computed_by_hand() -> None:
     values = {
         name: estimate.value
         for name, estimate in vars(found).items()
-        if isinstance(estimate, measures.Estimate)
+        if isinstance(estimate, intervals.Estimate)
     }
     assert values == pytest.approx(
         {
@@ -119,10 +119,10 @@ def test_without_draft_passes_mbsu_is_tau() -> None:
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(1)
-    for statistic, truth in ((measures.geometric_mean, 1.0), (measures.median, 1.0)):
+    for statistic, truth in ((intervals.geometric_mean, 1.0), (intervals.median, 1.0)):
         held = 0
         for _ in range(250):
-            found = measures.bootstrap(np.exp(rng.normal(0, 0.3, (30, 1))), statistic)
+            found = intervals.bootstrap(np.exp(rng.normal(0, 0.3, (30, 1))), statistic)
             assert found is not None
             held += found.low <= truth <= found.high
         assert 0.91 <= held / 250 <= 0.98

@@ -13,6 +13,7 @@ from edgespec.bench import program, running
 from edgespec.bench.common import Prompt
 from edgespec.bench.journal import Journal
 from edgespec.bench.measures import PLAIN
+from edgespec.bench.peers import process_of
 from edgespec.bench.records import Results, System
 from edgespec.bench.running import EXACT, Bench, Running
 from edgespec.errors import UserError
@@ -310,6 +311,18 @@ def test_a_run_in_which_nobody_answers_is_an_error(
         program.bench(str(path), tmp_path / "run", paths=[questions], max_tokens=4, context=256)
 
 
+def test_what_is_compared_shares_a_process_but_for_draft_models() -> None:
+    systems, _ = program.own_systems(["auto", "suffix", "models/tiny.gguf"], ["onnx", "llama-cpp"])
+    processes = [process_of(system) for system in systems]
+    both = (["edgespec on onnx"] * 4, ["edgespec on llama-cpp"] * 3)
+    assert processes == [
+        *[*both[0], "edgespec on onnx with tiny.gguf"],
+        *[*both[1], "edgespec on llama-cpp with tiny.gguf"],
+    ]
+    peers = program.peer_systems(["llama-cpp-python"], None)
+    assert [process_of(peer) for peer in peers] == [peer.name for peer in peers]
+
+
 def test_every_runtime_has_its_own_plain_decoding() -> None:
     systems, _ = program.own_systems(["auto"], ["onnx", "llama-cpp"])
     assert {s.name: (s.baseline, s.words, s.settings["runtime"]) for s in systems} == {
@@ -335,6 +348,7 @@ def test_smollm2_says_the_same_with_and_without_drafts(
     named = {system.name: system for system in systems}
     run = Running(bench, Results({}, {}, {}, {}, named, []), tmp_path / "real")
     run.run()
+    assert [log.name for log in (tmp_path / "real" / "logs").iterdir()] == ["edgespec-on-onnx.log"]
     plain, exact, drafted = (
         {(a.prompt, a.turn): a for a in run.results.answers if a.system == name} for name in named
     )
