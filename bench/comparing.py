@@ -176,17 +176,21 @@ def _against(
     reference = a.systems[name].baseline or PLAIN
     if name == reference or reference != (b.systems[name].baseline or PLAIN):
         return None
-    ratios = [
-        measures.ratios_by_prompt(measures.pairs(r, name, reference), of).items() for r in (a, b)
-    ]
-    rows = _in_both(*({prompt: [ratio] for prompt, ratio in found} for found in ratios))
-    return _change(name, f"{figure}, over that of {reference}", rows, intervals.geometric_mean)
+    ratios = [measures.ratios_by_prompt(measures.pairs(r, name, reference), of) for r in (a, b)]
+    return _mean_change(name, f"{figure}, over that of {reference}", *ratios)
 
 
 def _gained(a: Results, b: Results, name: str) -> Change | None:
-    found = [measures.gains(r, name).items() for r in (a, b)]
-    rows = _in_both(*({prompt: [gain] for prompt, gain in gains} for gains in found))
-    return _change(name, "gain of drafts, beside its own passes", rows, intervals.geometric_mean)
+    gains = [measures.gains(r, name) for r in (a, b)]
+    return _mean_change(name, "gain of drafts, beside its own passes", *gains)
+
+
+def _mean_change(
+    name: str, figure: str, one: dict[int, float], other: dict[int, float]
+) -> Change | None:
+    """Of the geometric mean of a figure by prompt, in one run and in the other."""
+    rows = _in_both(*({prompt: [value] for prompt, value in run.items()} for run in (one, other)))
+    return _change(name, figure, rows, intervals.geometric_mean)
 
 
 def _quotient(

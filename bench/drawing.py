@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 4.7
+_WIDTH = 4.7
 """Inches of 72 pixels."""
 INK, GRID, PAPER = "#010101", "#020202", "#030303"
 SERIES = [f"#0401{i:02x}" for i in range(8)]
@@ -70,7 +70,7 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     """``height`` in pixels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height / 72), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height / 72), layout="constrained")
     return figure, figure.add_subplot()
 
 

@@ -19,7 +19,7 @@ from edgespec.bench.profiling import profile_pass
 from edgespec.bench.records import Results, System
 from edgespec.bench.report import write_report
 from edgespec.bench.running import EXACT, Bench, Running
-from edgespec.drafting.model_free import MODEL_FREE
+from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
@@ -43,7 +43,7 @@ def own_systems(
     """On each runtime plain decoding, unpadded and, where the runtime can, exact, and edgespec with each of
     ``drafts``; and which of these are models. Only names of the first runtime's systems leave it out."""
     systems = []
-    models = [draft for draft in dict.fromkeys(drafts) if draft not in (*MODEL_FREE, "auto")]
+    models = [draft for draft in dict.fromkeys(drafts) if draft not in DRAFTERS]
     for runtime in runtimes:
         on = "" if runtime == runtimes[0] else f" on {runtime}"
         none, plain, words = {"draft": "none", "runtime": runtime}, PLAIN + on, None

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from edgespec.bench.peers.environments import python_of, setup
 from edgespec.bench.records import System
-from edgespec.drafting.model_free import MODEL_FREE
+from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
 
@@ -246,7 +246,7 @@ def process_of(system: System) -> str:
     if system.peer != OWN:
         return system.name
     draft, on = system.settings["draft"], f"{OWN} on {system.settings['runtime']}"
-    return on if draft in (*MODEL_FREE, "auto") else f"{on} with {Path(draft).name}"
+    return on if draft in DRAFTERS else f"{on} with {Path(draft).name}"
 
 
 def worker_of(system: System) -> tuple[list[str], dict[str, str]]:

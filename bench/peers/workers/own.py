@@ -14,7 +14,7 @@ from edgespec.bench.peers.workers.common import windows_loss
 from edgespec.bench.peers.workers.serving import serve, timed
 from edgespec.bench.switching import Mode, Switch
 from edgespec.drafting.model_free import MODEL_FREE
-from edgespec.engine import Engine
+from edgespec.engine import DRAFTERS, Engine
 from edgespec.models.gguf import GGUFFile
 from edgespec.opening import find_draft
 from edgespec.progress import silent
@@ -105,7 +105,7 @@ def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     """``settings``: ``draft``, ``runtime`` and ``exact``, as ``Engine.open`` takes them, of one of the systems
     that the process is for: the drafter and exactness are those of each request."""
     settings = request["settings"]
-    model_free = settings["draft"] in (*MODEL_FREE, "auto")
+    model_free = settings["draft"] in DRAFTERS
     engine = Engine.open(
         request["model"],
         runtime=settings["runtime"],
