@@ -17,7 +17,8 @@ import edgespec
 from edgespec import Completion, Engine, UserError
 from edgespec.drafting import ngram_store
 from edgespec.drafting.model import ModelDrafter
-from edgespec.export.pipeline import Recipe, export
+from edgespec.export.pipeline import export
+from edgespec.export.recipe import Recipe
 from edgespec.models import store
 from edgespec.opening import allowed_runtimes, find, load
 from edgespec.progress import silent

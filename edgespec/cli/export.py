@@ -112,8 +112,8 @@ def export(
     For llama.cpp:
       edgespec export ./SmolLM2-135M-Instruct small --format gguf --weights int4
     """
-    from edgespec.export.pipeline import Recipe
     from edgespec.export.pipeline import export as run
+    from edgespec.export.recipe import Recipe
     from edgespec.export.sources.pruned import parse_layers
     from edgespec.models import store
 

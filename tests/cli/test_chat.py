@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.export.pipeline import Recipe, export
+from edgespec.export.pipeline import export
+from edgespec.export.recipe import Recipe
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from tests.cli.conftest import COMMAND, Run, error_of

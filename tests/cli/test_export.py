@@ -15,7 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edgespec.export.pipeline import Recipe, export
+from edgespec.export.pipeline import export
+from edgespec.export.recipe import Recipe
 from edgespec.models.bundle import read_bundle
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
