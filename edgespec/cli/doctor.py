@@ -18,6 +18,11 @@ from edgespec.cli import machine
 from edgespec.models import store
 from edgespec.models.catalogue import DEFAULT_MODEL
 
+_AMX_CURE = (
+    "CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse "
+    "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
+)
+
 
 @click.command()
 def doctor() -> None:
@@ -63,7 +68,7 @@ def _software() -> Facts:
     builds = metadata.packages_distributions().get("onnxruntime", [])
     yield "onnxruntime", _onnxruntime(sorted(set(builds)))
     yield "ik-llama-cpp-python", _optional("ik_llama_cpp", "ik-llama-cpp-python", "ik")
-    yield "llama-cpp-python", _optional("llama_cpp", "llama-cpp-python", "llama")
+    yield "llama-cpp-python", _llama_cpp()
     yield "torch", _optional("torch", "torch", "torch")
     has_pip = find_spec("pip") is not None
     yield "pip", _version("pip") if has_pip else "MISSING: python -m ensurepip"
@@ -88,6 +93,13 @@ def _providers() -> list[str]:
         return [f"does not load: {error}"]
     providers: list[str] = onnxruntime.get_available_providers()
     return providers
+
+
+def _llama_cpp() -> str:
+    found = _optional("llama_cpp", "llama-cpp-python", "llama")
+    if find_spec("llama_cpp") and "amx_int8" in machine.cpu_features():
+        found += f"; if it crashes (GCC before 12.4 or 13.3 builds its AMX wrongly): {_AMX_CURE}"
+    return found
 
 
 def _optional(module: str, distribution: str, extra: str) -> str:

@@ -15,6 +15,10 @@ _WIDTH = 4
 """Candidates for one place, where passes may be trees."""
 _MARGIN = 1.02
 """What a pass larger than plain decoding's must promise: times and confidences are estimates."""
+_LOSS, _SHARE = 2.0, 0.01
+"""What drafts may lose of an answer: so many passes over one token, and so much of one for each token."""
+_SURE = 1.5
+"""Gain over plain decoding that a draft must promise where more than that is lost."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Scheduler:
     promises, and one that takes time to draft offers nothing unless it expects to do better. All of
     them learn from what the target says, whoever drafted. Now and then a pass is plain decoding's
     even so, or what that takes would be believed for good.
+
+    Some answers are not what was expected, and where passes are dear a few wrong drafts make them
+    slower than plain decoding. So what an answer may lose is bounded: once its drafts have cost that
+    much more than they gained, only those that promise much are verified.
     """
 
     def __init__(self, drafters: Sequence[Drafter], costs: PassCosts | None = None) -> None:
@@ -46,6 +54,9 @@ class Scheduler:
         """Of the target's passes."""
         self._info: ModelInfo | None = None
         self._padded: list[int] = []  # by rows of a pass
+        self._context: Sequence[int] = ()
+        self._heard = -1  # the context's length if only the target has added to it
+        self._said, self._lost = 0, 0.0  # of this answer: tokens, and passes over one token
 
     @property
     def name(self) -> str:
@@ -65,6 +76,9 @@ class Scheduler:
             most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
             self._info, self._padded = info, [info.padded(rows) for rows in range(most + 1)]
             self.costs.plain = self._padded[1]
+        if context is not self._context or len(context) != self._heard:  # another answer begins
+            self._said, self._lost = 0, 0.0
+        self._context, self._heard = context, len(context)
         length, padded = len(context) - 1, self._padded
         nodes = min(len(padded) - 1, left) - 1  # the target adds a token of its own
         # Only a tree's first branch has the bits of a chain.
@@ -81,13 +95,22 @@ class Scheduler:
             draft, tokens = cut(drafter.propose(context, budget), budget)
             if draft:
                 best = Choice(drafter.name, draft, tokens, pass_seconds(1 + len(draft)), plain_s)
-        if best.draft and self.costs.plain_is_stale:
+        gain = best.tokens * plain_s / best.pass_s
+        unsure = best.tokens > 1 and gain < _SURE  # a draft that promises nothing is taken as it is
+        lost = self._lost > _LOSS + _SHARE * self._said
+        if best.draft and (self.costs.plain_is_stale or (unsure and lost)):
             return Choice("none", EMPTY, 1.0, plain_s, plain_s)
         return best
 
     def learn(self, outcome: Outcome, size: int, seconds: float, length: int) -> None:
         """Take in what came of a pass over ``size`` tokens, padding included, after ``length``."""
         self.costs.record(size, seconds, length)
+        said = len(outcome.said)
+        self._heard += said
+        self._said += said
+        if outcome.draft:  # by what such passes take: a single one may have been held up
+            plain_s = self.costs.seconds(self._padded[1], length)
+            self._lost += self.costs.seconds(size, length) / plain_s - said
         for drafter in self.drafters:
             drafter.observe(outcome)
 

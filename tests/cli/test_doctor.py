@@ -25,6 +25,16 @@ def test_doctor_tells_what_is_here(with_model: Path, run: Run) -> None:
     assert "smollm2-135m-instruct" in result.stdout
 
 
+@pytest.mark.parametrize(("features", "told"), [(["avx2", "amx_int8"], True), (["avx2"], False)])
+def test_how_to_build_llama_cpp_for_amx(
+    features: list[str], told: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda n: n == "llama_cpp" or found(n))
+    monkeypatch.setattr(machine, "cpu_features", lambda: features)
+    assert ("-fno-dse" in run("doctor").stdout) == told
+
+
 def test_doctor_tells_what_to_do(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()  # where folders cannot be made, by root neither
     monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "file"))
