@@ -71,7 +71,6 @@ _SAMPLING_ROWS = 4
 _BUILT, _BUILDING = 24 * MIB, 106 * MIB
 """What stays of having built an onnx model (the libraries that it imports, and memory in pieces too
 small to be given back), and what building it takes more, beside the pages of its source."""
-"""Formats of which llama.cpp makes copies for its kernels; where it is not known: all."""
 _MOST = 1 << 40
 """No size in a file's metadata may be larger."""
 
