@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,9 +28,6 @@ from edgespec.bench.drawing import (
 from edgespec.bench.intervals import Estimate
 from edgespec.bench.measures import Measures
 from edgespec.bench.records import Results
-
-if TYPE_CHECKING:
-    pass
 
 Found = Mapping[tuple[str, str | None], Measures]
 """By system and category, ``None`` for all."""
@@ -103,11 +99,8 @@ def _dots(
         )
     if line is not None:
         axes.axvline(line, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(rows)), [on_two_lines(system) for system, _ in rows], fontsize=9.5)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    bars(axes, [system for system, _ in rows])
     axes.set_xlim(0, most)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
     axes.set_xlabel(label)
     return svg(figure, name)
 
