@@ -84,6 +84,7 @@ def decode(
     info = target.info
 
     prefill(target, context)
+    scheduler.begin()
     left = min(max_tokens, info.context - target.length)
     while left > 0:
         started, passes = clock(), scheduler.draft_passes

@@ -54,8 +54,6 @@ class Scheduler:
         """Of the target's passes."""
         self._info: ModelInfo | None = None
         self._padded: list[int] = []  # by rows of a pass
-        self._context: Sequence[int] = ()
-        self._heard = -1  # the context's length if only the target has added to it
         self._said, self._lost = 0, 0.0  # of this answer: tokens, and passes over one token
 
     @property
@@ -68,6 +66,10 @@ class Scheduler:
         """Passes that draft models have run."""
         return sum(draft_passes(drafter) for drafter in self.drafters)
 
+    def begin(self) -> None:
+        """An answer begins, of which nothing is lost yet."""
+        self._said, self._lost = 0, 0.0
+
     def choose(
         self, context: Sequence[int], left: int, info: ModelInfo, sampling: Sampling
     ) -> Choice:
@@ -76,9 +78,6 @@ class Scheduler:
             most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
             self._info, self._padded = info, [info.padded(rows) for rows in range(most + 1)]
             self.costs.plain = self._padded[1]
-        if context is not self._context or len(context) != self._heard:  # another answer begins
-            self._said, self._lost = 0, 0.0
-        self._context, self._heard = context, len(context)
         length, padded = len(context) - 1, self._padded
         nodes = min(len(padded) - 1, left) - 1  # the target adds a token of its own
         # Only a tree's first branch has the bits of a chain.
@@ -106,7 +105,6 @@ class Scheduler:
         """Take in what came of a pass over ``size`` tokens, padding included, after ``length``."""
         self.costs.record(size, seconds, length)
         said = len(outcome.said)
-        self._heard += said
         self._said += said
         if outcome.draft:  # by what such passes take: a single one may have been held up
             plain_s = self.costs.seconds(self._padded[1], length)
