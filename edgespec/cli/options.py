@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgespec.cli import machine
+from edgespec import machine
 from edgespec.cli.progress import ProgressBar
 from edgespec.models.catalogue import DEFAULT_MODEL
 

@@ -18,6 +18,7 @@ from edgespec.decoding import PREFILL_CHUNK
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, SUM_BLOCK
 from edgespec.export.sources import TOKEN_IDS, Source
+from edgespec.machine import cpu_features
 from edgespec.runtimes import MAX_ROWS
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -62,6 +63,19 @@ _LLAMA_LOADING = 210
 """For a while, for each token."""
 _LLAMA_PAD = 256
 """Its caches are multiples of so many tokens."""
+_X86_REPACKED = ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4")
+_ARM_REPACKED = (*_X86_REPACKED, "Q5_K", "Q6_K", "Q8_0")
+_REPACKED = {
+    "avx2": dict.fromkeys(_X86_REPACKED, 0.0),
+    "avx512f": {"Q2_K": 0.0},
+    **dict.fromkeys(("asimddp", "dotprod"), dict.fromkeys(_ARM_REPACKED, 0.0)),
+    "amx_int8": {
+        "Q4_0": 0.0, "Q4_1": 0.0, "Q6_K": 0.0,
+        "Q8_0": 4 / 32, "Q4_K": 4 / 256, "Q5_K": 4 / 256, "IQ4_XS": 2 / 256,
+    },
+}  # fmt: skip
+"""What llama.cpp lays out anew for a processor's kernels, and the bytes that this adds to a weight
+(``ggml-cpu/repack.cpp``, ``amx/mmq.cpp``). A build that does not use the feature takes less."""
 _TABLE_BYTES = 640
 """Of a suffix automaton, at most, and of lists of tokens, for each token of context."""
 NGRAM_CACHE_BYTES = 4 * MIB
@@ -94,6 +108,8 @@ class Shape:
     """Products that a pass computes."""
     stored_bytes: int
     """The weights as they are stored."""
+    llama_bytes: int
+    """As llama.cpp keeps them on this processor."""
     packed_bytes: int
     """As ONNX Runtime keeps them: codes, scales and the sums of their blocks, without the embedding."""
     largest_bytes: int
@@ -199,7 +215,8 @@ def _parts(shape: Shape, use: Use) -> tuple[int, int, int, int, int]:
     padded = -(-use.context // _LLAMA_PAD) * _LLAMA_PAD
     logits = 2 * use.rows * row  # where they are computed, and copied to
     runtime = _linear(_LLAMA_CONTEXT, shape.vocab_size)
-    return runtime, shape.stored_bytes, int(numbers * padded), logits, layer
+    weights = shape.llama_bytes if use.runtime == "llama-cpp" else shape.stored_bytes
+    return runtime, weights, int(numbers * padded), logits, layer
 
 
 def _loading(shape: Shape, use: Use) -> int:
@@ -262,9 +279,27 @@ def shape_of(source: Source, vocab_size: int) -> Shape:
         feed_forward=max(sizes("feed_forward_length", 4 * hidden)),
         matrices=matrices,
         stored_bytes=sum(tensor.nbytes for tensor in source.tensors.values()),
+        llama_bytes=_llama_bytes(source, head),
         packed_bytes=packed,
         largest_bytes=largest,
     )
+
+
+def _llama_bytes(source: Source, head: str) -> int:
+    """As llama.cpp keeps the weights: an embedding as it is stored, and again where it is also the
+    head and the kernels have a layout of their own for it."""
+    added: dict[str, float] = {}
+    for feature in cpu_features():
+        added |= _REPACKED.get(feature, {})
+    kept = 0
+    for name, tensor in source.tensors.items():
+        kept += tensor.nbytes
+        if tensor.type not in added or name == "token_embd.weight" != head:
+            continue
+        kept += int(added[tensor.type] * math.prod(tensor.shape))
+        if name == "token_embd.weight":
+            kept += tensor.nbytes
+    return kept
 
 
 def _packed(type: str, shape: tuple[int, ...]) -> int:
@@ -318,6 +353,7 @@ def built_shape(manifest: Mapping[str, Any], graph: Any, vocab_size: int) -> Sha
         ),
         matrices=matrices,
         stored_bytes=stored,
+        llama_bytes=stored,
         packed_bytes=packed,
         largest_bytes=largest,
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.cli import doctor, machine
+from edgespec import machine
+from edgespec.cli import doctor
 from edgespec.models import store
 from tests.cli.conftest import Run
 
@@ -25,9 +26,9 @@ def test_doctor_tells_what_is_here(with_model: Path, run: Run) -> None:
     assert "smollm2-135m-instruct" in result.stdout
 
 
-@pytest.mark.parametrize(("features", "told"), [(["avx2", "amx_int8"], True), (["avx2"], False)])
+@pytest.mark.parametrize(("features", "told"), [(("avx2", "amx_int8"), True), (("avx2",), False)])
 def test_how_to_build_llama_cpp_for_amx(
-    features: list[str], told: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+    features: tuple[str, ...], told: bool, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = doctor.find_spec
     monkeypatch.setattr(doctor, "find_spec", lambda n: n == "llama_cpp" or found(n))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.cli import machine
+from edgespec import machine
 from edgespec.models.gguf import GGUFFile
 from edgespec.scheduling.memory import shape_of
 from tests.cli.conftest import Run, error_of, spawn

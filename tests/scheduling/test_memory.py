@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgespec.bench.memory import Case, fill
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 from edgespec.opening import give_back_memory
+from edgespec.scheduling import memory
 from edgespec.scheduling.memory import (
     CACHE_TYPES,
     Memory,
@@ -62,6 +64,44 @@ def test_caches_are_what_their_numbers_take(shape: Shape) -> None:
         assert sizes[1] - sizes[0] == 2048 * shape.cache_numbers * bytes_each
     small = predict(shape, Use("llama-cpp", 2048, "q8_0")).cache
     assert small * 32 * 2 == predict(shape, Use("llama-cpp", 2048, "float16")).cache * 34
+
+
+@pytest.mark.parametrize(
+    ("features", "copies", "added"),
+    [
+        ((), 0, 0.0),
+        (("avx2", "avx512f"), 0, 0.0),
+        (("asimddp",), 1, 0.0),
+        (("amx_int8",), 1, 1 / 8),
+    ],
+)
+def test_llama_cpp_keeps_a_tied_embedding_twice_where_it_lays_out_the_head_anew(
+    features: tuple[str, ...],
+    copies: int,
+    added: float,
+    smollm2: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "cpu_features", lambda: features)
+    file = GGUFFile(smollm2)
+    embedding = file.tensors["token_embd.weight"]
+    assert embedding.type == "Q8_0"
+    found = shape_of(file, VOCABULARY)
+    more = copies * embedding.nbytes + int(added * math.prod(embedding.shape))
+    assert found.llama_bytes == found.stored_bytes + more
+    assert predict(found, Use("llama-cpp", 512, "float16")).weights == found.llama_bytes
+    assert predict(found, Use("ik-llama-cpp", 512, "float16")).weights == found.stored_bytes
+
+
+def test_only_what_products_read_is_laid_out_anew(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "cpu_features", lambda: ("amx_int8",))
+    file = GGUFFile(smollm2)
+    embedding = file.tensors["token_embd.weight"]
+    file.tensors["output.weight"] = replace(embedding, name="output.weight")
+    found = shape_of(file, VOCABULARY)
+    assert found.llama_bytes == found.stored_bytes + math.prod(embedding.shape) // 8
 
 
 def test_every_part_counts(shape: Shape) -> None:

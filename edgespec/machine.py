@@ -1,4 +1,4 @@
-"""Facts of this machine that ``doctor`` shows, without a dependency of their own."""
+"""Facts of this machine, without a dependency of their own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 # Instructions that the kernels of quantized models use, as Linux and as macOS name them.
@@ -16,8 +17,16 @@ _MACOS = {"FEAT_DotProd": "dotprod", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", "
 _WINDOWS = {40: "avx2", 41: "avx512f", 19: "neon", 43: "dotprod"}
 
 
-def cpu_features() -> list[str]:
+@cache
+def cpu_features() -> tuple[str, ...]:
     """The vector instructions that matter here; empty where the system does not tell."""
+    try:
+        return tuple(_cpu_features())
+    except (OSError, subprocess.SubprocessError):
+        return ()
+
+
+def _cpu_features() -> list[str]:
     if sys.platform == "win32":
         present = ctypes.windll.kernel32.IsProcessorFeaturePresent
         return [name for number, name in _WINDOWS.items() if present(number)]
