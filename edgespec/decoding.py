@@ -12,12 +12,9 @@ import numpy as np
 from edgespec.acceptance import Rule, accept
 from edgespec.drafting import Outcome
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import Runtime
+from edgespec.runtimes import Runtime, prefill_chunk
 from edgespec.sampling import Sampling
 from edgespec.scheduling.policy import Choice, Scheduler
-
-PREFILL_CHUNK = 24
-"""Prompt tokens in one pass: more are hardly faster, and hold more memory, and Ctrl-C up for longer."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,10 @@ def prefill(target: Runtime, context: list[int], progress: Progress = silent) ->
     ``progress`` is called before every chunk; an exception from it, or Ctrl-C, cancels between
     chunks and leaves a valid cache. Raises ``ContextOverflow`` when the context does not fit.
     """
-    end = len(context) - 1
+    end, size = len(context) - 1, prefill_chunk(target.info.runtime)
     while (done := target.length) < end:
         progress("reading the prompt", done, end)
-        chunk = context[done : min(done + PREFILL_CHUNK, end)]
+        chunk = context[done : min(done + size, end)]
         target.forward(chunk, logits="none")
         target.keep(range(len(chunk)))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from edgespec.acceptance import Rule
-from edgespec.decoding import PREFILL_CHUNK
 from edgespec.drafting.cross_vocabulary import between
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
@@ -185,7 +184,7 @@ class Engine:
                     ModelDrafter(
                         draft_model,
                         target.info.vocab_size,
-                        PassCosts(profile.draft_curve(PREFILL_CHUNK)),
+                        PassCosts(profile.draft_curve()),
                         readable=drafting.tokenizer.vocab_size,
                         vocabulary=between(tokenizer, drafting.tokenizer),
                         cascade=True,

@@ -28,6 +28,7 @@ from edgespec.runtimes.llama_sequences import (
     CACHE_TYPES,
     MAX_LEAVES,
     MAX_PASS,
+    NARROW_HEAD,
     ErrorLog,
     SequenceRuntime,
     pointer,
@@ -232,6 +233,8 @@ def _create_context(
     params.n_threads = params.n_threads_batch = threads
     params.n_seq_max, params.kv_unified = leaves, True
     params.type_k = params.type_v = cache_type
+    if device == "cpu" and cache_type == CACHE_TYPES["float16"]:  # q8_0 needs it
+        params.flash_attn_type = _flash_attention(model, file)
     params.swa_full = True  # or sliding layers lose rows that `truncate` must be able to return to
     params.offload_kqv = params.op_offload = device != "cpu"
     _errors.clear()
@@ -243,6 +246,17 @@ def _create_context(
             " ask for a smaller --context"
         )
     return created
+
+
+def _flash_attention(model: Any, file: GGUFFile) -> int:
+    """Whether it pays on a processor."""
+    usual = llama.llama_model_n_embd(model) // llama.llama_model_n_head(model)
+    width = int(file.metadata.get(f"{file.architecture}.attention.key_length", usual))
+    narrow = width <= NARROW_HEAD
+    chosen: int = (
+        llama.LLAMA_FLASH_ATTN_TYPE_DISABLED if narrow else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+    )
+    return chosen
 
 
 def _free(model: Any, context: Any) -> None:

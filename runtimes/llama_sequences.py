@@ -27,6 +27,11 @@ MAX_PASS = 512
 """Rows that are computed at once; a longer pass is split by the library itself."""
 CACHE_TYPES = {"float16": 1, "q8_0": 8}
 """Of keys and values, as ggml numbers them (``ggml_type``)."""
+NARROW_HEAD = 128
+"""Up to this width llama.cpp's flash attention, which takes the keys one by one for every row and head of
+a short pass, is slower on processors than products of matrices: over 2000 to 3000 tokens a pass of one
+took 2.7 (heads of 64), 0.98 (128) and 0.85 times (256) as long, a pass of 16 took 8.8, 1.26 and 0.89 times
+(SmolLM2, Qwen2.5-Coder-1.5B, Gemma 3 270M; 0.3.36, Intel)."""
 _ERROR, _CONTINUED = 4, 5
 """Levels of ggml's log (``ggml_log_level``)."""
 IK_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")

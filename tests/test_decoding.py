@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.decoding import PREFILL_CHUNK, Step, decode, prefill
+from edgespec.decoding import Step, decode, prefill
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.suffix import Suffix
 from edgespec.export import build_onnx
-from edgespec.runtimes import ContextOverflow, Runtime
+from edgespec.runtimes import ContextOverflow, Runtime, prefill_chunk
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
@@ -20,6 +20,7 @@ from edgespec.scheduling.policy import Scheduler
 from tests.memory_runtime import CertainDrafter, MemoryRuntime, RandomDrafter, RandomTrees
 from tests.tiny import tiny_gguf
 
+CHUNK = prefill_chunk("memory")
 Make = Callable[[MemoryRuntime], Drafter]
 DRAFTERS: dict[str, Make] = {
     "ngram": lambda target: Hierarchy([Suffix()]),
@@ -292,17 +293,17 @@ def test_padding_is_spent_on_the_best_guess_there_is() -> None:
 
 def test_long_prompts_are_prefilled_in_chunks_without_logits() -> None:
     target = MemoryRuntime(context=4096)
-    context = np.random.default_rng(0).integers(0, 12, 2 * PREFILL_CHUNK + 9).tolist()
+    context = np.random.default_rng(0).integers(0, 12, 2 * CHUNK + 9).tolist()
     seen: list[tuple[int, int]] = []
     prefill(target, context, lambda what, done, total: seen.append((done, total)))
-    assert target.passes == [PREFILL_CHUNK, PREFILL_CHUNK, 8]
+    assert target.passes == [CHUNK, CHUNK, 8]
     assert target.tokens == context[:-1]
-    assert seen == [(i * PREFILL_CHUNK, len(context) - 1) for i in range(3)]
+    assert seen == [(i * CHUNK, len(context) - 1) for i in range(3)]
 
 
 def test_prefill_can_be_cancelled_between_chunks_and_resumed() -> None:
     target = MemoryRuntime()
-    context = np.random.default_rng(0).integers(0, 12, 3 * PREFILL_CHUNK).tolist()
+    context = np.random.default_rng(0).integers(0, 12, 3 * CHUNK).tolist()
 
     def cancel(what: str, done: int, total: int) -> None:
         if done:
@@ -310,7 +311,7 @@ def test_prefill_can_be_cancelled_between_chunks_and_resumed() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         prefill(target, context, cancel)
-    assert target.tokens == context[:PREFILL_CHUNK]
+    assert target.tokens == context[:CHUNK]
     prefill(target, context)
     assert target.tokens == context[:-1]
 

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.decoding import PREFILL_CHUNK, prefill
+from edgespec.decoding import prefill
 from edgespec.draft import EMPTY, Draft
 from edgespec.drafting import Budget, Outcome
 from edgespec.drafting.calibration import (
@@ -22,7 +22,7 @@ from edgespec.drafting.calibration import (
 from edgespec.drafting.cascade import Cascade
 from edgespec.drafting.head import Head, make_head
 from edgespec.drafting.vocabulary import SameVocabulary, Vocabulary
-from edgespec.runtimes import FloatArray, Logits, Runtime
+from edgespec.runtimes import FloatArray, Logits, Runtime, prefill_chunk
 from edgespec.sampling import Sampling, draw
 from edgespec.scheduling.costs import PassCosts
 
@@ -99,6 +99,7 @@ class ModelDrafter:
     ) -> None:
         self.runtime, self._clock = runtime, clock
         self.name = runtime.info.name
+        self._chunk = prefill_chunk(runtime.info.runtime)
         self.costs = costs or PassCosts(slope=_PROMPT_SLOPE)
         """Of the draft's passes."""
         self.passes = 0
@@ -266,12 +267,12 @@ class ModelDrafter:
     def _catch_up(self, context: Sequence[int]) -> FloatArray:
         """Evaluate what the cache lacks of the context; the logits that follow it, ``[V]``."""
         self._truncate(self._same)
-        if (missing := len(context) - 1 - self._same) >= PREFILL_CHUNK:
+        if (missing := len(context) - 1 - self._same) >= self._chunk:
             started = self._clock()
             prefill(self.runtime, self._read(context))
             self._held += context[self._same : -1]
-            seconds = (self._clock() - started) * PREFILL_CHUNK / missing
-            self.costs.record(PREFILL_CHUNK, seconds, len(self._held) - missing)
+            seconds = (self._clock() - started) * self._chunk / missing
+            self.costs.record(self._chunk, seconds, len(self._held) - missing)
         logits: FloatArray = self._feed(context[len(self._held) :], "last")[0]
         return logits
 
@@ -400,7 +401,7 @@ class ModelDrafter:
         While it does not run, its times are taken to follow the target's: a busy machine that was
         measured then would have it look dear for good.
         """
-        chunks = max(1.0, tokens / PREFILL_CHUNK)
+        chunks = max(1.0, tokens / self._chunk)
         pace = self._budget.pass_seconds(1) / self._plain_s
-        seconds = self.costs.seconds(min(tokens, PREFILL_CHUNK), len(self._held))
+        seconds = self.costs.seconds(min(tokens, self._chunk), len(self._held))
         return seconds * chunks * pace

@@ -11,9 +11,8 @@ from time import perf_counter
 
 import numpy as np
 
-from edgespec.decoding import PREFILL_CHUNK
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import Runtime
+from edgespec.runtimes import Runtime, prefill_chunk
 from edgespec.scheduling.profile import Curve, Profile, Setup
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 20, 24, 32)
@@ -122,9 +121,10 @@ class _Measuring:
         info, room = runtime.info, runtime.info.context - runtime.length
         self._tokens_of = {info.padded(n): n for n in sorted(rows) if n <= room}
         self._rng = np.random.default_rng(0)
-        count = min(room, max((PREFILL_CHUNK, *rows)))
+        chunk = prefill_chunk(info.runtime)
+        count = min(room, max((chunk, *rows)))
         self._tokens: list[int] = self._rng.integers(0, info.vocab_size, count).tolist()
-        self._chunk = min(PREFILL_CHUNK, count)
+        self._chunk = min(chunk, count)
         self._warm: dict[int, float] = {}  # seconds of the first pass of a size
         self._samples: dict[tuple[int, int], list[float]] = {}  # by length and size
         self._chunks: list[float] = []  # seconds of prompt chunks

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from edgespec.decoding import PREFILL_CHUNK
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, SUM_BLOCK
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.machine import cpu_features
-from edgespec.runtimes import MAX_ROWS
+from edgespec.runtimes import MAX_ROWS, prefill_chunk
+from edgespec.runtimes.llama_sequences import NARROW_HEAD
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -37,7 +37,7 @@ CACHE_TYPES = {
 
 onnx: the CPU kernel of ``GroupQueryAttention`` also takes float16 with queries in float16, and int8
 and int4 with scales fixed beforehand, in ONNX Runtime 1.31; the graphs built here have
-float32. llama.cpp: values in q8_0 need its flash attention, which it turns on by itself on a CPU,
+float32. llama.cpp: values in q8_0 need its flash attention, which it turns on by itself,
 and heads of whole blocks.
 """
 _Q8_BLOCK = 32
@@ -206,17 +206,21 @@ def _parts(shape: Shape, use: Use) -> tuple[int, int, int, int, int]:
     numbers = shape.cache_numbers * CACHE_BYTES[use.cache_type]
     row = 4 * shape.columns
     # what is alive at once in a layer, and what attention makes of the whole context
-    layer = 4 * PREFILL_CHUNK * (3 * shape.feed_forward + 6 * shape.hidden)
+    chunk = prefill_chunk(use.runtime)
+    layer = 4 * chunk * (3 * shape.feed_forward + 6 * shape.hidden)
     if use.runtime == "onnx":
         runtime = _linear(_ONNX_SESSION, shape.matrices) + _TABLES
-        attention = 2 * 4 * PREFILL_CHUNK * shape.heads * use.context
+        attention = 2 * 4 * chunk * shape.heads * use.context
         cache = int(numbers * (use.context + MAX_ROWS))
         return runtime, shape.packed_bytes, cache, use.rows * row, layer + attention
     padded = -(-use.context // _LLAMA_PAD) * _LLAMA_PAD
     logits = 2 * use.rows * row  # where they are computed, and copied to
     runtime = _linear(_LLAMA_CONTEXT, shape.vocab_size)
-    weights = shape.llama_bytes if use.runtime == "llama-cpp" else shape.stored_bytes
-    return runtime, weights, int(numbers * padded), logits, layer
+    if use.runtime == "ik-llama-cpp":
+        return runtime, shape.stored_bytes, int(numbers * padded), logits, layer
+    if use.cache_type == "float16" and shape.head_dim <= NARROW_HEAD:  # no flash attention
+        layer += 4 * chunk * shape.heads * padded
+    return runtime, shape.llama_bytes, int(numbers * padded), logits, layer
 
 
 def _loading(shape: Shape, use: Use) -> int:

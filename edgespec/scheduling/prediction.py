@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec.decoding import PREFILL_CHUNK, decode
+from edgespec.decoding import decode
 from edgespec.drafting import Drafter
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.model_free import MODEL_FREE, model_free
@@ -238,7 +238,7 @@ def foresee(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list[
             profile.curve,
             drafter,
             pass_sizes=profile.pass_sizes,
-            draft_curve=profiles[drafter].draft_curve(PREFILL_CHUNK) if drafter in drafts else None,
+            draft_curve=profiles[drafter].draft_curve() if drafter in drafts else None,
         )
         rate = stats.decode_tokens_per_s
         plain = plain or rate

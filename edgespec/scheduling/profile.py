@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgespec import huge_pages
 from edgespec.errors import UserError
 from edgespec.export import BUILDER_VERSION
+from edgespec.runtimes import prefill_chunk
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores, power_source
 
 VERSION = 1
@@ -146,9 +147,10 @@ class Profile:
         passes = zip(self.curve.rows, self.curve.seconds[0], strict=True)
         return max(sum(acceptance**i for i in range(rows)) / seconds for rows, seconds in passes)
 
-    def draft_curve(self, chunk: int) -> Curve:
-        """What passes of a draft model cost: over a token or two, and over ``chunk`` of a prompt,
-        which has no logits."""
+    def draft_curve(self) -> Curve:
+        """What passes of a draft model cost: over a token or two, and over a chunk of a
+        prompt, which has no logits."""
+        chunk = prefill_chunk(self.runtime)
         few = [i for i, size in enumerate(self.curve.rows) if size <= 2]
         seconds = chunk / self.prefill_tokens_per_s
         return Curve(

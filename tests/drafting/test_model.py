@@ -8,19 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgespec.decoding import PREFILL_CHUNK, Step, decode
+from edgespec.decoding import Step, decode
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
 from edgespec.drafting.calibration import BINS, GREEDY_PRIOR, Calibration, bin_of
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.runtimes import FloatArray, Logits
+from edgespec.runtimes import FloatArray, Logits, prefill_chunk
 from edgespec.sampling import Sampling, probabilities
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 from edgespec.statistics import Statistics
 from tests.memory_runtime import LetterTemplate, LetterTokenizer, MemoryRuntime
+
+CHUNK = prefill_chunk("memory")
 
 
 class Fixed(PassCosts):
@@ -193,10 +195,10 @@ def test_a_draft_asked_twice_is_the_same() -> None:
 
 def test_long_prompts_are_taken_in_by_chunks() -> None:
     runtime = model()
-    context = np.random.default_rng(0).integers(0, 12, 3 * PREFILL_CHUNK + 5).tolist()
+    context = np.random.default_rng(0).integers(0, 12, 3 * CHUNK + 5).tolist()
     drafter = Watched(runtime, 12, CHEAP)
     drafter.propose(context, Budget(1, pass_seconds=FLAT.seconds))
-    assert runtime.passes == [PREFILL_CHUNK] * 3 + [4, 1]
+    assert runtime.passes == [CHUNK] * 3 + [4, 1]
     assert drafter.passes == 1, "a prompt's passes are not counted"
 
 

@@ -137,6 +137,31 @@ def test_sliding_layers_keep_what_truncate_may_return_to(tmp_path: Path) -> None
     runtime.close()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "cache_type", "flash"),
+    [
+        ("llama", "float16", 0),
+        ("qwen3", "float16", 0),
+        ("gemma3", "float16", -1),
+        ("qwen3", "q8_0", -1),
+    ],
+)
+def test_narrow_heads_do_without_flash_attention_unless_the_cache_needs_it(
+    architecture: str, cache_type: str, flash: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgespec.runtimes import llama_cpp as runtime
+
+    asked, create = [], runtime.llama.llama_init_from_model
+
+    def created(model: Any, params: Any) -> Any:
+        asked.append(params.flash_attn_type)  # 0: none, -1: as llama.cpp likes
+        return create(model, params)
+
+    monkeypatch.setattr(runtime.llama, "llama_init_from_model", created)
+    load(tiny_gguf(tmp_path / "a.gguf", architecture), cache_type=cache_type).close()
+    assert asked == [flash]
+
+
 def test_information(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "a.gguf", "llama", "Q8_0")
     runtime = load(path)

@@ -45,7 +45,7 @@ class Timed(MemoryRuntime):
             self.timed.append((self.length, size))
             self.now += self.cost(size, self.length)
         else:
-            self.now += 0.3  # a chunk of a prompt: 80 tokens/s
+            self.now += len(tokens) / 80  # a chunk of a prompt
         return super().forward(tokens, parents, logits=logits)
 
 

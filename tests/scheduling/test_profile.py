@@ -63,9 +63,9 @@ def test_beyond_it_goes_on_as_steep_as_last() -> None:
 
 
 def test_a_draft_has_passes_of_one_or_two_tokens_and_prompts() -> None:
-    curve = PROFILE.draft_curve(24)
-    assert curve.rows == (1, 2, 24)
-    assert curve.seconds == ((0.030, 0.033, 0.3), (0.032, 0.036, 0.3))
+    curve = PROFILE.draft_curve()
+    assert curve.rows == (1, 2, 32)
+    assert curve.seconds == ((0.030, 0.033, 0.4), (0.032, 0.036, 0.4))
     assert len(curve.spread[1]) == 3
 
 
