@@ -23,6 +23,7 @@ from edgespec.bench.switching import ALONE, Mode, Switch
 from edgespec.engine import Engine
 from edgespec.runtimes import RUNTIMES
 from edgespec.scheduling.prediction import Trace, foresee, write_trace
+from edgespec.scheduling.profile_files import read_profile
 from edgespec.session import Session
 
 _MODEL_FREE = ("none", "suffix")
@@ -81,6 +82,8 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Greedy answers with each drafter, and what the profiles and the answers' traces say of them."""
+    for file in profiles:
+        read_profile(file)  # before minutes of measuring
     prompts = first_of_each(read_prompts(path) if path else read_prompts(), per_category)
     with Engine.open(model, runtime=runtime, draft=draft or "none") as engine:
         switch = Switch(engine)

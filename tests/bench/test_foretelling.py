@@ -26,3 +26,10 @@ def test_the_program(run: Run, smollm2: Path, tmp_path: Path) -> None:
         assert float(predicted) / float(measured) == pytest.approx(float(ratio), rel=0.02)
         assert float(efficiency) >= 1
     assert float(rows[0][2]) == pytest.approx(1 / profile["curve"]["seconds"][0][0], rel=0.2)
+
+
+def test_a_profile_that_cannot_be_read_is_told_before_anything_is_measured(
+    run: Run, smollm2: Path
+) -> None:
+    told = run(foretelling.main, smollm2, "--device-profile", "nowhere.json", code=2).stderr
+    assert told == "Error: cannot read nowhere.json: No such file or directory; check the path\n"
