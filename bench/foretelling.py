@@ -18,13 +18,12 @@ from edgespec.bench.common import (
     report,
     table,
 )
-from edgespec.bench.speed import PLAIN, run
+from edgespec.bench.speed import PLAIN, answer, run
 from edgespec.bench.switching import ALONE, Mode, Switch
 from edgespec.engine import Engine
 from edgespec.runtimes import RUNTIMES
 from edgespec.scheduling.prediction import Trace, foresee, write_trace
 from edgespec.scheduling.profile_files import read_profile
-from edgespec.session import Session
 
 _MODEL_FREE = ("none", "suffix")
 
@@ -37,12 +36,8 @@ def measure(
     traces = []
     for number, prompt in enumerate(prompts, 1):
         for mode in modes if number % 2 else modes[::-1]:
-            loaded = switch.to(mode)
             switch.forget()
-            session = Session(loaded, ignore_stop=True)
-            answer = session.chat if loaded.template else session.complete
-            for _ in answer(prompt.text, max_tokens=max_tokens):
-                pass
+            session = answer(switch.to(mode), prompt, max_tokens, stop=False)
             seconds[mode.draft] += session.statistics.decode_s
             tokens[mode.draft] += session.statistics.generated_tokens
             if mode == modes[-1]:

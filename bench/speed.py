@@ -32,7 +32,7 @@ from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
 from edgespec.errors import UserError
 from edgespec.runtimes import MAX_ROWS, RUNTIMES
-from edgespec.session import Session
+from edgespec.session import Loaded, Session
 
 PLAIN = Mode("none", False)
 
@@ -63,15 +63,21 @@ class Run:
         return self.tokens / self.decode_s
 
 
+def answer(parts: Loaded, prompt: Prompt, max_tokens: int, stop: bool) -> Session:
+    """A session that has answered, past the model's end unless ``stop``."""
+    session = Session(parts, ignore_stop=not stop)
+    say = session.chat if parts.template else session.complete
+    for _ in say(prompt.text, max_tokens=max_tokens):
+        pass
+    return session
+
+
 def run(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int, stop: bool) -> Run:
     """Answer a prompt. What the cache already holds of it is not evaluated again."""
     parts = switch.to(mode)
     switch.forget()
-    session = Session(parts, ignore_stop=not stop)
-    answer = session.chat if parts.template else session.complete
     started = perf_counter()
-    for _ in answer(prompt.text, max_tokens=max_tokens):
-        pass
+    session = answer(parts, prompt, max_tokens, stop)
     wall_s = perf_counter() - started
     s = session.statistics
     return Run(

@@ -28,9 +28,9 @@ from edgespec.runtimes.llama_sequences import (
     CACHE_TYPES,
     MAX_LEAVES,
     MAX_PASS,
-    NARROW_HEAD,
     ErrorLog,
     SequenceRuntime,
+    does_without_flash_attention,
     pointer,
     refuse_what_would_abort,
     weight_bytes,
@@ -85,9 +85,7 @@ class LlamaCppRuntime(SequenceRuntime):
         model = _load_model(file, device)
         leaves = min(MAX_LEAVES, rows)
         threads = threads or physical_cores()
-        cache = _create_context(
-            model, file, context, threads, device, leaves, CACHE_TYPES[cache_type]
-        )
+        cache = _create_context(model, file, context, threads, device, leaves, cache_type)
         self._context, self._memory = cache, llama.llama_get_memory(cache)
         self._close = weakref.finalize(self, _free, model, cache)
         info = ModelInfo(
@@ -225,16 +223,16 @@ def _create_context(
     threads: int,
     device: str,
     leaves: int,
-    cache_type: int,
+    cache_type: str,
 ) -> Any:
     params = llama.llama_context_default_params()
     params.n_ctx = params.n_batch = context
     params.n_ubatch = min(MAX_PASS, context)
     params.n_threads = params.n_threads_batch = threads
     params.n_seq_max, params.kv_unified = leaves, True
-    params.type_k = params.type_v = cache_type
-    if device == "cpu" and cache_type == CACHE_TYPES["float16"]:  # q8_0 needs it
-        params.flash_attn_type = _flash_attention(model, file)
+    params.type_k = params.type_v = CACHE_TYPES[cache_type]
+    if device == "cpu" and does_without_flash_attention(_head_dim(model, file), cache_type):
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.swa_full = True  # or sliding layers lose rows that `truncate` must be able to return to
     params.offload_kqv = params.op_offload = device != "cpu"
     _errors.clear()
@@ -248,15 +246,10 @@ def _create_context(
     return created
 
 
-def _flash_attention(model: Any, file: GGUFFile) -> int:
-    """Whether it pays on a processor."""
-    usual = llama.llama_model_n_embd(model) // llama.llama_model_n_head(model)
-    width = int(file.metadata.get(f"{file.architecture}.attention.key_length", usual))
-    narrow = width <= NARROW_HEAD
-    chosen: int = (
-        llama.LLAMA_FLASH_ATTN_TYPE_DISABLED if narrow else llama.LLAMA_FLASH_ATTN_TYPE_AUTO
-    )
-    return chosen
+def _head_dim(model: Any, file: GGUFFile) -> int:
+    heads = max(1, llama.llama_model_n_head(model))  # a model without attention has none
+    usual = llama.llama_model_n_embd(model) // heads
+    return int(file.metadata.get(f"{file.architecture}.attention.key_length", usual))
 
 
 def _free(model: Any, context: Any) -> None:

@@ -27,7 +27,7 @@ MAX_PASS = 512
 """Rows that are computed at once; a longer pass is split by the library itself."""
 CACHE_TYPES = {"float16": 1, "q8_0": 8}
 """Of keys and values, as ggml numbers them (``ggml_type``)."""
-NARROW_HEAD = 128
+_NARROW_HEAD = 128
 """Up to this width llama.cpp's flash attention, which takes the keys one by one for every row and head of
 a short pass, is slower on processors than products of matrices: over 2000 to 3000 tokens a pass of one
 took 2.7 (heads of 64), 0.98 (128) and 0.85 times (256) as long, a pass of 16 took 8.8, 1.26 and 0.89 times
@@ -242,6 +242,11 @@ def why_not_on_ik(file: GGUFFile) -> str | None:
     if any(t.shape[-1] % _IK_ROW for t in file.tensors.values() if len(t.shape) > 1):
         return f"has rows that are no multiple of {_IK_ROW}, which ik-llama-cpp computes wrongly"
     return None
+
+
+def does_without_flash_attention(head_dim: int, cache_type: str) -> bool:
+    """Whether llama.cpp is not to use it on a processor; keys and values in q8_0 need it."""
+    return cache_type == "float16" and head_dim <= _NARROW_HEAD
 
 
 def pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:

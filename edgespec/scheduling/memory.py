@@ -19,7 +19,7 @@ from edgespec.export.quants import FORMATS, SUM_BLOCK
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.machine import cpu_features
 from edgespec.runtimes import MAX_ROWS, prefill_chunk
-from edgespec.runtimes.llama_sequences import NARROW_HEAD
+from edgespec.runtimes.llama_sequences import does_without_flash_attention
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -218,7 +218,7 @@ def _parts(shape: Shape, use: Use) -> tuple[int, int, int, int, int]:
     runtime = _linear(_LLAMA_CONTEXT, shape.vocab_size)
     if use.runtime == "ik-llama-cpp":
         return runtime, shape.stored_bytes, int(numbers * padded), logits, layer
-    if use.cache_type == "float16" and shape.head_dim <= NARROW_HEAD:  # no flash attention
+    if does_without_flash_attention(shape.head_dim, use.cache_type):
         layer += 4 * chunk * shape.heads * padded
     return runtime, shape.llama_bytes, int(numbers * padded), logits, layer
 
