@@ -18,7 +18,7 @@ from edgespec.bench.common import Prompt, own_text
 from edgespec.bench.energy import Meter, MeterLost
 from edgespec.bench.journal import Journal
 from edgespec.bench.measures import PLAIN
-from edgespec.bench.peers import process_of, worker_of
+from edgespec.bench.peers import converts, process_of, worker_of
 from edgespec.bench.peers.client import Client, PeerFailure, checked_answer
 from edgespec.bench.perplexity import windows
 from edgespec.bench.records import SCHEMA, Answer, Results, System
@@ -175,6 +175,7 @@ class Running:
         began, total = perf_counter(), len(todo)
         self._memory.start()
         try:
+            self._convert(list({s.name: s for _, _, s in todo}.values()))
             for number, (round_, prompt, system) in enumerate(todo):
                 if number and round_ != todo[number - 1][0]:
                     self._close_all()  # no round learns from another
@@ -187,6 +188,15 @@ class Running:
             self._close_all()
             for system in self.results.systems.values():
                 self._journal.add(system=asdict(system))
+
+    def _convert(self, systems: Sequence[System]) -> None:
+        """Open what converts the model while nothing else is in memory."""
+        for system in systems:
+            if converts(system):
+                try:
+                    self._opened(system, process_of(system)).client.close()
+                except (PeerFailure, UserError) as failure:
+                    self._fail(system, "opening", failure)
 
     def _orders(self) -> list[tuple[int, Prompt, list[System]]]:
         """A B, B A, A B, …; the other way round in every second round."""
@@ -215,14 +225,17 @@ class Running:
             where = f"prompt {prompt.id}"
             answers = self._converse(client, round_, prompt, system)
         except (PeerFailure, UserError) as failure:  # one that is not installed, too
-            self._failed[system.name] += _GIVEN_UP if where == "opening" else 1
-            system.failures.append(f"{where}: {failure}")
-            self._journal.add(system=asdict(system))
-            self._close(process_of(system))
+            self._fail(system, where, failure)
         else:
             self._keep(answers)
             memory = system.memory[looked:]
             self._journal.add(answers=[asdict(answer) for answer in answers], memory=memory)
+
+    def _fail(self, system: System, where: str, failure: Exception) -> None:
+        self._failed[system.name] += _GIVEN_UP if where == "opening" else 1
+        system.failures.append(f"{where}: {failure}")
+        self._journal.add(system=asdict(system))
+        self._close(process_of(system))
 
     def _converse(
         self, client: Client, round_: int, prompt: Prompt, system: System

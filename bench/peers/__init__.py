@@ -53,6 +53,8 @@ class Peer:
     """What pip is to install, each with the oldest version that the worker was tried with."""
     program: str | None = None
     """The program that the user gives the path of, if there is one; it is looked for in PATH, too."""
+    converts: bool = False
+    """Whether it makes files of its own of the model's, once, which may take most of a machine's memory."""
 
 
 _LLAMA_CPP_PYTHON = {"n_batch": 512, "n_gpu_layers": 0, "flash_attn": False}
@@ -153,6 +155,7 @@ PEERS: dict[str, Peer] = {
                 ),
             },
             ("onnxruntime-genai>=0.18", "onnx>=1.23", "onnx-ir>=1.1", *_TRANSFORMERS),
+            converts=True,
         ),
         Peer(
             "openvino-genai",
@@ -169,6 +172,7 @@ PEERS: dict[str, Peer] = {
                 ),
             },
             ("openvino-genai>=2026.4.1", "gguf>=0.19"),
+            converts=True,
         ),
         Peer(
             "transformers",
@@ -247,6 +251,11 @@ def process_of(system: System) -> str:
         return system.name
     draft, on = system.settings["draft"], f"{OWN} on {system.settings['runtime']}"
     return on if draft in DRAFTERS else f"{on} with {Path(draft).name}"
+
+
+def converts(system: System) -> bool:
+    """Whether opening it may take much memory the first time."""
+    return system.peer != OWN and PEERS[system.peer].converts
 
 
 def worker_of(system: System) -> tuple[list[str], dict[str, str]]:

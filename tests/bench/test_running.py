@@ -31,6 +31,8 @@ for line in sys.stdin:
     reply = {"loss": 20.0, "tokens": 10} if request["op"] == "perplexity" else {"seconds": {"1": [0.5]}}
     if request["op"] == "open":
         print("opening", file=sys.stderr)
+        if how == "convert-and-die":
+            os._exit(3)
         reply = {"version": "1", "weights": "as in the file", "weight_bytes": 8, "more": [1]}
         if how == "odd":
             reply["weights"] = 3
@@ -81,6 +83,7 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [sys.executable, str(script), system.settings["how"]], dict(os.environ)
 
     monkeypatch.setattr(running, "worker_of", worker_of)
+    monkeypatch.setattr(running, "converts", lambda s: s.settings.get("how", "").startswith("conv"))
 
 
 Start = Callable[..., Running]
@@ -272,6 +275,25 @@ def test_no_more_is_open_than_memory_holds(
     run.run()
     assert opened[0] == [PLAIN]
     assert all(len(names) == 1 for names in opened)
+
+
+def test_models_are_converted_while_nothing_else_is_in_memory(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, opened = start("plain", "convert", "convert-and-die"), []
+    open_ = run._opened
+
+    def opening(system: System, process: str) -> object:
+        opened.append((system.name, len(run._workers)))
+        return open_(system, process)
+
+    monkeypatch.setattr(run, "_opened", opening)
+    run.run()
+    first = [("convert", 0), ("convert-and-die", 0), (PLAIN, 0), ("convert", 1)]
+    assert opened[:4] == first
+    assert "convert-and-die" not in [name for name, _ in opened[2:]], "once is enough"
+    assert len(run.results.systems["convert-and-die"].failures) == 1
+    assert {a.system for a in run.results.answers} == {PLAIN, "convert"}
 
 
 def test_the_context_is_what_the_longest_conversation_takes(bench: Bench) -> None:

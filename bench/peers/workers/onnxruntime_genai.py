@@ -192,6 +192,8 @@ def _run(*arguments: str) -> None:
         [sys.executable, "-m", *arguments], capture_output=True, encoding="utf-8", errors="replace"
     )
     print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+    if done.returncode < 0:
+        raise RuntimeError(f"{arguments[0]} was ended by signal {-done.returncode}: out of memory?")
     if done.returncode:
         said = done.stderr.strip() or "it said nothing"
         raise RuntimeError(f"{arguments[0]} failed: {said.splitlines()[-1]}")

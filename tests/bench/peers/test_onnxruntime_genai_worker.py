@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgespec.bench.peers.workers.onnxruntime_genai import describe, overlay, weight_bytes
+from edgespec.bench.peers.workers.onnxruntime_genai import _run, describe, overlay, weight_bytes
 from tests.bench.peers.asking import ask, needs
 
 PEER = "onnxruntime-genai"
@@ -80,3 +81,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("mode", ["plain", "ngram", "draft"])
 def test_it_answers(mode: str, smollm2: Path, folder: Path) -> None:
     ask(PEER, mode, "dequantized and quantized anew", 1.2, smollm2, folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
+def test_a_builder_that_memory_ends_is_told_apart_from_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ended.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    (tmp_path / "failing.py").write_text("raise ValueError('too odd')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"^ended was ended by signal 9: out of memory\?$"):
+        _run("ended")
+    with pytest.raises(RuntimeError, match=r"^failing failed: ValueError: too odd$"):
+        _run("failing")
