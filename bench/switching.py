@@ -6,6 +6,7 @@ one, wherever that can be.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.model_free import lasting_sources, model_free
 from edgespec.drafting.ngram_cache import NgramCache
+from edgespec.drafting.sources import Source
 from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
 from edgespec.scheduling.costs import PassCosts
@@ -37,6 +39,8 @@ class Mode:
     draft: str
     """One of ``MODEL_FREE``, "model", "hierarchy+model", or "γ = N": the longest match, N tokens of it."""
     exact: bool
+    nodes: int = 0
+    """Always so many guesses, of one of ``MODEL_FREE``; 0: as many as pay."""
 
     @property
     def name(self) -> str:
@@ -44,18 +48,20 @@ class Mode:
         return self.draft if self.draft != "none" else "plain"
 
 
-class FixedSuffix(Hierarchy):
-    """Drafts so many tokens wherever anything matches, as systems without a scheduler do."""
+class Fixed(Hierarchy):
+    """Drafts so many tokens wherever that many can be guessed, as systems without a scheduler do: the
+    likeliest tree, or chain where passes cannot be trees or ``width`` is 1."""
 
-    def __init__(self, gamma: int) -> None:
-        super().__init__([Suffix()])
-        self.gamma = gamma
+    def __init__(self, sources: Sequence[Source], nodes: int, width: int = sys.maxsize) -> None:
+        super().__init__(sources)
+        self.nodes, self.width = nodes, width
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
         """No confidences: the scheduler does not cut it."""
-        nodes = min(self.gamma, budget.nodes)
-        chain = replace(budget, nodes=nodes, width=1, pass_seconds=lambda rows: 1.0)
-        return Draft(super().propose(context, chain).tokens)
+        nodes, width = min(self.nodes, budget.nodes), min(self.width, budget.width)
+        free = replace(budget, nodes=nodes, width=width, pass_seconds=lambda rows: 1.0)
+        draft = super().propose(context, free)
+        return Draft(draft.tokens, draft.parents)
 
 
 class Switch:
@@ -100,13 +106,14 @@ class Switch:
             self._curves[mode.exact] = measure_curve(target, _SIZES, budget_s=5.0)
         if mode not in self._schedulers:
             costs = PassCosts(self._curves[mode.exact])
-            self._schedulers[mode] = Scheduler(self._drafters(mode.draft), costs)
+            self._schedulers[mode] = Scheduler(self._drafters(mode), costs)
         self.parts.scheduler = self._schedulers[mode]
         return self.parts
 
-    def _drafters(self, draft: str) -> list[Drafter]:
+    def _drafters(self, mode: Mode) -> list[Drafter]:
+        draft = mode.draft
         if draft.startswith("γ = "):
-            return [FixedSuffix(int(draft.removeprefix("γ = ")))]
+            return [Fixed([Suffix()], int(draft.removeprefix("γ = ")), width=1)]
         if draft == ALONE:
             return [*self._model]
         name = draft.split("+")[0]
@@ -115,4 +122,7 @@ class Switch:
         if self._path and lasting and isinstance(lasting[-1], NgramCache):
             lasting[-1] = NgramCache(self._path, "", size)
         self._caches += [source for source in lasting if isinstance(source, NgramCache)]
-        return model_free(name, size, lasting) + (self._model if "+" in draft else [])
+        drafters = model_free(name, size, lasting)
+        if mode.nodes:
+            return [Fixed(d.sources, mode.nodes) for d in drafters if isinstance(d, Hierarchy)]
+        return drafters + (self._model if "+" in draft else [])

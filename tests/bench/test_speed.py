@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from edgespec.bench import speed
-from edgespec.bench.switching import FixedSuffix, Mode, Switch
+from edgespec.bench.switching import Fixed, Mode, Switch
 from edgespec.drafting import Budget, ngram_store
 from edgespec.drafting.model_free import MODEL_FREE
+from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
 from tests.bench.conftest import Run
 
@@ -72,7 +73,7 @@ def test_all_categories_are_a_row_of_their_own() -> None:
 
 
 def test_a_fixed_draft_has_its_length_wherever_anything_matches() -> None:
-    drafter = FixedSuffix(3)
+    drafter = Fixed([Suffix()], 3, width=1)
     draft = drafter.propose([1, 2, 3, 4, 5, 1, 2], Budget(8, width=4))
     assert (list(draft.tokens), draft.parents, draft.confidence) == ([3, 4, 5], None, None)
     assert len(drafter.propose([1, 2, 3, 4, 5, 1, 2], Budget(2))) == 2
