@@ -10,27 +10,30 @@ from edgespec.drafting import Outcome
 from edgespec.sampling import likeliest
 
 _SUCCESSORS = 8
-_MARGINS = (0.5, 1.0, 2.0, 4.0)
-"""Differences between the two largest logits that tell how sure the target was of the first."""
-_FIRST_PRIORS = (0.15, 0.2, 0.3, 0.4, 0.5)
-_OTHER_PRIOR = 0.05
+_STAYS = 0.5
+"""What a row leaves of the shares that earlier ones gave. The paper keeps the last row alone; on 80 answers to
+MT-bench (9,731 tokens of a 1.5B, trees of 8 guesses) that gave 1.60 tokens a pass, this 1.67."""
+_RANKS, _SHARES = 4, 10
+"""Kinds of guess: which of a token's successors it is, later ones alike, and its share in tenths."""
 
 
 class Recycling:
-    """The target's last eight likeliest successors of every token, from every row that it computed.
+    """The target's eight likeliest successors of every token, and how much it favoured each of late.
 
-    Rows after a rejected token count, too: what the target thought of a text that was not said. A kind
-    is how sure it was of its first choice, or the rank of another. The table has ``vocab_size`` rows
-    of eight tokens; no more of it is in memory than was said.
+    All rows that it computes count, those after a rejected token, too: what the target thought of a text
+    that was not said. A row's eight share 1 between them as the softmax has them. The table has ``vocab_size``
+    rows of eight tokens and shares; no more of it is in memory than was said.
     """
 
     name = "recycling"
-    priors = (*_FIRST_PRIORS, *[_OTHER_PRIOR] * (_SUCCESSORS - 1))
+    priors = [0.6 * (share + 0.5) / _SHARES for share in range(_SHARES + 1)] * _RANKS
     lasting = True
 
     def __init__(self, vocab_size: int) -> None:
-        self._successors = np.zeros((vocab_size, min(_SUCCESSORS, vocab_size)), np.int32)
-        self._sureness = np.zeros(vocab_size, np.uint8)  # 0: the token was never seen
+        self._count = min(_SUCCESSORS, vocab_size)
+        self._successors = np.zeros((vocab_size, self._count), np.int32)
+        # The first is 0 where the token was never seen.
+        self._shares = np.zeros((vocab_size, self._count), np.float32)
         self._last = 0
 
     def start(self, context: Sequence[int]) -> int:
@@ -38,20 +41,29 @@ class Recycling:
         return self._last
 
     def successors(self, place: int, count: int) -> Sequence[tuple[int, int]]:
-        sureness = self._sureness.item(place)
-        if not sureness:
+        if not self._shares[place, 0]:
             return []
         tokens = self._successors[place, :count].tolist()
-        others = range(len(_FIRST_PRIORS), len(self.priors))
-        return list(zip(tokens, (sureness - 1, *others), strict=False))
+        shares = self._shares[place, :count].tolist()
+        ranks = [min(rank, _RANKS - 1) for rank in range(len(tokens))]
+        return [
+            (token, rank * (_SHARES + 1) + int(share * _SHARES))
+            for token, rank, share in zip(tokens, ranks, shares, strict=True)
+        ]
 
     def advance(self, place: int, token: int) -> int:
         return token
 
     def observe(self, outcome: Outcome) -> None:
-        """Learn every row; the last of a token's rows is the one that stays."""
         for token, logits in zip((self._last, *outcome.draft.tokens), outcome.logits, strict=False):
-            best = likeliest(logits, self._successors.shape[1])
-            self._successors[token] = best
-            margin = logits[best[0]] - logits[best[:2][-1]]  # of one token, 0
-            self._sureness[token] = 1 + int(np.searchsorted(_MARGINS, margin))
+            best = likeliest(logits, self._count)
+            weights = np.exp(logits[best] - logits[best[0]])
+            shares = dict(zip(best.tolist(), (weights / weights.sum()).tolist(), strict=True))
+            if self._shares[token, 0]:
+                shares = {each: (1 - _STAYS) * share for each, share in shares.items()}
+                before = self._successors[token].tolist(), self._shares[token].tolist()
+                for each, share in zip(*before, strict=True):
+                    shares[each] = shares.get(each, 0.0) + _STAYS * share
+            ranked = sorted(shares, key=shares.__getitem__, reverse=True)[: self._count]
+            self._successors[token] = ranked
+            self._shares[token] = [shares[each] for each in ranked]

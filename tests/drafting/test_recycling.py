@@ -5,7 +5,7 @@ import pytest
 
 from edgespec.draft import EMPTY, Draft
 from edgespec.drafting import Outcome
-from edgespec.drafting.recycling import _FIRST_PRIORS, Recycling
+from edgespec.drafting.recycling import Recycling
 
 V = 40
 
@@ -46,12 +46,18 @@ def test_rows_of_a_tree_are_learnt_by_their_tokens_those_of_rejected_branches_to
         assert after(source, token, 2) == [best, 30]
 
 
-def test_the_last_of_a_tokens_rows_stays() -> None:
+def test_a_tokens_rows_count_half_as_much_as_the_ones_after_them() -> None:
+    """Halves, then quarters: what many rows favoured stays, and what none favours any more goes."""
     source = Recycling(V)
-    heard(source, 7, Draft([7, 8]), row(1, 2), row(3, 4), row(5, 6))
-    assert after(source, 7, 2) == [3, 4]
+    heard(source, 7, Draft([7, 8]), row(1, 2), row(3, 1), row(5, 6))
+    assert after(source, 7, 3) == [1, 3, 2]  # a half and a bit, a half, a bit
     heard(source, 7, EMPTY, row(9, 1))
-    assert after(source, 7, 2) == [9, 1]
+    assert after(source, 7, 3) == [9, 1, 3]
+    assert source._shares[7, :3] == pytest.approx([0.476, 0.274, 0.238], abs=0.001)
+    for _ in range(20):
+        heard(source, 7, EMPTY, row(*range(20, 28), step=0.5))
+    assert after(source, 7) == list(range(20, 28))
+    assert source._shares[7].sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_walk_goes_on_from_the_guess() -> None:
@@ -62,14 +68,16 @@ def test_a_walk_goes_on_from_the_guess() -> None:
     assert source.successors(source.advance(place, 4), 2) == []
 
 
-def test_a_kind_is_how_sure_the_first_was_or_the_rank_of_another() -> None:
-    for step, kind in ((0.2, 0), (0.7, 1), (1.5, 2), (3.0, 3), (5.0, 4)):
-        source = Recycling(V)
-        heard(source, 1, EMPTY, row(2, 3, 4, 5, step=step))
-        kinds = [kind for _, kind in source.successors(source.start([1]), 8)]
-        assert kinds == [kind, *range(len(_FIRST_PRIORS), len(_FIRST_PRIORS) + 7)]
-        assert max(kinds) < len(source.priors)
-    assert list(source.priors[:5]) == sorted(source.priors[:5])
+def test_a_kind_is_a_guesss_rank_and_its_share_in_tenths() -> None:
+    source = Recycling(V)
+    heard(source, 1, EMPTY, row(2, 3, 4, 5, 6, step=np.log(2.0)))  # 16, 8, 4, 2 and 1 of 31
+    kinds = [kind for _, kind in source.successors(source.start([1]), 8)]
+    assert kinds[:6] == [5, 11 + 2, 22 + 1, 33, 33, 33]
+    heard(source, 2, EMPTY, row(3, step=200.0))  # a whole share
+    assert source.successors(source.start([2]), 1) == [(3, 10)]
+    assert len(source.priors) == 44
+    assert source.priors[:11] == sorted(source.priors[:11])
+    assert 0 < min(source.priors) < max(source.priors) < 1
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 3, 7, 8, 9])
@@ -85,9 +93,7 @@ def test_ties_are_different_tokens() -> None:
     heard(source, 0, EMPTY, np.zeros(V, np.float32))
     found = source.successors(source.start([0]), 8)
     assert len({token for token, _ in found}) == 8
-    assert found[0][1] == 0, "not sure of the first at all"
-    heard(source, 0, EMPTY, np.repeat(np.float32([1, 0]), V // 2))
-    assert {*after(source, 0)} <= {*range(V // 2)}
+    assert found[0][1] == 1, "an eighth: not sure of the first at all"
 
 
 def test_nothing_computed_nothing_learnt() -> None:
