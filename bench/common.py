@@ -50,9 +50,12 @@ def read_prompts(path: Path = PROMPTS / "thirty.jsonl") -> list[Prompt]:
     """
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return [_prompt(row, path.parent / "texts") for row in rows]
+        prompts = [_prompt(row, path.parent / "texts") for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} does not hold prompts in Spec-Bench's format: {error}") from error
+    if not prompts:
+        raise UserError(f"{path} is empty; give a file with prompts in Spec-Bench's format")
+    return prompts
 
 
 def _prompt(row: dict[str, Any], texts: Path) -> Prompt:

@@ -91,3 +91,9 @@ def test_a_users_error_is_one_line(run: Run) -> None:
 
     assert isinstance(failing, click.Command)
     assert run(failing, "model", code=2).stderr == "Error: there is no model\n"
+
+
+def test_a_file_without_prompts_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=r"none\.jsonl is empty; give a file with prompts"):
+        common.read_prompts(tmp_path / "none.jsonl")
