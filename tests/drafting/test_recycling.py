@@ -94,6 +94,8 @@ def test_ties_are_different_tokens() -> None:
     found = source.successors(source.start([0]), 8)
     assert len({token for token, _ in found}) == 8
     assert found[0][1] == 1, "an eighth: not sure of the first at all"
+    heard(source, 1, EMPTY, np.repeat(np.float32([1, 0]), V // 2))
+    assert {*after(source, 1)} <= {*range(V // 2)}
 
 
 def test_nothing_computed_nothing_learnt() -> None:
