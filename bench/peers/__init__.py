@@ -69,7 +69,12 @@ def _lookup(kind: str) -> dict[str, Any]:
 
 
 _ORT_GENAI = {"quantization": "k_quant_mixed", "block_size": 32, "symmetric": False}
-_OPENVINO = {"eight_bits": False, "kv_cache_precision": ""}
+_OPENVINO = {
+    "eight_bits": False,
+    "kv_cache_precision": "",
+    "inference_precision": "f32",
+    "dynamic_quantization_group_size": "16",
+}
 _DTYPE = {"dtype": "auto"}
 _TRANSFORMERS = ("transformers>=5.23", "torch>=2.13", "gguf>=0.19", "accelerate>=1.15")
 
@@ -162,7 +167,9 @@ PEERS: dict[str, Peer] = {
             "OpenVINO GenAI, Intel's runtime",
             "openvino_genai",
             {
-                PLAIN: Mode("The library's defaults, without a cache of prefixes.", _OPENVINO),
+                PLAIN: Mode(
+                    "Arithmetic that its kernels of 4 bits have; no cache of prefixes.", _OPENVINO
+                ),
                 "prompt-lookup": Mode(
                     "Its example's: 5 tokens after at most 3 that match.",
                     _OPENVINO | {"num_assistant_tokens": 5, "max_ngram_size": 3},

@@ -21,6 +21,12 @@ _VERSION = metadata.version("openvino-genai")
 _THROUGH = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose"}
 """What is between a weight and its use."""
 _FACTS = "bench.json"
+_PROPERTIES = {
+    "kv_cache_precision": "KV_CACHE_PRECISION",
+    "inference_precision": "INFERENCE_PRECISION_HINT",
+    "dynamic_quantization_group_size": "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+}
+"""Settings of the plugin; "" leaves one to OpenVINO."""
 _CHUNK = 128
 """Rows of a pass of ``perplexity``."""
 
@@ -52,8 +58,9 @@ class OpenVino:
         settings = request["settings"]
         self.model = model
         self.properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": request["threads"]}
-        if settings["kv_cache_precision"]:
-            self.properties["KV_CACHE_PRECISION"] = settings["kv_cache_precision"]
+        for name, property_ in _PROPERTIES.items():
+            if settings[name]:
+                self.properties[property_] = settings[name]
         self.speculation: dict[str, Any] = {
             name: settings[name]
             for name in ("num_assistant_tokens", "max_ngram_size")
@@ -135,7 +142,7 @@ class OpenVino:
 
 def opened(request: dict[str, Any]) -> tuple[OpenVino, dict[str, Any]]:
     """``settings``: ``num_assistant_tokens`` for speculation, with ``max_ngram_size`` by prompt lookup, else
-    by the draft model; ``kv_cache_precision``, or "" for OpenVINO's own;
+    by the draft model; those of ``_PROPERTIES``;
     ``eight_bits``: give its reader nothing that it would round."""
     settings, folder = request["settings"], request["folder"]
     eight = settings["eight_bits"]
