@@ -27,7 +27,8 @@ class Budget:
     sampling: Sampling = field(default_factory=Sampling)
     """How the target's tokens are chosen."""
     rival: tuple[float, float] | None = None
-    """What the best draft so far promises: tokens said, and the pass's seconds. ``None``: no draft."""
+    """What the best draft so far promises, or one must at least: tokens said, and the pass's seconds. ``None``:
+    nothing."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class ModelDrafter:
             return EMPTY
         missing = len(own) - self._count_same(own)
         if not self._begins_to_pay(missing, room) and (
-            (budget.rival is not None and budget.rival[0] > _STRONG) or not self._explores(missing)
+            (budget.rival is not None and budget.rival[0] >= _STRONG) or not self._explores(missing)
         ):
             return EMPTY
         calibration = self._calibrations[sampling.greedy]

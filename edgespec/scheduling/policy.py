@@ -45,7 +45,7 @@ class Scheduler:
 
     Some answers are not what was expected, and where passes are dear a few wrong drafts make them
     slower than plain decoding. So what an answer may lose is bounded: once its drafts have cost that
-    much more than they gained, only those that promise much are verified.
+    much more than they gained, only those that promise much are made.
     """
 
     def __init__(self, drafters: Sequence[Drafter], costs: PassCosts | None = None) -> None:
@@ -87,19 +87,17 @@ class Scheduler:
             return self.costs.seconds(padded[rows], length)
 
         plain_s = pass_seconds(1)
-        best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
+        best = none = Choice("none", EMPTY, 1.0, plain_s, plain_s)
+        lost = self._lost > _LOSS + _SHARE * self._said
+        # Drafters are told beforehand: what was drawn may not be dropped for what it promises.
+        rival = (_SURE if lost else 1.0), plain_s
         for drafter in self.drafters:
-            rival = best.tokens, best.pass_s
             budget = Budget(nodes, width, left, pass_seconds, sampling, rival)
             draft, tokens = cut(drafter.propose(context, budget), budget)
             if draft:
-                best = Choice(drafter.name, draft, tokens, pass_seconds(1 + len(draft)), plain_s)
-        gain = best.tokens * plain_s / best.pass_s
-        unsure = best.tokens > 1 and gain < _SURE  # a draft that promises nothing is taken as it is
-        lost = self._lost > _LOSS + _SHARE * self._said
-        if best.draft and (self.costs.plain_is_stale or (unsure and lost)):
-            return Choice("none", EMPTY, 1.0, plain_s, plain_s)
-        return best
+                rival = tokens, pass_seconds(1 + len(draft))
+                best = Choice(drafter.name, draft, *rival, plain_s)
+        return none if self.costs.plain_is_stale else best
 
     def learn(self, outcome: Outcome, size: int, seconds: float, length: int) -> None:
         """Take in what came of a pass over ``size`` tokens, padding included, after ``length``."""

@@ -137,6 +137,37 @@ def test_an_answer_loses_little_to_drafts_that_are_never_right(promised: float) 
             assert 2 <= drafted <= 4
 
 
+class Draws:
+    """Draws a token, likely to be accepted or not, and offers it whatever it was."""
+
+    name = "draws"
+
+    def __init__(self) -> None:
+        self.budgets: list[Budget] = []
+
+    def propose(self, context: Sequence[int], budget: Budget) -> Draft:
+        self.budgets.append(budget)
+        token = len(self.budgets) % 2
+        row = np.zeros((1, VOCABULARY), np.float32)
+        row[0, :2] = 0.5
+        return Draft([token], probabilities=row, expected=0.9 if token else 0.01)
+
+    def observe(self, outcome: Outcome) -> None:
+        pass
+
+
+def test_where_too_much_was_lost_more_is_asked_for_and_nothing_drawn_is_dropped() -> None:
+    """Dropping what was drawn, for being an unlikely token, would change what is said."""
+    scheduler = Scheduler([draws := Draws()], PassCosts(USUAL))
+    chosen = [scheduler.choose([1, 2], 50, info(), Sampling(1.0)) for _ in range(2)]
+    for _ in range(3):
+        wrong = Outcome(Draft([5] * 8), 0, [2], np.zeros((9, VOCABULARY), np.float32))
+        scheduler.learn(wrong, 9, 0.018, 2)
+    chosen += [scheduler.choose([1, 2], 50, info(), Sampling(1.0)) for _ in range(2)]
+    assert [list(choice.draft.tokens) for choice in chosen] == [[1], [0], [1], [0]]
+    assert [budget.rival and budget.rival[0] for budget in draws.budgets] == [1, 1, 1.5, 1.5]
+
+
 def test_nobody_drafts_where_it_does_not_pay_nor_for_the_last_token() -> None:
     scheduler = Scheduler([Says("good", [3, 4], 0.9)], PassCosts(STEEP))
     assert scheduler.choose([1], 50, info(), Sampling()).drafter == "none"
