@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgespec.decoding import Step, decode
+from edgespec.decoding import Step, decode, prefill
 from edgespec.draft import Draft
 from edgespec.drafting import Budget, Drafter, Outcome
 from edgespec.drafting.calibration import BINS, GREEDY_PRIOR, Calibration, bin_of
@@ -394,6 +394,24 @@ def test_what_was_given_up_is_tried_again_now_and_then() -> None:
     _, steps = say(target, drafter, context, 2000)
     assert not any(step.drafted for step in steps[:10])
     assert sum(step.accepted for step in steps[-50:]) > 100
+
+
+def test_nothing_is_tried_again_in_an_answer_that_lost_too_much() -> None:
+    for lost, tried in ((0.0, True), (1000.0, False)):
+        drafter, context = Watched(Wrong(), 12, Fixed(0.3)), list(PROMPT)
+        say(model(), drafter, context, 400)
+        scheduler = Scheduler([drafter], FLAT)
+        scheduler._lost = lost
+        target, before = model(), drafter.passes
+        prefill(target, context)
+        for _ in range(2000):
+            choice = scheduler.choose(context, 1000, target.info, Sampling())
+            logits = target.forward([context[-1], *choice.draft.tokens])
+            target.keep([0])
+            said = [int(logits[0].argmax())]
+            drafter.observe(Outcome(choice.draft, 0, said, logits))
+            context += said
+        assert (drafter.passes > before) == tried
 
 
 def test_longer_drafts_are_tried_again_now_and_then() -> None:
