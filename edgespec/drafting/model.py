@@ -134,7 +134,8 @@ class ModelDrafter:
         # Steps, tokens, and times in passes over one token, which a machine's pace does not change.
         self._recent: npt.NDArray[np.float64] = np.zeros(3)
         self._budget = Budget(0)
-        # Of the step: tokens and their bins, and what the draft's passes are expected to have taken.
+        # Of the step: tokens and their bins, and what the draft's passes are expected to have taken
+        # without reading a prompt.
         self._looked: list[tuple[int, int]] = []
         self._seconds = 0.0
 
@@ -233,9 +234,9 @@ class ModelDrafter:
                 break
         if len(self._looked) == 1:
             self._means[1].fade()  # or what it never tries again would never pay
-        self._looked = []
         target_s = self._budget.pass_seconds
         seconds = self._seconds + target_s(1 + len(outcome.draft))
+        self._looked, self._seconds = [], 0.0
         self._total_s += seconds
         self._gained_s += len(outcome.said) * target_s(1) - seconds
         self._recent = _RECENT * self._recent + (1, len(outcome.said), seconds / target_s(1))
@@ -267,6 +268,8 @@ class ModelDrafter:
     def _catch_up(self, context: Sequence[int]) -> FloatArray:
         """Evaluate what the cache lacks of the context; the logits that follow it, ``[V]``."""
         self._truncate(self._same)
+        said = max(2, self._heard - self._begun)  # the rest is a prompt
+        self._seconds += self._pass_s(min(len(context) - self._same, said))
         if (missing := len(context) - 1 - self._same) >= self._chunk:
             started = self._clock()
             prefill(self.runtime, self._read(context))
@@ -316,7 +319,8 @@ class ModelDrafter:
         self._held += tokens
         self._plain_s = self._budget.pass_seconds(1)
         self.passes += 1
-        self._seconds += self._pass_s(len(tokens))
+        if rows == "all":
+            self._seconds += self._pass_s(len(tokens))
         return logits
 
     def _read(self, tokens: Sequence[int]) -> list[int]:

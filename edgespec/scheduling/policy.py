@@ -40,8 +40,9 @@ class Scheduler:
 
     ``drafters`` are asked in turn, the cheapest to ask first; each is told what the best draft so far
     promises, and one that takes time to draft offers nothing unless it expects to do better. All of
-    them learn from what the target says, whoever drafted. Now and then a pass is plain decoding's
-    even so, or what that takes would be believed for good.
+    them learn from what the target says, whoever drafted. Now and then nobody is asked, or what plain
+    decoding takes would be believed for good. Only passes without a draft model's before them tell:
+    its threads hold cores for a while, which would be taken for a slow machine.
 
     Some answers are not what was expected, and where passes are dear a few wrong drafts make them
     slower than plain decoding. So what an answer may lose is bounded: once its drafts have cost that
@@ -55,6 +56,7 @@ class Scheduler:
         self._info: ModelInfo | None = None
         self._padded: list[int] = []  # by rows of a pass
         self._said, self._lost = 0, 0.0  # of this answer: tokens, and passes over one token
+        self._draft_passes = 0  # before the step
 
     @property
     def name(self) -> str:
@@ -87,7 +89,10 @@ class Scheduler:
             return self.costs.seconds(padded[rows], length)
 
         plain_s = pass_seconds(1)
-        best = none = Choice("none", EMPTY, 1.0, plain_s, plain_s)
+        best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
+        self._draft_passes = self.draft_passes
+        if self.costs.plain_is_stale:
+            return best
         lost = self._lost > _LOSS + _SHARE * self._said
         # Drafters are told beforehand: what was drawn may not be dropped for what it promises.
         rival = (_SURE if lost else 1.0), plain_s
@@ -97,11 +102,12 @@ class Scheduler:
             if draft:
                 rival = tokens, pass_seconds(1 + len(draft))
                 best = Choice(drafter.name, draft, *rival, plain_s)
-        return none if self.costs.plain_is_stale else best
+        return best
 
     def learn(self, outcome: Outcome, size: int, seconds: float, length: int) -> None:
         """Take in what came of a pass over ``size`` tokens, padding included, after ``length``."""
-        self.costs.record(size, seconds, length)
+        if size > self.costs.plain or self.draft_passes == self._draft_passes:
+            self.costs.record(size, seconds, length)
         said = len(outcome.said)
         self._said += said
         if outcome.draft:  # by what such passes take: a single one may have been held up

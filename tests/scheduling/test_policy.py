@@ -13,7 +13,7 @@ from edgespec.drafting import Budget, Drafter, Outcome
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.suffix import Suffix
-from edgespec.runtimes import ModelInfo
+from edgespec.runtimes import FloatArray, Logits, ModelInfo
 from edgespec.sampling import Sampling
 from edgespec.scheduling.costs import PassCosts
 from edgespec.scheduling.policy import Scheduler, cut
@@ -227,15 +227,56 @@ def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_i
     drafter: str,
 ) -> None:
     agreement = 0.5
-    tokens = song(np.random.default_rng(0), 3000, agreement)
-    guesses = [(token + 1) % 5 for token in [0, *tokens]]
-    make = suffix if drafter == "suffix" else model(tokens, guesses[: len(tokens)], agreement)
     dear = curve(lambda n: 0.01 if n == 1 else 0.015 * (1 + 0.1 * (n - 1)))
-    found = drafted(tokens, make, [(0, USUAL), (200, dear), (400, USUAL)])
-    before, changed, after = found[100:200], found[220:400], found[500:900]
-    assert np.mean(np.array(before) > 0) > 0.3
-    assert np.mean(np.array(changed) > 0) < 0.15
-    assert np.mean(np.array(after) > 0) > 0.3
+    found = []
+    for seed in range(4):
+        tokens = song(np.random.default_rng(seed), 3000, agreement)
+        guesses = [(token + 1) % 5 for token in [0, *tokens]]
+        make = suffix if drafter == "suffix" else model(tokens, guesses[: len(tokens)], agreement)
+        found.append(drafted(tokens, make, [(0, USUAL), (200, dear), (400, USUAL)])[:900])
+    drafts = np.array(found) > 0
+    assert drafts[:, 100:200].mean() > 0.3
+    assert drafts[:, 220:400].mean() < 0.2
+    assert drafts[:, 500:].mean() > 0.3
+
+
+def test_a_draft_model_that_slows_the_target_down_is_not_taken_for_a_slow_machine() -> None:
+    """Its threads hold cores after its passes: with them drafting loses, and plain decoding does not."""
+    rng = np.random.default_rng(0)
+    tokens = song(rng, 2000, 0.7)
+    guesses = [(token + 1) % 5 for token in [0, *tokens]][: len(tokens)]
+    made: list[ModelDrafter] = []
+
+    class Disturbed(Replay):
+        """Passes after the draft model's take 1.6 times as long."""
+
+        seen = 0
+
+        def forward(
+            self,
+            tokens: Sequence[int],
+            parents: Sequence[int] | None = None,
+            *,
+            logits: Logits = "all",
+        ) -> FloatArray:
+            before = clock.now
+            rows = super().forward(tokens, parents, logits=logits)
+            if made[0].passes > self.seen:
+                self.seen = made[0].passes
+                clock.now += 0.6 * (clock.now - before)
+            return rows
+
+    clock = Clock()
+    cost = curve(lambda n: 0.003 * (1 + 0.2 * (n - 1)))
+    draft = ReplayDraft(tokens, cost, clock, info())
+    draft.guesses = Guesses(guesses, [0.7] * len(guesses))
+    made.append(ModelDrafter(draft, VOCABULARY, PassCosts(cost), clock=clock))
+    target = Disturbed(tokens, USUAL, clock, info())
+    steps = decode(
+        target, Scheduler(made, PassCosts(USUAL)), tokens[:60], max_tokens=1900, clock=clock
+    )
+    said = sum(len(step.tokens) for step in steps)
+    assert clock.now < 1.1 * 0.01 * said
 
 
 @pytest.mark.parametrize("drafter", ["suffix", "model"])
@@ -256,4 +297,4 @@ def test_acceptance_that_falls_changes_the_choice_within_twenty_passes(drafter: 
     before = [drafted for length, drafted in steps if length < good]
     after = [drafted for length, drafted in steps if length >= good]
     assert np.mean(before[-100:]) > 3
-    assert np.mean(after[20:120]) < 0.8
+    assert np.mean(after[20:120]) < 1
