@@ -120,6 +120,24 @@ def test_tables_hold_the_measures(run: Results, reports: tuple[str, str]) -> Non
     assert section(reports[1], "What went wrong").strip() == "- Nothing."
 
 
+def test_every_system_is_held_against_the_others(run: Results, reports: tuple[str, str]) -> None:
+    short = section(reports[1], "In short")
+    assert "edgespec suffix is the fastest of edgespec here." in short
+    header = next(line for line in short.splitlines() if line.startswith("|  |"))
+    names = [name.strip() for name in header.split("|")[2:-1]]
+    assert names == ["edgespec none", "llama.cpp plain", "llama.cpp draft", "transformers plain"]
+    for own in ("edgespec none", "edgespec suffix", "edgespec model"):
+        row = next(line for line in short.splitlines() if line.startswith(f"| {own} |"))
+        for name, cell in zip(names, row.split("|")[2:], strict=False):
+            found = measures.ratio(run, own, name)
+            assert found is not None
+            told = [float(number) for number in re.findall(r"[\d.]+", cell)]
+            assert name == own or told == pytest.approx(
+                [found.value, found.low, found.high], rel=5e-3
+            )
+            assert (name == own) is (not told)
+
+
 def test_what_is_absent_is_said(run: Results, tmp_path: Path) -> None:
     bare = [
         replace(
