@@ -87,7 +87,7 @@ def decode(
         started, passes = clock(), scheduler.draft_passes
         choice = scheduler.choose(context, left, info, sampling)
         draft = choice.draft
-        drafted_at = clock()
+        drafted_at, passes = clock(), scheduler.draft_passes - passes
 
         parents = None
         if draft.parents is not None and not draft.is_chain:
@@ -104,11 +104,10 @@ def decode(
 
         draft_s, pass_s = drafted_at - started, passed_at - drafted_at
         outcome = Outcome(draft, accepted, said, logits)
-        scheduler.learn(outcome, info.padded(1 + len(draft)), pass_s, target.length)
+        scheduler.learn(outcome, info.padded(1 + len(draft)), pass_s, target.length, passes)
         context.extend(said)  # before keep: interrupted in between, the cache is only behind
         target.keep(verdict.rows[: len(said)])
         left = 0 if stop is not None else left - len(said)
 
         own_s = clock() - passed_at
-        passes = scheduler.draft_passes - passes
         yield Step(said, accepted, choice, draft_s, pass_s, own_s, passes)

@@ -298,6 +298,7 @@ class ModelDrafter:
             guesses = self._cascade.guess(context, drafted, most, self._pass_s)
         first: FloatArray
         first, *others = self._feed([drafted[-1], *guesses], "all")
+        self._seconds += self._pass_s(1 + len(guesses))
         self._ahead = list(zip(guesses, others, strict=True))
         return first
 
@@ -319,8 +320,6 @@ class ModelDrafter:
         self._held += tokens
         self._plain_s = self._budget.pass_seconds(1)
         self.passes += 1
-        if rows == "all":
-            self._seconds += self._pass_s(len(tokens))
         return logits
 
     def _read(self, tokens: Sequence[int]) -> list[int]:

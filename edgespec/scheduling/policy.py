@@ -56,7 +56,6 @@ class Scheduler:
         self._info: ModelInfo | None = None
         self._padded: list[int] = []  # by rows of a pass
         self._said, self._lost = 0, 0.0  # of this answer: tokens, and passes over one token
-        self._draft_passes = 0  # before the step
 
     @property
     def name(self) -> str:
@@ -90,7 +89,6 @@ class Scheduler:
 
         plain_s = pass_seconds(1)
         best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
-        self._draft_passes = self.draft_passes
         if self.costs.plain_is_stale:
             return best
         lost = self._lost > _LOSS + _SHARE * self._said
@@ -104,9 +102,14 @@ class Scheduler:
                 best = Choice(drafter.name, draft, *rival, plain_s)
         return best
 
-    def learn(self, outcome: Outcome, size: int, seconds: float, length: int) -> None:
-        """Take in what came of a pass over ``size`` tokens, padding included, after ``length``."""
-        if size > self.costs.plain or self.draft_passes == self._draft_passes:
+    def learn(
+        self, outcome: Outcome, size: int, seconds: float, length: int, draft_passes: int = 0
+    ) -> None:
+        """Take in what came of a pass over ``size`` tokens, padding included, after ``length``.
+
+        ``draft_passes``: of draft models, just before it.
+        """
+        if size > self.costs.plain or not draft_passes:
             self.costs.record(size, seconds, length)
         said = len(outcome.said)
         self._said += said
