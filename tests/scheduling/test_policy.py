@@ -212,9 +212,12 @@ def suffix(clock: Clock) -> Drafter:
     return Hierarchy([Suffix()])
 
 
-def model(tokens: list[int], guesses: list[int], top: float) -> Callable[[Clock], Drafter]:
-    def make(clock: Clock) -> Drafter:
-        cost = curve(lambda n: 0.001 * (1 + 0.2 * (n - 1)))
+def model(tokens: list[int], top: float, pass_s: float = 0.001) -> Callable[[Clock], ModelDrafter]:
+    """Guesses that the song goes on, always as sure as ``top``."""
+    guesses = [(token + 1) % 5 for token in [0, *tokens[:-1]]]
+
+    def make(clock: Clock) -> ModelDrafter:
+        cost = curve(lambda n: pass_s * (1 + 0.2 * (n - 1)))
         draft = ReplayDraft(tokens, cost, clock, info())
         draft.guesses = Guesses(guesses, [top] * len(guesses))
         return ModelDrafter(draft, VOCABULARY, PassCosts(cost), clock=clock)
@@ -231,12 +234,11 @@ def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_i
     found = []
     for seed in range(4):
         tokens = song(np.random.default_rng(seed), 3000, agreement)
-        guesses = [(token + 1) % 5 for token in [0, *tokens]]
-        make = suffix if drafter == "suffix" else model(tokens, guesses[: len(tokens)], agreement)
+        make = suffix if drafter == "suffix" else model(tokens, agreement)
         found.append(drafted(tokens, make, [(0, USUAL), (200, dear), (400, USUAL)])[:900])
     drafts = np.array(found) > 0
     assert drafts[:, 100:200].mean() > 0.3
-    assert drafts[:, 220:400].mean() < 0.2
+    assert drafts[:, 220:400].mean() < (0.15 if drafter == "suffix" else 0.2)
     assert drafts[:, 500:].mean() > 0.3
 
 
@@ -246,8 +248,6 @@ def test_a_draft_model_that_slows_the_target_down_is_not_taken_for_a_slow_machin
 ) -> None:
     """Its threads hold cores after its passes: with them drafting loses, and plain decoding does not."""
     tokens = song(np.random.default_rng(seed), 2000, agreement)
-    guesses = [(token + 1) % 5 for token in [0, *tokens]][: len(tokens)]
-    made: list[ModelDrafter] = []
 
     class Disturbed(Replay):
         """Passes after the draft model's take 1.6 times as long."""
@@ -263,40 +263,35 @@ def test_a_draft_model_that_slows_the_target_down_is_not_taken_for_a_slow_machin
         ) -> FloatArray:
             before = clock.now
             rows = super().forward(tokens, parents, logits=logits)
-            if made[0].passes > self.seen:
-                self.seen = made[0].passes
+            if drafter.passes > self.seen:
+                self.seen = drafter.passes
                 clock.now += 0.6 * (clock.now - before)
             return rows
 
     clock = Clock()
-    cost = curve(lambda n: 0.003 * (1 + 0.2 * (n - 1)))
-    draft = ReplayDraft(tokens, cost, clock, info())
-    draft.guesses = Guesses(guesses, [agreement] * len(guesses))
-    made.append(ModelDrafter(draft, VOCABULARY, PassCosts(cost), clock=clock))
+    drafter = model(tokens, agreement, pass_s=0.003)(clock)
     target = Disturbed(tokens, USUAL, clock, info())
-    steps = decode(
-        target, Scheduler(made, PassCosts(USUAL)), tokens[:60], max_tokens=1900, clock=clock
-    )
+    scheduler = Scheduler([drafter], PassCosts(USUAL))
+    steps = decode(target, scheduler, tokens[:60], max_tokens=1900, clock=clock)
     said = sum(len(step.tokens) for step in steps)
     assert clock.now < 1.1 * 0.01 * said
 
 
 @pytest.mark.parametrize("drafter", ["suffix", "model"])
 def test_acceptance_that_falls_changes_the_choice_within_twenty_passes(drafter: str) -> None:
-    rng = np.random.default_rng(1)
-    tokens = song(rng, 1500, 0.9)
-    good = len(tokens)
-    tokens += song(rng, 1500, 0.1)
-    guesses = [(token + 1) % 5 for token in [0, *tokens]][: len(tokens)]
-    make = suffix if drafter == "suffix" else model(tokens, guesses, 0.9)
-    clock, steps = Clock(), []
-    target = Replay(tokens, USUAL, clock, info())
-    context = tokens[:60]
-    for step in decode(
-        target, Scheduler([make(clock)], PassCosts(USUAL)), context, max_tokens=2900, clock=clock
-    ):
-        steps.append((len(context), step.drafted))
-    before = [drafted for length, drafted in steps if length < good]
-    after = [drafted for length, drafted in steps if length >= good]
-    assert np.mean(before[-100:]) > 3
-    assert np.mean(after[20:120]) < 1
+    after = []
+    for seed in range(1, 5):
+        rng = np.random.default_rng(seed)
+        tokens = song(rng, 1500, 0.9)
+        good = len(tokens)
+        tokens += song(rng, 1500, 0.1)
+        make = suffix if drafter == "suffix" else model(tokens, 0.9)
+        clock, steps = Clock(), []
+        target = Replay(tokens, USUAL, clock, info())
+        scheduler, context = Scheduler([make(clock)], PassCosts(USUAL)), tokens[:60]
+        for step in decode(target, scheduler, context, max_tokens=2900, clock=clock):
+            steps.append((len(context), step.drafted))
+        before = [drafted for length, drafted in steps if length < good]
+        assert np.mean(before[-100:]) > 3
+        after.append([drafted for length, drafted in steps if length >= good][20:120])
+    assert np.mean(after) < (0.8 if drafter == "suffix" else 0.9)
