@@ -100,11 +100,6 @@ def shortened(name: str) -> str:
     return textwrap.shorten(name, 44, placeholder="…")
 
 
-def three(value: float) -> str:
-    """Three digits."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-
-
 def bars(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [on_two_lines(name) for name in names], fontsize=9.5)
     axes.set_ylim(len(names) - 0.4, -0.6)

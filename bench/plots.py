@@ -23,11 +23,11 @@ from edgespec.bench.drawing import (
     on_two_lines,
     shortened,
     svg,
-    three,
 )
 from edgespec.bench.intervals import Estimate
 from edgespec.bench.measures import Measures
 from edgespec.bench.records import Results
+from edgespec.bench.wording import three
 
 Found = Mapping[tuple[str, str | None], Measures]
 """By system and category, ``None`` for all."""
@@ -69,7 +69,7 @@ def pictures(results: Results, found: Found) -> Iterator[Picture | Missing]:
 def _style(results: Results, name: str) -> tuple[str, str]:
     """Colour, and what fills its mark: plain decoding is hollow."""
     system = results.systems[name]
-    colour = OWN if system.peer == "edgespec" else PEER
+    colour = OWN if system.is_own else PEER
     plain = system.baseline is None or system.settings.get("draft") == "none"
     return colour, PAPER if plain else colour
 
@@ -349,7 +349,8 @@ def _energy(results: Results, found: Found) -> Picture | Missing:
 
 def why_no_energy(results: Results) -> str:
     """Half a sentence."""
-    return str(results.energy.get("why_not") or "no answer has a figure").rstrip(".")
+    why_not = str(results.energy.get("why_not") or "no answer has a figure")
+    return "; ".join(why_not.splitlines()).rstrip(".")
 
 
 def _operators(results: Results) -> Picture | Missing:

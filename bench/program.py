@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgespec.bench.asking import Bench
 from edgespec.bench.common import PROMPTS, Prompt, first_of_each, read_prompts, taking_turns
 from edgespec.bench.energy import Meter, NoMeter, idle_watts, open_meter
 from edgespec.bench.machine import machine_facts
 from edgespec.bench.measures import PLAIN
-from edgespec.bench.peers import OWN, mode_of, parse_peer
+from edgespec.bench.peers import mode_of, parse_peer
 from edgespec.bench.profiling import profile_pass
-from edgespec.bench.records import Results, System
+from edgespec.bench.records import OWN, Results, System
 from edgespec.bench.report import write_report
-from edgespec.bench.running import EXACT, Bench, Running
+from edgespec.bench.running import EXACT, Running
 from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.models import store
@@ -232,7 +233,7 @@ def bench(
 
 def own_share(results: Results) -> float:
     """Of the steps of edgespec with the last of its drafts: what is neither drafting nor a pass."""
-    last = [s.name for s in results.systems.values() if s.peer == OWN][-1]
+    last = [s.name for s in results.systems.values() if s.is_own][-1]
     own = drafts = passes = 0.0
     for answer in results.answers:
         if answer.system == last:

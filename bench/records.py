@@ -8,6 +8,10 @@ from typing import Any
 
 SCHEMA = 1
 """Changes with the meaning of a field."""
+OWN = "edgespec"
+"""The peer that edgespec is to the others."""
+AS_IN_FILE = "as in the file"
+"""Weights that were not converted, or to nothing else."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class System:
     name: str
     """For people; unique in a run. "edgespec none" is plain decoding."""
     peer: str
-    """"edgespec", or a name in ``peers.PEERS``."""
+    """``OWN``, or a name in ``peers.PEERS``."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What its worker is told when it opens the model."""
     baseline: str | None = None
@@ -79,7 +83,7 @@ class System:
     """The system whose words its greedy answers must be, token for token; ``None``: nobody's."""
     version: str = ""
     weights: str = ""
-    """What it really runs: "as in the file", or how they were converted."""
+    """What it really runs: ``AS_IN_FILE``, or how they were converted."""
     weight_bytes: int | None = None
     """Read by one pass."""
     draft_weight_bytes: int | None = None
@@ -94,6 +98,10 @@ class System:
     """Seconds since the run began, and resident bytes then."""
     failures: list[str] = field(default_factory=list)
     """What went wrong, a line each. Its other answers count."""
+
+    @property
+    def is_own(self) -> bool:
+        return self.peer == OWN
 
 
 @dataclass

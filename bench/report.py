@@ -3,21 +3,19 @@ of them, to be shown elsewhere."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgespec.bench import measures, plots
-from edgespec.bench.drawing import three
+from edgespec.bench.conclusions import conclusions
 from edgespec.bench.intervals import Estimate
-from edgespec.bench.layout import Block, Pictures, Section, Table, Warned, alone, html, markdown
+from edgespec.bench.layout import Block, Pictures, Section, Table, alone, html, markdown
 from edgespec.bench.measures import Measures
 from edgespec.bench.plots import Found, Missing, Picture
 from edgespec.bench.records import Results, System
+from edgespec.bench.wording import estimated, gigabytes, number, share, three
 from edgespec.errors import UserError
 
-_OWN = "edgespec"
-_AS_IN_FILE = "as in the file"
 _WIDE = 5
 """Categories in one table: more do not fit on paper."""
 
@@ -32,7 +30,7 @@ def write_report(results: Results, folder: Path) -> None:
         if (measure := measures.measure(results, name, category)).answers
     }
     title = f"edgespec bench: {results.model.get('name', 'a model')}"
-    before, after = _summary(results, found), _details(results, found)
+    before, after = conclusions(results, found), _details(results, found)
     _write(folder / "report.md", markdown(title, [*before, *after]))
     drawn = list(plots.pictures(results, found))
     if isinstance(drawn[0], Picture):
@@ -55,109 +53,7 @@ def _write(path: Path, text: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-# what is said
-
-
-def _summary(results: Results, found: Found) -> list[Section]:
-    first: list[Block] = []
-    if warning := measures.noise_warning(results):
-        first.append(Warned(f"{warning[0].upper()}{warning[1:]}."))
-    first += _in_short(results, found)
-    return [("In short", first), ("Where edgespec loses", [_losses(results, found)])]
-
-
-def _in_short(results: Results, found: Found) -> list[Block]:
-    own = [name for name in _answered(found) if results.systems[name].peer == _OWN]
-    others = [name for name in _answered(found) if name not in own or name == measures.PLAIN]
-    best = _best(results, found, None)
-    if best is None or others in ([], own):
-        return ["No system of edgespec was measured beside another."]
-    rows = [
-        [name, *(_estimate(measures.ratio(results, name, o)) if o != name else "" for o in others)]
-        for name in own
-    ]
-    return [
-        f"{best} is the fastest of edgespec here. Decode tokens/s over those of the others:",
-        Table(["", *others], rows),
-    ]
-
-
-def _answered(found: Found) -> list[str]:
-    return [name for name, category in found if category is None]
-
-
-def _peers(results: Results, found: Found) -> list[str]:
-    return [name for name in _answered(found) if results.systems[name].peer != _OWN]
-
-
-def _best(results: Results, found: Found, category: str | None) -> str | None:
-    """The system of edgespec with the highest rate."""
-    rates = {
-        name: estimate.value
-        for (name, c), m in found.items()
-        if c == category and results.systems[name].peer == _OWN and (estimate := m.rate)
-    }
-    return max(rates, key=lambda name: rates[name], default=None)
-
-
-def _losses(results: Results, found: Found) -> list[str]:
-    """Where a peer is ahead of the best of edgespec, and where speculation is slower than plain decoding."""
-    categories = [None, *measures.categories(results)]
-    lines = []
-    best = {category: _best(results, found, category) for category in categories}
-    for name in _peers(results, found):
-        ratios = [(c, own, measures.ratio(results, name, own, c)) for c, own in best.items() if own]
-        ahead = [(f"{_place(c)} ({own})", r) for c, own, r in ratios if r and r.value > 1]
-        if ahead:
-            lines.append(
-                f"{name} decodes faster than the best of edgespec. {_times(ahead)}{_other_weights(results, name)}"
-            )
-    for name, system in results.systems.items():
-        if system.peer == _OWN and system.baseline:
-            own_ratios = {
-                c: found[name, c].against_baseline for c in categories if (name, c) in found
-            }
-            behind = [(_place(c), r) for c, r in own_ratios.items() if r and r.value < 1]
-            if behind:
-                lines.append(f"{name} decodes slower than {system.baseline}. {_times(behind)}")
-    figures: list[tuple[str, str, Callable[[str], float | None]]] = [
-        ("Sooner", "s to the first token", lambda n: _value(found[n, None].ttft_s)),
-        ("Less memory", "GB", lambda n: (results.systems[n].peak_memory_bytes or 0) / 1e9),
-        ("Less energy", "J a token", lambda n: _value(found[n, None].energy_j_per_token)),
-    ]
-    for what, unit, figure in figures:
-        values = {n: value for n, c in found if c is None and (value := figure(n))}
-        own_names = [n for n in values if results.systems[n].peer == _OWN]
-        least = min(own_names, key=lambda n: values[n], default=None)
-        if least is not None:
-            ahead_names = [n for n in values if values[n] < values[least] and n not in own_names]
-            if ahead_names:
-                listed = ", ".join(f"{n} {three(values[n])}" for n in ahead_names)
-                lines.append(
-                    f"{what} ({unit}): {listed}; the least of edgespec is {least} {three(values[least])}."
-                )
-    return lines or ["In nothing that was measured here."]
-
-
-def _place(category: str | None) -> str:
-    return category or "all categories"
-
-
-def _times(places: Sequence[tuple[str, Estimate]]) -> str:
-    """What is sure first."""
-    parts = []
-    for title, chance in (("Times as fast", False), ("Within noise", True)):
-        listed = [
-            f"{where} {three(r.value)}" for where, r in places if (r.low <= 1 <= r.high) is chance
-        ]
-        if listed:
-            parts.append(f"{title}: {', '.join(listed)}.")
-    return " ".join(parts)
-
-
-def _other_weights(results: Results, name: str) -> str:
-    weights = results.systems[name].weights
-    return f" It runs other weights: {weights}." if weights and _AS_IN_FILE not in weights else ""
+# the tables
 
 
 def _details(results: Results, found: Found) -> list[Section]:
@@ -199,7 +95,7 @@ def _by_category(
     for start in range(0, len(columns), _WIDE + 1):
         part = columns[start : start + _WIDE + 1]
         rows = [
-            [n, *(_estimate(figure(found[n, c]) if (n, c) in found else None) for c in part)]
+            [n, *(estimated(figure(found[n, c]) if (n, c) in found else None) for c in part)]
             for n in names
         ]
         if rows:
@@ -230,17 +126,17 @@ def _speculation(results: Results, found: Found) -> list[Block]:
         m = found.get((name, None))
         if m is None or not (m.tau or m.alpha):
             continue
-        by_drafter = [f"{d} {_estimate(a, percent=True)}" for d, a in m.alpha_by_drafter.items()]
+        by_drafter = [f"{d} {share(a)}" for d, a in m.alpha_by_drafter.items()]
         rows.append(
             [
                 name,
-                _estimate(m.tau),
-                _estimate(m.alpha, percent=True),
+                estimated(m.tau),
+                share(m.alpha),
                 "; ".join(by_drafter) if len(by_drafter) > 1 else "",
-                _estimate(m.mbsu_bytes),
-                _estimate(m.mbsu_parameters),
-                _estimate(m.against_baseline),
-                _estimate(m.gain),
+                estimated(m.mbsu_bytes),
+                estimated(m.mbsu_parameters),
+                estimated(m.against_baseline),
+                estimated(m.gain),
                 f"{m.passes:,}" if m.passes is not None else "–",
                 f"{m.worst.prompt}, {m.worst.category}: {three(m.worst.ratio)}×"
                 if m.worst
@@ -273,11 +169,11 @@ def _costs(results: Results, found: Found) -> list[Block]:
     rows = [
         [
             name,
-            _estimate(m.ttft_s),
-            _bytes(system.peak_memory_bytes),
-            _estimate(m.cpu_s_per_token),
-            _estimate(m.energy_j_per_token),
-            _number(system.open_s),
+            estimated(m.ttft_s),
+            gigabytes(system.peak_memory_bytes),
+            estimated(m.cpu_s_per_token),
+            estimated(m.energy_j_per_token),
+            number(system.open_s),
         ]
         for name, system in results.systems.items()
         if (m := found.get((name, None)))
@@ -316,9 +212,9 @@ def _systems(results: Results, found: Found) -> list[Block]:
                 system.version or "–",
                 system.weights or "–",
                 _perplexity(system, reference),
-                f"{_estimate(equal.share, percent=True)} of {equal.answers}" if equal else "–",
+                f"{share(equal.share)} of {equal.answers}" if equal else "–",
                 (system.words or system.baseline or "–") if equal else "–",
-                _number(equal.common) if equal else "–",
+                number(equal.common) if equal else "–",
                 ", ".join(f"{k}={v}" for k, v in system.settings.items() if v is not None) or "–",
             ]
         )
@@ -358,7 +254,7 @@ def _facts(results: Results) -> Table:
         ("processor", machine.get("cpu")),
         ("cores", machine.get("cores")),
         ("frequency", f"{f / 1e9:.2f} GHz" if (f := machine.get("frequency_hz")) else None),
-        ("memory", _bytes(machine.get("memory_bytes"))),
+        ("memory", gigabytes(machine.get("memory_bytes"))),
         (
             "memory bandwidth, measured",
             f"{b / 1e9:.1f} GB/s" if (b := machine.get("bandwidth")) else None,
@@ -375,30 +271,4 @@ def _facts(results: Results) -> Table:
 
 def _model(model: dict[str, object]) -> str:
     size = model.get("bytes")
-    return f"{model.get('name')}, {_bytes(size if isinstance(size, int) else None)}, SHA-256 {model.get('sha256')}"
-
-
-# figures in words
-
-
-def _value(estimate: Estimate | None) -> float | None:
-    return estimate.value if estimate else None
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else three(value)
-
-
-def _estimate(estimate: Estimate | None, percent: bool = False) -> str:
-    if estimate is None:
-        return "–"
-    value, low, high = estimate.value, estimate.low, estimate.high
-    if percent:
-        return f"{value:.0%}" + (f" ({low:.0%}–{high:.0%})" if low < value or value < high else "")
-    return three(value) + (
-        f" ({three(low)}–{three(high)})" if math.isfinite(low) and low < high else ""
-    )
-
-
-def _bytes(size: int | None) -> str:
-    return "–" if not size else f"{size / 1e9:.2f} GB"
+    return f"{model.get('name')}, {gigabytes(size if isinstance(size, int) else None)}, SHA-256 {model.get('sha256')}"

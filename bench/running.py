@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from math import exp
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from edgespec.bench.asking import Bench
 from edgespec.bench.common import Prompt, own_text
 from edgespec.bench.energy import Meter, MeterLost
 from edgespec.bench.journal import Journal
@@ -21,17 +20,14 @@ from edgespec.bench.measures import PLAIN
 from edgespec.bench.peers import converts, process_of, worker_of
 from edgespec.bench.peers.client import Client, PeerFailure, checked_answer
 from edgespec.bench.perplexity import windows
-from edgespec.bench.records import SCHEMA, Answer, Results, System
+from edgespec.bench.records import AS_IN_FILE, SCHEMA, Answer, Results, System
 from edgespec.bench.watching import Memory
 from edgespec.errors import UserError
 from edgespec.models import store
-from edgespec.models.chat_template import ChatTemplate
-from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
 
 EXACT = "edgespec none --exact"
 """Plain decoding in the passes that drafts are verified in: its words are theirs bit for bit."""
-AS_IN_FILE = "as in the file"
 _OPEN_S = 3600.0
 """Opening may convert a model."""
 _FIRST_S = 1800.0
@@ -53,54 +49,6 @@ _TOLD: dict[str, type] = {
     "draft_parameters": int,
 }
 """What a worker may tell of itself when it has opened a model."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What is measured, and how."""
-
-    model: Path
-    draft: Path | None
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    prompts: Sequence[Prompt]
-    max_tokens: int
-    rounds: int = 2
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    context: int = 4096
-    threads: int = 1
-    stop: bool = True
-
-    @property
-    def turns(self) -> dict[int, tuple[str, ...]]:
-        """By prompt; only the first where the model cannot chat."""
-        return {p.id: p.turns if self.template else p.turns[:1] for p in self.prompts}
-
-    def ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The whole prompt, as every system gets it."""
-        if self.template:
-            return self.template.render(messages)
-        bos = self.tokenizer.bos
-        begin = [bos] if self.tokenizer.add_bos and bos is not None else []
-        return begin + self.tokenizer.encode(messages[-1]["content"])
-
-    @property
-    def prompts_sha256(self) -> str:
-        """Of all that is asked."""
-        asked = [[p.id, p.category, *self.turns[p.id]] for p in self.prompts]
-        return sha256(json.dumps(asked).encode()).hexdigest()
-
-    def needed(self, prompt: Prompt) -> int:
-        """Tokens of context that the whole conversation takes, about."""
-        messages = [{"role": "user", "content": text} for text in self.turns[prompt.id]]
-        if self.template:  # which may insist that roles alternate
-            lengths = [len(self.template.render([message])) for message in messages]
-        else:
-            lengths = [len(self.ids(messages))]
-        return sum(lengths) + len(lengths) * self.max_tokens
 
 
 @dataclass

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgespec.bench.peers.environments import python_of, setup
-from edgespec.bench.records import System
+from edgespec.bench.records import OWN, System
 from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
 
-OWN = "edgespec"
-"""What is measured beside the peers, as they are."""
 PLAIN = "plain"
 """The mode of every peer that is the baseline of its others."""
 
@@ -254,7 +252,7 @@ def setup_named(name: str, progress: Progress = silent) -> Path:
 def process_of(system: System) -> str:
     """The process that answers for ``system``. What edgespec does on one runtime without a draft model shares one,
     so that no ratio between these is one of two processes; see ``bench.switching``."""
-    if system.peer != OWN:
+    if not system.is_own:
         return system.name
     draft, on = system.settings["draft"], f"{OWN} on {system.settings['runtime']}"
     return on if draft in DRAFTERS else f"{on} with {Path(draft).name}"
@@ -262,7 +260,7 @@ def process_of(system: System) -> str:
 
 def converts(system: System) -> bool:
     """Whether opening it may take much memory the first time."""
-    return system.peer != OWN and PEERS[system.peer].converts
+    return not system.is_own and PEERS[system.peer].converts
 
 
 def worker_of(system: System) -> tuple[list[str], dict[str, str]]:
@@ -270,7 +268,7 @@ def worker_of(system: System) -> tuple[list[str], dict[str, str]]:
 
     Raises ``UserError`` if the peer is not installed.
     """
-    if system.peer == OWN:
+    if system.is_own:
         return [sys.executable, "-m", f"{__name__}.workers.own"], dict(os.environ)
     peer = PEERS[system.peer]
     python = python_of(peer)

@@ -146,13 +146,14 @@ def test_what_is_absent_is_said(run: Results, tmp_path: Path) -> None:
     systems = {
         n: replace(s, memory=[], failures=["prompt 3: hung"]) for n, s in run.systems.items()
     }
-    energy = {"reader": None, "why_not": "no counter was found."}
+    energy = {"reader": None, "why_not": "rapl: no counter was found\nbattery: there is none."}
     poor = replace(run, answers=bare, systems=systems, energy=energy, curves={}, profile=None)
     html, markdown = written(poor, tmp_path)
     page = Page(html)
     assert page.tags["svg"] == (1 + 3) + 1
-    assert "Energy was not measured: no counter was found." in page.text
-    assert "Energy was not measured: no counter was found." in markdown
+    why = "Energy was not measured: rapl: no counter was found; battery: there is none."
+    assert why in page.text
+    assert why in markdown
     for why in ("No pass was profiled", "No pass was timed", "No system's memory was watched"):
         assert why in page.text
     assert "- transformers plain: prompt 3: hung" in section(markdown, "What went wrong")
@@ -167,6 +168,7 @@ def test_little_or_nothing_measured_is_reported_too(run: Results, tmp_path: Path
     assert "No system gave an answer" in html
     for count in (1, 2, 7):
         _, markdown = written(replace(run, answers=run.answers[:count]), tmp_path)
+        assert not re.search(r"\binf|\bnan", markdown)
         assert f"of {-(-count // 6)} answers are missing" in section(
             markdown, "What went wrong"
         ) or (count == 1)

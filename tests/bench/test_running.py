@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from edgespec.bench import program, running
+from edgespec.bench.asking import Bench
 from edgespec.bench.common import Prompt
 from edgespec.bench.journal import Journal
 from edgespec.bench.measures import PLAIN
 from edgespec.bench.peers import process_of
 from edgespec.bench.records import Results, System
-from edgespec.bench.running import EXACT, Bench, Running
+from edgespec.bench.running import EXACT, Running
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.gguf import GGUFFile
