@@ -57,9 +57,9 @@ def _best(results: Results, found: Found, category: str | None) -> str | None:
 
 def _losses(results: Results, found: Found) -> list[str]:
     """Where a peer is ahead of the best of edgespec, and where speculation is slower than plain decoding."""
-    categories = [None, *measures.categories(results)]
+    groups = measures.groups(results)
     lines = []
-    best = {category: _best(results, found, category) for category in categories}
+    best = {category: _best(results, found, category) for category in groups}
     for name in _peers(results, found):
         ratios = [(c, own, measures.ratio(results, name, own, c)) for c, own in best.items() if own]
         ahead = [(f"{_place(c)} ({own})", r) for c, own, r in ratios if r and r.value > 1]
@@ -69,9 +69,7 @@ def _losses(results: Results, found: Found) -> list[str]:
             )
     for name, system in results.systems.items():
         if system.is_own and system.baseline:
-            own_ratios = {
-                c: found[name, c].against_baseline for c in categories if (name, c) in found
-            }
+            own_ratios = {c: found[name, c].against_baseline for c in groups if (name, c) in found}
             behind = [(_place(c), r) for c, r in own_ratios.items() if r and r.value < 1]
             if behind:
                 lines.append(f"{name} decodes slower than {system.baseline}. {_times(behind)}")

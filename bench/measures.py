@@ -308,6 +308,12 @@ def categories(results: Results) -> list[str]:
     return list(dict.fromkeys(a.category for a in results.answers))
 
 
+def groups(results: Results) -> list[str | None]:
+    """``None``, for all answers, and the categories, where they are several."""
+    found = categories(results)
+    return [None, *found] if len(found) > 1 else [None]
+
+
 def reference(results: Results) -> System | None:
     """The plain decoding that tells how steady the machine was."""
     plain = [s for s in results.systems.values() if s.baseline is None and of(results, s.name)]

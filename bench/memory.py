@@ -20,6 +20,7 @@ from edgespec.bench.common import (
 )
 from edgespec.decoding import prefill
 from edgespec.engine import Engine
+from edgespec.export.sources import name_of
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import RUNTIMES
@@ -160,7 +161,7 @@ def main(
         {"context": case.context, **sizes, **ratios}
         for case, (sizes, ratios) in zip(cases, columns, strict=True)
     ]
-    title = f"Memory: {runtime}{'' if exact else ', --no-exact'}, draft: {Path(draft).stem}"
+    title = f"Memory: {runtime}{'' if exact else ', --no-exact'}, draft: {name_of(Path(draft))}"
     headers = ["", *(f"{context} tokens" for context in contexts)]
     report(title, machine(model), [table(headers, cells)], json_path, figures)
 

@@ -114,8 +114,7 @@ def _estimates(
 
 def _rates(results: Results, found: Found) -> Picture | Missing:
     title = "Decode tokens/s"
-    categories = [None, *measures.categories(results)]
-    rows = {c: _estimates(found, c, lambda m: m.rate) for c in categories}
+    rows = {c: _estimates(found, c, lambda m: m.rate) for c in measures.groups(results)}
     ends = [e.high if math.isfinite(e.high) else e.value for r in rows.values() for _, e in r]
     if not ends:
         return Missing(title, "No system gave an answer that came in parts.")

@@ -22,6 +22,7 @@ from edgespec.bench.report import write_report
 from edgespec.bench.running import EXACT, Running
 from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
+from edgespec.export.sources import name_of
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.opening import Model, find, find_draft
@@ -54,7 +55,7 @@ def own_systems(
             words = EXACT + on
             systems.append(System(words, OWN, none | {"exact": None}, plain))
         for draft in dict.fromkeys(drafts):
-            name = Path(draft).stem if draft in models else draft
+            name = name_of(Path(draft)) if draft in models else draft
             if draft != "none":
                 settings = {"draft": draft, "runtime": runtime, "exact": exact}
                 systems.append(System(f"{OWN} {name}{on}", OWN, settings, plain, words))

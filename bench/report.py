@@ -22,10 +22,9 @@ _WIDE = 5
 
 def write_report(results: Results, folder: Path) -> None:
     """All three. Raises ``UserError`` where they cannot be written, or matplotlib is missing."""
-    categories = measures.categories(results)
     found = {
         (name, category): measure
-        for category in (None, *categories)
+        for category in measures.groups(results)
         for name in results.systems
         if (measure := measures.measure(results, name, category)).answers
     }
@@ -57,14 +56,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _details(results: Results, found: Found) -> list[Section]:
-    categories = measures.categories(results)
+    groups = measures.groups(results)
     return [
         (
             "Decode tokens/s",
             [
                 "Median over prompts, the first tokens of an answer not counted; in brackets the interval of 95 % "
                 "over prompts. A system that lacks answers is measured on those that it gave.",
-                *_by_category(found, categories, lambda m: m.rate),
+                *_by_group(found, groups, lambda m: m.rate),
             ],
         ),
         (
@@ -73,9 +72,9 @@ def _details(results: Results, found: Found) -> list[Section]:
                 "Decode tokens/s over those of another system for the same prompt, turn and round: geometric "
                 "means.",
                 "Over its own plain decoding:",
-                *_by_category(found, categories, lambda m: m.against_baseline),
+                *_by_group(found, groups, lambda m: m.against_baseline),
                 f"Over {measures.PLAIN}:",
-                *_by_category(found, categories, lambda m: m.against_plain),
+                *_by_group(found, groups, lambda m: m.against_plain),
                 _resolution(results),
             ],
         ),
@@ -87,13 +86,12 @@ def _details(results: Results, found: Found) -> list[Section]:
     ]
 
 
-def _by_category(
-    found: Found, categories: Sequence[str], figure: Callable[[Measures], Estimate | None]
+def _by_group(
+    found: Found, groups: Sequence[str | None], figure: Callable[[Measures], Estimate | None]
 ) -> Iterator[Block]:
     names = list(dict.fromkeys(n for (n, c), m in found.items() if c is None and figure(m)))
-    columns = [None, *categories] if len(categories) > 1 else [None]
-    for start in range(0, len(columns), _WIDE + 1):
-        part = columns[start : start + _WIDE + 1]
+    for start in range(0, len(groups), _WIDE + 1):
+        part = groups[start : start + _WIDE + 1]
         rows = [
             [n, *(estimated(figure(found[n, c]) if (n, c) in found else None) for c in part)]
             for n in names

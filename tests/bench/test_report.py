@@ -136,6 +136,15 @@ def test_every_system_is_held_against_the_others(run: Results, reports: tuple[st
             assert told == pytest.approx(held, rel=5e-3)
 
 
+def test_a_single_category_is_not_told_twice(run: Results, tmp_path: Path) -> None:
+    chat = replace(run, answers=[a for a in run.answers if a.category == "chat"])
+    html, markdown = written(chat, tmp_path)
+    assert "chat" not in section(markdown, "Where edgespec loses")
+    assert "chat" not in section(markdown, "Decode tokens/s")
+    assert "<h3>Decode tokens/s</h3>" in html
+    assert "chat</figcaption>" not in html
+
+
 def test_what_is_absent_is_said(run: Results, tmp_path: Path) -> None:
     bare = [
         replace(

@@ -346,6 +346,16 @@ def test_what_is_compared_shares_a_process_but_for_draft_models() -> None:
     assert [process_of(peer) for peer in peers] == [peer.name for peer in peers]
 
 
+def test_a_draft_model_is_called_by_its_whole_name() -> None:
+    drafts = ["qwen2.5-coder-0.5b-instruct", "models/tiny-0.1.gguf"]
+    systems, models = program.own_systems(drafts, ["llama-cpp"])
+    assert models == drafts
+    assert [s.name for s in systems[1:]] == [
+        "edgespec qwen2.5-coder-0.5b-instruct",
+        "edgespec tiny-0.1",
+    ]
+
+
 def test_every_runtime_has_its_own_plain_decoding() -> None:
     systems, _ = program.own_systems(["auto"], ["onnx", "llama-cpp"])
     assert {s.name: (s.baseline, s.words, s.settings["runtime"]) for s in systems} == {
