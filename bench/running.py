@@ -17,7 +17,7 @@ from edgespec.bench.common import Prompt, own_text
 from edgespec.bench.energy import Meter, MeterLost
 from edgespec.bench.journal import Journal
 from edgespec.bench.measures import PLAIN
-from edgespec.bench.peers import converts, process_of, worker_of
+from edgespec.bench.peers import converts, process_of, takes, worker_of
 from edgespec.bench.peers.client import Client, PeerFailure, checked_answer
 from edgespec.bench.perplexity import windows
 from edgespec.bench.records import AS_IN_FILE, SCHEMA, Answer, Results, System
@@ -283,7 +283,7 @@ class Running:
         return worker.client
 
     def _opened(self, system: System, process: str) -> Worker:
-        self._make_room()
+        self._make_room(system)
         self._progress(f"opening {process}", 0, 0)
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
@@ -338,11 +338,12 @@ class Running:
             except (PeerFailure, LookupError, TypeError, ValueError, ArithmeticError) as failure:
                 system.failures.append(f"perplexity: {failure}")
 
-    def _make_room(self) -> None:
-        """Close what answered longest ago until another model fits in memory."""
+    def _make_room(self, system: System) -> None:
+        """Close what answered longest ago until ``system`` fits in memory."""
         size = self.bench.model.stat().st_size
         size += self.bench.draft.stat().st_size if self.bench.draft else 0
-        while self._workers and psutil.virtual_memory().available < 2 * size + _MARGIN:
+        needed = takes(system) * size + _MARGIN
+        while self._workers and psutil.virtual_memory().available < needed:
             self._close(next(iter(self._workers)))
 
     def _close(self, process: str) -> None:

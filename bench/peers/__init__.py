@@ -53,6 +53,9 @@ class Peer:
     """The program that the user gives the path of, if there is one; it is looked for in PATH, too."""
     converts: bool = False
     """Whether it makes files of its own of the model's, once, which may take most of a machine's memory."""
+    takes: float = 2.0
+    """Times the bytes of the model's file and the draft's that it takes of memory at most, while it loads them or
+    says its perplexity."""
 
 
 _LLAMA_CPP_PYTHON = {"n_batch": 512, "n_gpu_layers": 0, "flash_attn": False}
@@ -159,6 +162,7 @@ PEERS: dict[str, Peer] = {
             },
             ("onnxruntime-genai>=0.18", "onnx>=1.23", "onnx-ir>=1.1", *_TRANSFORMERS),
             converts=True,
+            takes=4.0,
         ),
         Peer(
             "openvino-genai",
@@ -178,6 +182,7 @@ PEERS: dict[str, Peer] = {
             },
             ("openvino-genai>=2026.4.1", "gguf>=0.19"),
             converts=True,
+            takes=5.0,
         ),
         Peer(
             "transformers",
@@ -196,6 +201,7 @@ PEERS: dict[str, Peer] = {
                 ),
             },
             _TRANSFORMERS,
+            takes=10.0,  # every weight becomes a float32 first
         ),
     )
 }
@@ -256,6 +262,11 @@ def process_of(system: System) -> str:
         return system.name
     draft, on = system.settings["draft"], f"{OWN} on {system.settings['runtime']}"
     return on if draft in DRAFTERS else f"{on} with {Path(draft).name}"
+
+
+def takes(system: System) -> float:
+    """Times the bytes of its files that it takes of memory at most."""
+    return Peer.takes if system.is_own else PEERS[system.peer].takes
 
 
 def converts(system: System) -> bool:

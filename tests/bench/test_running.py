@@ -85,6 +85,9 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(running, "worker_of", worker_of)
     monkeypatch.setattr(running, "converts", lambda s: s.settings.get("how", "").startswith("conv"))
+    monkeypatch.setattr(
+        running, "takes", lambda s: 10.0 if s.settings.get("how") == "hungry" else 2.0
+    )
 
 
 Start = Callable[..., Running]
@@ -257,14 +260,17 @@ def test_only_the_same_run_is_resumed(start: Start, tmp_path: Path) -> None:
         Journal.begin(tmp_path / "file", {}, False)
 
 
+@pytest.mark.parametrize("times", [1, 9, 30])
 def test_no_more_is_open_than_memory_holds(
-    start: Start, monkeypatch: pytest.MonkeyPatch, smollm2: Path
+    start: Start, monkeypatch: pytest.MonkeyPatch, smollm2: Path, times: int
 ) -> None:
+    """Of what takes ten times its file, less than of what takes it twice."""
+
     class Little:
-        available = smollm2.stat().st_size
+        available = times * smollm2.stat().st_size
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: Little)
-    run, opened = start("plain", "good"), []
+    run, opened = start("plain", "hungry"), []
     open_ = run._client
 
     def client(system: System) -> object:
@@ -274,8 +280,10 @@ def test_no_more_is_open_than_memory_holds(
 
     monkeypatch.setattr(run, "_client", client)
     run.run()
+    first = {1: [["hungry"], [PLAIN]], 9: [["hungry"], ["hungry", PLAIN]]}
+    both = [[PLAIN, "hungry"], ["hungry", PLAIN]]
     assert opened[0] == [PLAIN]
-    assert all(len(names) == 1 for names in opened)
+    assert opened[1:4:2] == first.get(times, both)
 
 
 def test_models_are_converted_while_nothing_else_is_in_memory(
