@@ -147,6 +147,7 @@ def _create_context(model: Any, file: GGUFFile, cells: int, threads: int, cache_
     params.n_ctx = params.n_batch = cells
     params.n_ubatch = min(MAX_PASS, cells)
     params.n_threads = params.n_threads_batch = threads
+    # Without it a token after 7,000 takes 16 % less time (1.5B, two cores), but the prompt 11 % more.
     params.flash_attn = True
     params.type_k = params.type_v = cache_type
     params.offload_kqv = False
