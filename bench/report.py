@@ -13,7 +13,7 @@ from edgespec.bench.layout import Block, Pictures, Section, Table, alone, html, 
 from edgespec.bench.measures import Measures
 from edgespec.bench.plots import Found, Missing, Picture
 from edgespec.bench.records import Results, System
-from edgespec.bench.wording import estimated, gigabytes, number, share, three
+from edgespec.bench.wording import UNKNOWN, estimated, gigabytes, number, percent, three
 from edgespec.errors import UserError
 
 _WIDE = 5
@@ -124,21 +124,21 @@ def _speculation(results: Results, found: Found) -> list[Block]:
         m = found.get((name, None))
         if m is None or not (m.tau or m.alpha):
             continue
-        by_drafter = [f"{d} {share(a)}" for d, a in m.alpha_by_drafter.items()]
+        by_drafter = [f"{d} {estimated(a, percent)}" for d, a in m.alpha_by_drafter.items()]
         rows.append(
             [
                 name,
                 estimated(m.tau),
-                share(m.alpha),
+                estimated(m.alpha, percent),
                 "; ".join(by_drafter) if len(by_drafter) > 1 else "",
                 estimated(m.mbsu_bytes),
                 estimated(m.mbsu_parameters),
                 estimated(m.against_baseline),
                 estimated(m.gain),
-                f"{m.passes:,}" if m.passes is not None else "–",
+                f"{m.passes:,}" if m.passes is not None else UNKNOWN,
                 f"{m.worst.prompt}, {m.worst.category}: {three(m.worst.ratio)}×"
                 if m.worst
-                else "–",
+                else UNKNOWN,
             ]
         )
     if not rows:
@@ -207,13 +207,14 @@ def _systems(results: Results, found: Found) -> list[Block]:
         rows.append(
             [
                 name,
-                system.version or "–",
-                system.weights or "–",
+                system.version or UNKNOWN,
+                system.weights or UNKNOWN,
                 _perplexity(system, reference),
-                f"{share(equal.share)} of {equal.answers}" if equal else "–",
-                (system.words or system.baseline or "–") if equal else "–",
-                number(equal.common) if equal else "–",
-                ", ".join(f"{k}={v}" for k, v in system.settings.items() if v is not None) or "–",
+                f"{estimated(equal.share, percent)} of {equal.answers}" if equal else UNKNOWN,
+                (system.words or system.baseline or UNKNOWN) if equal else UNKNOWN,
+                number(equal.common) if equal else UNKNOWN,
+                ", ".join(f"{k}={v}" for k, v in system.settings.items() if v is not None)
+                or UNKNOWN,
             ]
         )
     headers = ["", "version", "weights", "perplexity", "equal answers", "equal to"]
@@ -227,7 +228,7 @@ def _systems(results: Results, found: Found) -> list[Block]:
 
 def _perplexity(system: System, reference: System | None) -> str:
     if system.perplexity is None:
-        return "–"
+        return UNKNOWN
     if reference is None or reference is system or not reference.perplexity:
         return f"{system.perplexity:.3f}"
     return f"{system.perplexity:.3f} ({system.perplexity / reference.perplexity - 1:+.1%})"

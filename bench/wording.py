@@ -19,28 +19,18 @@ def number(value: float | None) -> str:
     return UNKNOWN if value is None else three(value)
 
 
-def estimated(estimate: Estimate | None) -> str:
-    """With its interval, if there is one."""
-    if estimate is None:
-        return UNKNOWN
-    return three(estimate.value) + _bracketed(estimate, three)
-
-
-def share(estimate: Estimate | None) -> str:
-    """In percent, with its interval, if there is one."""
-    if estimate is None:
-        return UNKNOWN
-    return percent(estimate.value) + _bracketed(estimate, percent)
-
-
 def percent(value: float) -> str:
     return f"{value:.0%}"
 
 
+def estimated(estimate: Estimate | None, worded: Callable[[float], str] = three) -> str:
+    """With its interval, if there is one."""
+    if estimate is None:
+        return UNKNOWN
+    value, low, high = estimate.value, estimate.low, estimate.high
+    has_interval = math.isfinite(low) and low < high
+    return worded(value) + (f" ({worded(low)}–{worded(high)})" if has_interval else "")
+
+
 def gigabytes(size: int | None) -> str:
     return f"{size / 1e9:.2f} GB" if size else UNKNOWN
-
-
-def _bracketed(estimate: Estimate, worded: Callable[[float], str]) -> str:
-    low, high = estimate.low, estimate.high
-    return f" ({worded(low)}–{worded(high)})" if math.isfinite(low) and low < high else ""

@@ -160,9 +160,9 @@ def test_what_is_absent_is_said(run: Results, tmp_path: Path) -> None:
     html, markdown = written(poor, tmp_path)
     page = Page(html)
     assert page.tags["svg"] == (1 + 3) + 1
-    why = "Energy was not measured: rapl: no counter was found; battery: there is none."
-    assert why in page.text
-    assert why in markdown
+    no_energy = "Energy was not measured: rapl: no counter was found; battery: there is none."
+    assert no_energy in page.text
+    assert no_energy in markdown
     for why in ("No pass was profiled", "No pass was timed", "No system's memory was watched"):
         assert why in page.text
     assert "- transformers plain: prompt 3: hung" in section(markdown, "What went wrong")
