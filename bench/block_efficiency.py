@@ -19,9 +19,9 @@ from edgespec.bench.common import (
     table,
 )
 from edgespec.bench.switching import Mode, Switch
+from edgespec.core.runtime import MAX_ROWS, RUNTIMES
 from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
-from edgespec.runtimes import MAX_ROWS, RUNTIMES
 from edgespec.session import Session
 
 

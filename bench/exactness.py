@@ -23,9 +23,9 @@ from edgespec.bench.common import (
     report,
     table,
 )
-from edgespec.decoding import prefill
+from edgespec.core.decoding import prefill
+from edgespec.core.runtime import RUNTIMES, Runtime
 from edgespec.engine import Engine
-from edgespec.runtimes import RUNTIMES, Runtime
 
 NEAR_TIE = 0.5
 """A smaller difference of two logits may fall either way with another order of summation."""

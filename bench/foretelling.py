@@ -20,10 +20,10 @@ from edgespec.bench.common import (
 )
 from edgespec.bench.speed import PLAIN, answer, run
 from edgespec.bench.switching import ALONE, Mode, Switch
+from edgespec.core.runtime import RUNTIMES
+from edgespec.device.profile_files import read_profile
 from edgespec.engine import Engine
-from edgespec.runtimes import RUNTIMES
-from edgespec.scheduling.prediction import Trace, foresee, write_trace
-from edgespec.scheduling.profile_files import read_profile
+from edgespec.simulation.simulate import Trace, simulate, write_trace
 
 _MODEL_FREE = ("none", "suffix")
 
@@ -90,7 +90,7 @@ def main(
         paths = [Path(folder) / f"{number}.json" for number in range(len(traces))]
         for trace, file in zip(traces, paths, strict=True):
             write_trace(trace, file)
-        found = foresee(profiles, paths)
+        found = simulate(profiles, paths)
     rows = []
     for prediction in found:
         rate = measured[prediction.drafter if prediction.drafter in _MODEL_FREE else ALONE]

@@ -19,8 +19,8 @@ from edgespec.bench.common import (
 )
 from edgespec.bench.speed import PLAIN, Run, geometric_mean, run, speedups
 from edgespec.bench.switching import Mode, Switch
+from edgespec.core.runtime import RUNTIMES
 from edgespec.engine import Engine
-from edgespec.runtimes import RUNTIMES
 
 
 def day(model: str, runtime: str, name: str, cache: Path, max_tokens: int) -> dict[int, float]:

@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 
 from edgespec.bench.common import version_of
-from edgespec.scheduling.measuring import memory_bandwidth
-from edgespec.scheduling.profile import machine as profiled
+from edgespec.device.measuring import memory_bandwidth
+from edgespec.device.profile import machine as profiled
 
 _PACKAGES = ("edgespec", "onnxruntime", "llama-cpp-python", "numpy", "tokenizers")
 

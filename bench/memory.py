@@ -18,16 +18,16 @@ from edgespec.bench.common import (
     report,
     table,
 )
-from edgespec.decoding import prefill
+from edgespec.core.decoding import prefill
+from edgespec.core.runtime import RUNTIMES
+from edgespec.core.statistics import peak_memory_bytes
+from edgespec.device.memory import CACHE_BYTES, CACHE_TYPES, shape_of
+from edgespec.device.planning import Plan
 from edgespec.engine import Engine
 from edgespec.export.sources import name_of
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import RUNTIMES
-from edgespec.scheduling.memory import CACHE_BYTES, CACHE_TYPES, shape_of
-from edgespec.scheduling.planning import Plan
 from edgespec.session import Session
-from edgespec.statistics import peak_memory_bytes
 
 _GENERATED = 32
 

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.bench.common import machine, note, own_text, program, report, table
+from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.quality import log_softmax
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import Runtime
 
 WINDOW = 512
 _CHUNK = 128  # tokens in a pass

@@ -46,7 +46,7 @@ def profile_pass(
 
 def _decode(folder: Path, tokens: list[int], threads: int, profile: Path) -> int:
     """Decode under the profiler; what a pass reads, in bytes."""
-    from edgespec.decoding import prefill
+    from edgespec.core.decoding import prefill
     from edgespec.runtimes.onnx import OnnxRuntime
 
     runtime = OnnxRuntime(folder, context=512, threads=threads, exact=False, profile=profile)

@@ -28,10 +28,10 @@ from edgespec.bench.common import (
     table,
 )
 from edgespec.bench.switching import ALONE, Mode, Switch
+from edgespec.core.runtime import MAX_ROWS, RUNTIMES
 from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
 from edgespec.errors import UserError
-from edgespec.runtimes import MAX_ROWS, RUNTIMES
 from edgespec.session import Loaded, Session
 
 PLAIN = Mode("none", False)
@@ -90,7 +90,7 @@ def run(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int, stop: bool)
         s.accepted,
         s.decode_s,
         s.draft_s,
-        s.own_s,
+        s.overhead_s,
         wall_s - s.prefill_s,
         s.pass_s,
         session.token_ids,

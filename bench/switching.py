@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Drafter
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Drafter
+from edgespec.core.latency import LatencyModel
+from edgespec.core.scheduler import Scheduler
+from edgespec.device.measuring import measure_curve
+from edgespec.device.profile import LatencyCurve
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import lasting_sources, model_free
+from edgespec.drafting.model_free import model_free, persistent_sources
 from edgespec.drafting.ngram_cache import NgramCache
 from edgespec.drafting.sources import Source
 from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.measuring import measure_curve
-from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.profile import Curve
 from edgespec.session import Loaded
 
 _SIZES = (1, 2, 4, 8, 16)
@@ -74,7 +74,7 @@ class Switch:
         self._path, self._caches = path, list[NgramCache]()
         self._exact = self.parts.target.info
         self._model = [d for d in self.parts.scheduler.drafters if isinstance(d, ModelDrafter)]
-        self._curves: dict[bool, Curve] = {}
+        self._curves: dict[bool, LatencyCurve] = {}
         self._schedulers: dict[Mode, Scheduler] = {}
         self.parts.cache = None  # the user's stays as it is
 
@@ -105,7 +105,7 @@ class Switch:
             target.truncate(0)
             self._curves[mode.exact] = measure_curve(target, _SIZES, budget_s=5.0)
         if mode not in self._schedulers:
-            costs = PassCosts(self._curves[mode.exact])
+            costs = LatencyModel(self._curves[mode.exact])
             self._schedulers[mode] = Scheduler(self._drafters(mode), costs)
         self.parts.scheduler = self._schedulers[mode]
         return self.parts
@@ -118,7 +118,7 @@ class Switch:
             return [*self._model]
         name = draft.split("+")[0]
         size = self._exact.vocab_size
-        lasting = lasting_sources(name, self.parts.tokenizer, self._exact, "", remember=False)
+        lasting = persistent_sources(name, self.parts.tokenizer, self._exact, "", remember=False)
         if self._path and lasting and isinstance(lasting[-1], NgramCache):
             lasting[-1] = NgramCache(self._path, "", size)
         self._caches += [source for source in lasting if isinstance(source, NgramCache)]

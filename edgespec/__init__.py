@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgespec.core.sampling import Sampling
     from edgespec.engine import Completion, Engine
     from edgespec.errors import UserError
-    from edgespec.sampling import Sampling
     from edgespec.session import Session
 
 _PUBLIC = {
     "Completion": "edgespec.engine",
     "Engine": "edgespec.engine",
-    "Sampling": "edgespec.sampling",
+    "Sampling": "edgespec.core.sampling",
     "Session": "edgespec.session",
     "UserError": "edgespec.errors",
 }

@@ -1,6 +1,6 @@
 """``edgespec`` and ``python -m edgespec``."""
 
-from edgespec import huge_pages
+from edgespec.device import huge_pages
 
 
 def start() -> None:

@@ -8,10 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from edgespec.acceptance import Rule
+from edgespec.core.acceptance import Rule
+from edgespec.core.latency import LatencyModel
+from edgespec.core.runtime import DEFAULT_CONTEXT, ModelInfo, Runtime
+from edgespec.core.sampling import Sampling
+from edgespec.core.scheduler import Scheduler
+from edgespec.core.statistics import Statistics
+from edgespec.device import profile as profiles
+from edgespec.device import profile_files
+from edgespec.device.measuring import QUICK_ROWS, measure_profile
+from edgespec.device.memory import NGRAM_CACHE_BYTES, RunConfiguration
+from edgespec.device.placement import Placement, known
+from edgespec.device.planning import Plan
+from edgespec.device.profile import Profile
 from edgespec.drafting.cross_vocabulary import between
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
+from edgespec.drafting.model_free import MODEL_FREE, model_free, persistent_sources
 from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
@@ -26,20 +38,8 @@ from edgespec.opening import (
     plan_memory,
 )
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import DEFAULT_CONTEXT, ModelInfo, Runtime
 from edgespec.runtimes.devices import check_threads
-from edgespec.sampling import Sampling
-from edgespec.scheduling import profile as profiles
-from edgespec.scheduling import profile_files
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.measuring import QUICK_ROWS, measure_profile
-from edgespec.scheduling.memory import NGRAM_CACHE_BYTES, Use
-from edgespec.scheduling.placement import Place, known
-from edgespec.scheduling.planning import Plan
-from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.profile import Profile
-from edgespec.session import Loaded, Notice, Session, unheard
-from edgespec.statistics import Statistics
+from edgespec.session import Loaded, Notice, Session, ignore_notice
 
 DRAFTERS = ("auto", *MODEL_FREE)
 _DRAFT_PROFILED = (1, 2)
@@ -82,7 +82,7 @@ class Engine:
         memory_budget: int | None = None,
         remember: bool = True,
         planned: Callable[[Plan], None] | None = None,
-        notice: Notice = unheard,
+        notice: Notice = ignore_notice,
         progress: Progress = silent,
     ) -> Engine:
         """Open a model: a name in the catalogue (pulled if absent), a GGUF file, a folder with a bundle,
@@ -109,7 +109,7 @@ class Engine:
         source = tokenizer.chat_template
         template = ChatTemplate(source, tokenizer) if source else None
         drafting = _draft_model(draft, found, progress)
-        place = Place(runtime, device, provider, exact, threads)
+        place = Placement(runtime, device, provider, exact, threads)
         places = find_places(found, place, speculates=draft != "none", notice=notice)
         plan = None
         if memory_budget is not None or (planned and found.shape):
@@ -162,7 +162,7 @@ class Engine:
                     f"{target.info.vocab_size} in its head; they do not belong together"
                 )
             name = draft if draft in MODEL_FREE else "hierarchy"
-            lasting = lasting_sources(
+            lasting = persistent_sources(
                 name,
                 tokenizer,
                 target.info,
@@ -173,10 +173,10 @@ class Engine:
                 notice=notice,
             )
             drafters = model_free(name, target.info.vocab_size, lasting)
-            costs = PassCosts()
+            costs = LatencyModel()
             if draft != "none":
                 profile = _profile(target, found, place, QUICK_ROWS, progress, notice)
-                costs = PassCosts(profile.curve)
+                costs = LatencyModel(profile.curve)
             if drafting is not None and draft_model is not None:
                 beside = replace(place, runtime=own, exact=False)
                 profile = _profile(draft_model, drafting, beside, _DRAFT_PROFILED, progress, notice)
@@ -184,7 +184,7 @@ class Engine:
                     ModelDrafter(
                         draft_model,
                         target.info.vocab_size,
-                        PassCosts(profile.draft_curve()),
+                        LatencyModel(profile.draft_curve()),
                         readable=drafting.tokenizer.vocab_size,
                         vocabulary=between(tokenizer, drafting.tokenizer),
                         cascade=True,
@@ -217,7 +217,7 @@ class Engine:
         system: str | None = None,
         sampling: Sampling | None = None,
         acceptance: Rule = "lossless",
-        notice: Notice = unheard,
+        notice: Notice = ignore_notice,
         progress: Progress = silent,
     ) -> Session:
         """A new conversation. Sessions of one engine answer one at a time.
@@ -296,7 +296,7 @@ class Engine:
     ) -> Plan:
         """What ``open`` would load with the same options, and what it would take; loads nothing."""
         found = find(str(model), progress)
-        places = find_places(found, Place(runtime, device), speculates=draft != "none")
+        places = find_places(found, Placement(runtime, device), speculates=draft != "none")
         return plan_memory(
             found,
             _draft_model(draft, found, progress),
@@ -324,7 +324,7 @@ class Engine:
 def _profile(
     runtime: Runtime,
     model: Model,
-    place: Place,
+    place: Placement,
     sizes: Sequence[int],
     progress: Progress,
     notice: Notice,
@@ -346,7 +346,7 @@ def _profile(
     return profile
 
 
-def _limits(use: Use | None) -> dict[str, Any]:
+def _limits(use: RunConfiguration | None) -> dict[str, Any]:
     """What a plan says of a model, as options of ``load``."""
     if use is None:
         return {}

@@ -13,6 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from edgespec.core.runtime import DEFAULT_CONTEXT, MAX_ROWS, RUNTIMES, Runtime, capacity
+from edgespec.device.memory import ModelDimensions, built_shape, shape_of
+from edgespec.device.placement import Placement, fastest_first
+from edgespec.device.planning import Asked, Plan, plan
 from edgespec.errors import UserError
 from edgespec.export import build_onnx, onnx_folder
 from edgespec.export.architectures import ARCHITECTURES
@@ -23,11 +27,7 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, RUNTIMES, Runtime, capacity
 from edgespec.runtimes.llama_sequences import why_not_on_ik
-from edgespec.scheduling.memory import Shape, built_shape, shape_of
-from edgespec.scheduling.placement import Place, fastest_first
-from edgespec.scheduling.planning import Asked, Plan, plan
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Model:
     """Fields of ``Sampling`` that its makers recommend."""
     drafts: tuple[Model, ...] = ()
     """What its bundle has to draft for it, the preferred one first."""
-    shape: Shape | None = None
+    shape: ModelDimensions | None = None
     """What its memory follows from; ``None`` where that takes reading a graph, or nothing tells."""
     on_ik: bool = False
     """Whether ik_llama.cpp computes it rightly."""
@@ -113,7 +113,7 @@ def choose_runtime(runtime: str, model: Model) -> str:
     return runtime
 
 
-def allowed_runtimes(place: Place, model: Model) -> list[str]:
+def allowed_runtimes(place: Placement, model: Model) -> list[str]:
     """The runtimes that may run ``model`` as ``place`` asks, that of ``choose_runtime`` first.
 
     Raises ``UserError`` where it asks for what none of them can do.
@@ -143,11 +143,11 @@ def allowed_runtimes(place: Place, model: Model) -> list[str]:
 
 def find_places(
     model: Model,
-    place: Place,
+    place: Placement,
     *,
     speculates: bool,
     notice: Callable[[str], None] = lambda line: None,
-) -> list[Place]:
+) -> list[Placement]:
     """Where ``model`` may run as ``place`` asks, the fastest first, as far as profiles tell.
 
     Raises ``UserError`` where it cannot run so.
@@ -156,7 +156,7 @@ def find_places(
     return fastest_first(model.path, runtimes, place, speculates=speculates, notice=notice)
 
 
-def shape(model: Model) -> Shape:
+def shape(model: Model) -> ModelDimensions:
     """The sizes of ``model``. Raises ``UserError`` where its memory cannot be foreseen."""
     if model.shape is not None:
         return model.shape
@@ -187,7 +187,7 @@ def draft_runtime(target: str, draft: Model) -> str:
 def plan_memory(
     model: Model,
     draft: Model | None,
-    places: Sequence[Place],
+    places: Sequence[Placement],
     *,
     context: int | None,
     tables: bool,
@@ -239,7 +239,7 @@ def load(
 ) -> Runtime:
     """Load ``model`` on a runtime of ``choose_runtime``; built for it first where that is needed.
 
-    ``rows`` and ``cache_type`` are as ``edgespec.scheduling.memory.Use`` has them.
+    ``rows`` and ``cache_type`` are as ``edgespec.device.memory.RunConfiguration`` has them.
     """
     if runtime == "ik-llama-cpp":
         from edgespec.runtimes.ik_llama_cpp import IkLlamaCppRuntime
@@ -333,7 +333,7 @@ def _folder(path: Path) -> Model:
     return Model(path, "checkpoint", architecture, context, tokenizer, shape=size)
 
 
-def _shape(source: Source, tokenizer: Tokenizer) -> Shape | None:
+def _shape(source: Source, tokenizer: Tokenizer) -> ModelDimensions | None:
     """``None`` where the metadata does not tell: the runtime will say what is wrong, if anything is."""
     with contextlib.suppress(UserError):
         return shape_of(source, tokenizer.vocab_size)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgespec.acceptance import Rule
-from edgespec.decoding import decode, prefill
+from edgespec.core.acceptance import Rule
+from edgespec.core.decoding import decode, prefill
+from edgespec.core.runtime import Runtime
+from edgespec.core.sampling import Sampling
+from edgespec.core.scheduler import Scheduler
+from edgespec.core.statistics import Statistics, peak_memory_bytes
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import Runtime
-from edgespec.sampling import Sampling
-from edgespec.scheduling.policy import Scheduler
-from edgespec.scheduling.prediction import Trace, record
-from edgespec.statistics import Statistics, peak_memory_bytes
+from edgespec.simulation.simulate import Trace, record
 
 if TYPE_CHECKING:
     from edgespec.drafting.ngram_cache import NgramCache
@@ -34,7 +34,7 @@ Notice = Callable[[str], None]
 """Told, in one line, what a user should know though nothing went wrong."""
 
 
-def unheard(line: str) -> None:
+def ignore_notice(line: str) -> None:
     """Tell nobody."""
 
 
@@ -69,7 +69,7 @@ class Session:
         sampling: Sampling | None = None,
         acceptance: Rule = "lossless",
         ignore_stop: bool = False,
-        notice: Notice = unheard,
+        notice: Notice = ignore_notice,
         progress: Progress = silent,
     ) -> None:
         self.messages: list[Message] = []

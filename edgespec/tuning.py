@@ -18,13 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgespec.errors import UserError
-from edgespec.opening import Model, allowed_runtimes, draft_runtime, find, find_draft, load
-from edgespec.progress import Progress, silent
-from edgespec.runtimes import Runtime
-from edgespec.runtimes.devices import check_threads, physical_cores
-from edgespec.scheduling import profile_files
-from edgespec.scheduling.measuring import (
+from edgespec.core.runtime import Runtime
+from edgespec.device import profile_files
+from edgespec.device.measuring import (
     FULL_S,
     LENGTHS,
     ROWS,
@@ -32,8 +28,12 @@ from edgespec.scheduling.measuring import (
     measure_profile,
     memory_bandwidth,
 )
-from edgespec.scheduling.placement import Place
-from edgespec.scheduling.profile import Profile
+from edgespec.device.placement import Placement
+from edgespec.device.profile import Profile
+from edgespec.errors import UserError
+from edgespec.opening import Model, allowed_runtimes, draft_runtime, find, find_draft, load
+from edgespec.progress import Progress, silent
+from edgespec.runtimes.devices import check_threads, physical_cores
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def tune(
     check_threads(threads)
     found = find(model, progress)
     drafting = find_draft(draft, progress) if draft is not None else None
-    asked = Place(runtime, device, provider, exact, threads)
+    asked = Placement(runtime, device, provider, exact, threads)
     kinds = allowed_runtimes(asked, found)
     progress("timing the memory", 0, 1)
     speed = memory_bandwidth(threads or physical_cores())
@@ -175,7 +175,7 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: Sequence
         pass
 
 
-def _measured(model: Model, place: Place, progress: Progress) -> list[Profile]:
+def _measured(model: Model, place: Placement, progress: Progress) -> list[Profile]:
     """The profile of ``place``; where another number of threads is faster, that one's too."""
     profile = in_child(_profile, model, place, FULL_S, progress=progress)
     if place.threads is not None:
@@ -199,7 +199,7 @@ def _other_counts(cores: int) -> list[int]:
     return sorted(tried)
 
 
-def _profile(model: Model, place: Place, budget_s: float, progress: Progress) -> Profile:
+def _profile(model: Model, place: Placement, budget_s: float, progress: Progress) -> Profile:
     setup = place.setup(model.path)
     runtime = _loaded(model, place, progress)
     try:
@@ -208,7 +208,7 @@ def _profile(model: Model, place: Place, budget_s: float, progress: Progress) ->
         runtime.close()
 
 
-def _smallest_pass(model: Model, place: Place, budget_s: float, progress: Progress) -> float:
+def _smallest_pass(model: Model, place: Placement, budget_s: float, progress: Progress) -> float:
     """Seconds of a pass over a token."""
     runtime = _loaded(model, place, progress)
     try:
@@ -217,7 +217,7 @@ def _smallest_pass(model: Model, place: Place, budget_s: float, progress: Progre
         runtime.close()
 
 
-def _loaded(model: Model, place: Place, progress: Progress) -> Runtime:
+def _loaded(model: Model, place: Placement, progress: Progress) -> Runtime:
     return load(
         model,
         place.runtime,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.quality import shipped_text, windows
@@ -22,7 +23,6 @@ from edgespec.export.sources import Source
 from edgespec.export.sources.pruned import KeptLayers
 from edgespec.models.gguf import TensorInfo
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _FEW = 8

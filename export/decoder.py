@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.architectures.common import Config
 from edgespec.export.graph import MICROSOFT, Graph
@@ -16,7 +17,6 @@ from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, dequantize, pack
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import TensorInfo
 from edgespec.progress import Progress
-from edgespec.runtimes import FloatArray
 
 _PART_WEIGHTS = 1 << 24
 """Weights unpacked at a time, so that building needs little memory."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.runtimes import FloatArray
+from edgespec.core.runtime import FloatArray
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export.bundle import (
     add_model,
@@ -31,7 +32,6 @@ from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.store import sha256_of
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import Runtime
 
 
 @dataclass(frozen=True)

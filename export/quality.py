@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray, Runtime
 from edgespec.errors import UserError
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import FloatArray, Runtime
 
 MAX_LOSS = 0.03
 """More perplexity lost than this is an error, unless the user allows it."""

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.runtimes import FloatArray
+from edgespec.core.runtime import FloatArray
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -21,10 +21,10 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray, Runtime
 from edgespec.errors import UserError
 from edgespec.models.tokenizer import UNUSED, Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import FloatArray, Runtime
 
 Counts = npt.NDArray[np.int64]
 Frequencies = npt.NDArray[np.float64]

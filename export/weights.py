@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.gptq import Codes, gptq, inverse_factor
@@ -25,7 +26,6 @@ from edgespec.export.sources import Source
 from edgespec.export.sources.trimmed import EMBEDDING, HEAD
 from edgespec.models.gguf import TensorInfo
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import FloatArray
 
 if TYPE_CHECKING:
     from edgespec.export.calibration import Layers, States

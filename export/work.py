@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgespec.core.runtime import Runtime
 from edgespec.export.calibration import calibration_windows
 from edgespec.export.recipe import Recipe
 from edgespec.export.sources import TOKEN_IDS, Source
@@ -32,7 +33,6 @@ from edgespec.export.weights import with_weights
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress
-from edgespec.runtimes import Runtime
 
 _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
 """What llama.cpp's quantizer makes of ``--weights`` in a GGUF file."""

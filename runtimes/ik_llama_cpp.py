@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgespec.core.runtime import DEFAULT_CONTEXT, MAX_ROWS, ModelInfo, capacity
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import DEFAULT_CONTEXT, MAX_ROWS, ModelInfo, capacity
 from edgespec.runtimes.devices import physical_cores
 from edgespec.runtimes.llama_sequences import (
     CACHE_TYPES,

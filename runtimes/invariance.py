@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgespec.core.runtime import Runtime
 from edgespec.progress import Progress
-from edgespec.runtimes import Runtime
 
 PROBED_SIZES = 16
 """Batch invariance is probed for passes of up to so many rows."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import ContextOverflow, FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
 from edgespec.export.sources import TOKEN_IDS
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
 
 MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""

@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edgespec.errors import UserError
-from edgespec.progress import Progress, silent
-from edgespec.runtimes import (
+from edgespec.core.runtime import (
     MAX_ROWS,
     ContextOverflow,
     FloatArray,
@@ -22,6 +20,8 @@ from edgespec.runtimes import (
     ModelInfo,
     capacity,
 )
+from edgespec.errors import UserError
+from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
 from edgespec.runtimes.invariance import (
     PROBED_SIZES,

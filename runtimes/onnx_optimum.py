@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edgespec.errors import UserError
-from edgespec.progress import Progress, silent
-from edgespec.runtimes import (
+from edgespec.core.runtime import (
     DEFAULT_CONTEXT,
     FloatArray,
     Logits,
     ModelInfo,
     capacity,
 )
+from edgespec.errors import UserError
+from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import choose_provider, physical_cores
 from edgespec.runtimes.onnx import Bookkeeping, share_threads
 from edgespec.runtimes.onnx_session import loading, session_options, start_session

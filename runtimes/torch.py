@@ -14,13 +14,13 @@ from typing import Any
 import gguf
 import numpy as np
 
+from edgespec.core.runtime import ContextOverflow, FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.architectures.common import Config
 from edgespec.export.quants import FORMATS, dequantize
 from edgespec.export.sources import TOKEN_IDS, Source
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
 
 try:
     import torch

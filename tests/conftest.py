@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.drafting import ngram_store
+from edgespec.drafting.stores import ngram_store
 from edgespec.export import build_onnx
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue

@@ -13,10 +13,10 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Outcome
-from edgespec.runtimes import ContextOverflow, FloatArray, Logits, ModelInfo
-from edgespec.sampling import gumbel_top_k
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Outcome
+from edgespec.core.runtime import ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.core.sampling import gumbel_top_k
 
 Row = tuple[int, int]  # the token and how it was evaluated
 

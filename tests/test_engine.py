@@ -15,8 +15,11 @@ import pytest
 
 import edgespec
 from edgespec import Completion, Engine, UserError
-from edgespec.drafting import ngram_store
+from edgespec.core.latency import LatencyModel
+from edgespec.device.placement import Placement
+from edgespec.device.profile import Profile
 from edgespec.drafting.model import ModelDrafter
+from edgespec.drafting.stores import ngram_store
 from edgespec.export.pipeline import export
 from edgespec.export.recipe import Recipe
 from edgespec.models import store
@@ -24,9 +27,6 @@ from edgespec.opening import allowed_runtimes, find, load
 from edgespec.progress import silent
 from edgespec.runtimes.devices import PROVIDERS, physical_cores
 from edgespec.runtimes.onnx import OnnxRuntime
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.placement import Place
-from edgespec.scheduling.profile import Profile
 from tests.export.gguf_files import replace_bytes
 from tests.hf_folder import safetensors_folder
 from tests.tiny import tiny_gguf
@@ -170,7 +170,7 @@ def test_drafting_changes_nothing(engine: Engine, smollm2: Path) -> None:
     assert expected.statistics.drafted == 0
 
 
-class Always(PassCosts):
+class Always(LatencyModel):
     """Passes that take so long whatever they take, so that a cheaper draft always pays."""
 
     def __init__(self, seconds: float) -> None:
@@ -341,9 +341,9 @@ def test_exact_is_kept_or_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     for exact, allowed in (
         (None, ["onnx", "llama-cpp"]), (False, ["onnx", "llama-cpp"]), (True, ["onnx"])
     ):  # fmt: skip
-        assert allowed_runtimes(Place("auto", exact=exact), model) == allowed
+        assert allowed_runtimes(Placement("auto", exact=exact), model) == allowed
     with pytest.raises(UserError, match="only the onnx runtime is exact"):
-        allowed_runtimes(Place("llama-cpp", exact=True), model)
+        allowed_runtimes(Placement("llama-cpp", exact=True), model)
     monkeypatch.setattr("edgespec.runtimes.onnx.agreeing_sizes", lambda *_: ())
     monkeypatch.setattr("edgespec.runtimes.onnx.remembered_sizes", lambda *_: None)
     with Engine.open(tiny, runtime="onnx") as engine:

@@ -13,22 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.decoding import decode, prefill
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Drafter, Outcome, indexing
+from edgespec.core.decoding import decode, prefill
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Drafter, Outcome
+from edgespec.core.latency import LatencyModel
+from edgespec.core.runtime import FloatArray, Logits, Runtime
+from edgespec.core.sampling import Sampling
+from edgespec.core.scheduler import Scheduler
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import lasting_sources, model_free
+from edgespec.drafting.model_free import model_free, persistent_sources
+from edgespec.drafting.stores import indexing
 from edgespec.drafting.suffix import Suffix
 from edgespec.export import build_onnx
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray, Logits, Runtime
 from edgespec.runtimes.onnx import OnnxRuntime
-from edgespec.sampling import Sampling
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
 from tests.onnx_support import ARCHITECTURES
 from tests.tiny import tiny_gguf
@@ -56,7 +57,7 @@ def describe(name, width, height):
 }
 
 
-class TakesAll(PassCosts):
+class TakesAll(LatencyModel):
     """Every pass costs the same, so that everything offered is verified, right or wrong."""
 
     def seconds(self, size: int, length: int = 0) -> float:
@@ -138,7 +139,7 @@ def without_model(name: str, target: Runtime, tokenizer: Tokenizer, text: Path) 
     """What ``--draft name`` is, with ``text`` indexed and nothing learnt yet."""
     if name in ("retrieval", "hierarchy"):
         indexing.build([text], tokenizer, "smollm2")
-    lasting = lasting_sources(name, tokenizer, target.info, "smollm2", notice=pytest.fail)
+    lasting = persistent_sources(name, tokenizer, target.info, "smollm2", notice=pytest.fail)
     [drafter] = model_free(name, target.info.vocab_size, lasting)
     return Watched(drafter)
 
@@ -183,7 +184,7 @@ class Unsteady(OnnxRuntime):
         return found + 2 * noise.astype(np.float32)
 
 
-class Cheap(PassCosts):
+class Cheap(LatencyModel):
     """A hundredth of ``TakesAll``."""
 
     def seconds(self, size: int, length: int = 0) -> float:

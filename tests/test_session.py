@@ -6,14 +6,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from edgespec.drafting import Drafter
+from edgespec.core.drafter import Drafter
+from edgespec.core.sampling import Sampling
+from edgespec.core.scheduler import Scheduler
+from edgespec.core.statistics import Statistics, peak_memory_bytes
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.suffix import Suffix
 from edgespec.errors import UserError
-from edgespec.sampling import Sampling
-from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
-from edgespec.statistics import Statistics, peak_memory_bytes
 from tests.memory_runtime import (
     LetterTemplate,
     LetterTokenizer,
@@ -326,7 +326,7 @@ def test_statistics_are_the_designs_and_add_up() -> None:
     assert stats.generated_tokens == 50 == stats.accepted + stats.target_passes
     assert figures["block_efficiency"] == figures["mbsu"] == 50 / stats.target_passes
     assert figures["acceptance_rate"] == stats.accepted / stats.drafted > 0
-    assert stats.decode_s == pytest.approx(stats.draft_s + stats.pass_s + stats.own_s)
+    assert stats.decode_s == pytest.approx(stats.draft_s + stats.pass_s + stats.overhead_s)
     assert stats.prefill_s < stats.ttft_s < stats.prefill_s + stats.decode_s
     assert figures["decode_tokens_per_s"] == pytest.approx(50 / stats.decode_s)
     assert figures["exact"] is True

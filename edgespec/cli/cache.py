@@ -34,7 +34,7 @@ def show() -> None:
     Where it lies:
       edgespec cache show | tail -1
     """
-    from edgespec.drafting import ngram_store as store  # as below: not needed for help
+    from edgespec.drafting.stores import ngram_store as store  # as below: not needed for help
 
     rows = [("MODEL", "ENTRIES", "SIZE", "LAST USED")]
     for kept in store.kept():
@@ -59,7 +59,7 @@ def clear(model: str | None) -> None:
     For example:
       edgespec cache clear smollm2-135m-instruct
     """
-    from edgespec.drafting import ngram_store as store
+    from edgespec.drafting.stores import ngram_store as store
 
     count = store.clear(model)
     click.echo(f"Deleted {count} cache{'' if count == 1 else 's'}.")
@@ -73,7 +73,7 @@ def off() -> None:
     For example:
       edgespec cache off
     """
-    from edgespec.drafting import ngram_store as store
+    from edgespec.drafting.stores import ngram_store as store
 
     store.switch(False)
     click.echo("Off: nothing is read or kept, by what is started from now on.")
@@ -87,7 +87,7 @@ def on() -> None:
     For example:
       edgespec cache on
     """
-    from edgespec.drafting import ngram_store as store
+    from edgespec.drafting.stores import ngram_store as store
 
     store.switch(True)
     click.echo("On: what models say is kept, by what is started from now on.")

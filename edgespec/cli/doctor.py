@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from edgespec import huge_pages, machine
+from edgespec.device import huge_pages, machine
 from edgespec.models import store
 from edgespec.models.catalogue import DEFAULT_MODEL
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgespec.statistics import Statistics, Tally
+    from edgespec.core.statistics import Statistics, Tally
 
 _HEADS = ("passes", "drafted", "said of it", "tokens: exp.", "got", "ms: exp.", "got", "drafting")
 

@@ -53,7 +53,7 @@ def index(
     if listed:
         _list()
     elif remove is not None:
-        from edgespec.drafting import datastore
+        from edgespec.drafting.stores import datastore
 
         datastore.remove(remove)
         click.echo(f"Removed {remove}.")
@@ -62,7 +62,7 @@ def index(
 
 
 def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
-    from edgespec.drafting import indexing
+    from edgespec.drafting.stores import indexing
     from edgespec.opening import find
 
     indexing.roots_of(paths)  # what is wrong is said before a model is fetched
@@ -82,7 +82,7 @@ def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
 
 
 def _list() -> None:
-    from edgespec.drafting import datastore
+    from edgespec.drafting.stores import datastore
 
     found = datastore.kept()
     if not found:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgespec import machine
 from edgespec.cli.progress import ProgressBar
+from edgespec.device import machine
 from edgespec.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from edgespec.acceptance import Rule
+    from edgespec.core.acceptance import Rule
+    from edgespec.device.planning import Plan
     from edgespec.engine import Engine
-    from edgespec.scheduling.planning import Plan
     from edgespec.session import Session
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -24,7 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def _memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes."""
-    from edgespec.scheduling.planning import parse_bytes
+    from edgespec.device.planning import parse_bytes
 
     return None if value is None else parse_bytes(value)
 
@@ -181,8 +181,8 @@ def opened(
 
     ``recommended``: what the options leave open is as the model's makers would have it.
     """
+    from edgespec.core.sampling import Sampling
     from edgespec.engine import Engine
-    from edgespec.sampling import Sampling
 
     taken = {field.name: options.pop(field.name) for field in fields(Sampling)}
     given = {name: value for name, value in taken.items() if value is not None}
@@ -209,7 +209,7 @@ def opened(
 
 def _announce(plan: Plan) -> None:
     """Say what was given up for a memory budget; without one, where memory is short now."""
-    from edgespec.scheduling.planning import show_bytes
+    from edgespec.device.planning import show_bytes
 
     if plan.budget is not None:
         for line in plan.given_up:

@@ -13,7 +13,7 @@ from edgespec.cli.options import model_argument, plan_options
 from edgespec.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from edgespec.scheduling.planning import Plan
+    from edgespec.device.planning import Plan
 
 _NAMES = {
     "python": "Python and libraries",
@@ -78,11 +78,11 @@ def plan(
       edgespec plan qwen2.5-coder-1.5b-instruct --device-profile phone.json --trace answer.json
     """
     from edgespec.engine import Engine
-    from edgespec.scheduling.prediction import foresee
+    from edgespec.simulation.simulate import simulate
 
     if bool(profile_paths) != bool(trace_paths):
         raise click.UsageError("--device-profile and --trace go together")
-    predictions = foresee(profile_paths, trace_paths) if trace_paths else []
+    predictions = simulate(profile_paths, trace_paths) if trace_paths else []
     progress = ProgressBar()
     try:
         chosen = Engine.plan(

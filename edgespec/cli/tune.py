@@ -14,7 +14,7 @@ from edgespec.cli.options import RUNTIMES, model_argument, notice
 from edgespec.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from edgespec.scheduling.profile import Profile
+    from edgespec.device.profile import Profile
 
 _BAR = 62
 """Columns of the longest bar; with its figures, a line has 80."""
@@ -65,7 +65,7 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
     With the model that drafts for it, on llama.cpp:
       edgespec tune large.gguf --draft small.gguf --runtime llama-cpp
     """
-    from edgespec.scheduling.profile_files import dumps
+    from edgespec.device.profile_files import dumps
     from edgespec.tuning import tune as measure
 
     progress = ProgressBar()

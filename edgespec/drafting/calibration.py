@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgespec.runtimes import FloatArray
+from edgespec.core.runtime import FloatArray
 
 BINS = 16
 _BIN_WEIGHT = 0.5

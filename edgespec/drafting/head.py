@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgespec.core.runtime import FloatArray
+from edgespec.core.sampling import Sampling, penalise, probabilities
 from edgespec.drafting.vocabulary import Ids, Vocabulary
-from edgespec.runtimes import FloatArray
-from edgespec.sampling import Sampling, penalise, probabilities
 
 _SHARED = 0.5
 """Of the draft's tokens, what the target must have too for drafts to be drawn from these alone."""

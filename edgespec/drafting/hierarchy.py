@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any
 
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Outcome
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Outcome
 from edgespec.drafting.sources import Source
 
 _CANDIDATES = 4

@@ -9,9 +9,12 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.decoding import prefill
-from edgespec.draft import EMPTY, Draft
-from edgespec.drafting import Budget, Outcome
+from edgespec.core.decoding import prefill
+from edgespec.core.draft import EMPTY, Draft
+from edgespec.core.drafter import Budget, Outcome
+from edgespec.core.latency import LatencyModel
+from edgespec.core.runtime import FloatArray, Logits, Runtime, prefill_chunk
+from edgespec.core.sampling import Sampling, draw
 from edgespec.drafting.calibration import (
     GREEDY_PRIOR,
     SAMPLED_PRIOR,
@@ -22,9 +25,6 @@ from edgespec.drafting.calibration import (
 from edgespec.drafting.cascade import Cascade
 from edgespec.drafting.head import Head, make_head
 from edgespec.drafting.vocabulary import SameVocabulary, Vocabulary
-from edgespec.runtimes import FloatArray, Logits, Runtime, prefill_chunk
-from edgespec.sampling import Sampling, draw
-from edgespec.scheduling.costs import PassCosts
 
 _RECENT = 0.98
 """What a step leaves of the tokens and times before it: the last 50 or so make the going rate."""
@@ -91,7 +91,7 @@ class ModelDrafter:
         self,
         runtime: Runtime,
         vocab_size: int,
-        costs: PassCosts | None = None,
+        costs: LatencyModel | None = None,
         readable: int | None = None,
         clock: Callable[[], float] = perf_counter,
         vocabulary: Vocabulary | None = None,
@@ -100,7 +100,7 @@ class ModelDrafter:
         self.runtime, self._clock = runtime, clock
         self.name = runtime.info.name
         self._chunk = prefill_chunk(runtime.info.runtime)
-        self.costs = costs or PassCosts(slope=_PROMPT_SLOPE)
+        self.costs = costs or LatencyModel(slope=_PROMPT_SLOPE)
         """Of the draft's passes."""
         self.passes = 0
         """Run so far, without those that only take in a prompt."""
@@ -154,7 +154,8 @@ class ModelDrafter:
             return EMPTY
         missing = len(own) - self._count_same(own)
         if not self._begins_to_pay(missing, room) and (
-            (budget.rival is not None and budget.rival[0] >= _STRONG) or not self._explores(missing)
+            (budget.best_so_far is not None and budget.best_so_far[0] >= _STRONG)
+            or not self._explores(missing)
         ):
             return EMPTY
         calibration = self._calibrations[sampling.greedy]
@@ -280,7 +281,7 @@ class ModelDrafter:
         return logits
 
     def _after(self, context: Sequence[int], drafted: Sequence[int], room: int) -> FloatArray:
-        """The logits after ``drafted``, ``[V]``: a pass, if a guess did not foresee its last token.
+        """The logits after ``drafted``, ``[V]``: a pass, if a guess did not simulate its last token.
 
         ``room``: for so many tokens from the first drafted one on guesses may be evaluated.
         """
@@ -368,9 +369,9 @@ class ModelDrafter:
 
     def _rival_gain(self) -> float:
         """Tokens by which the best draft so far surpasses none, less what its time is worth."""
-        if self._budget.rival is None:
+        if self._budget.best_so_far is None:
             return 0.0
-        tokens, seconds = self._budget.rival
+        tokens, seconds = self._budget.best_so_far
         return tokens - 1 - self._going_rate() * (seconds - self._budget.pass_seconds(1))
 
     def _pays(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgespec.drafting import Drafter
+from edgespec.core.drafter import Drafter
+from edgespec.core.runtime import ModelInfo
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
-from edgespec.drafting.ngram_store import enabled, key_of, path_of
 from edgespec.drafting.recycling import Recycling
 from edgespec.drafting.retrieval import open_datastores
 from edgespec.drafting.sources import Source
+from edgespec.drafting.stores.ngram_store import enabled, key_of, path_of
 from edgespec.drafting.suffix import Suffix
 from edgespec.errors import UserError
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import ModelInfo
 
 MODEL_FREE = ("none", "suffix", "ngram", "ngram-cache", "recycling", "retrieval", "hierarchy")
 """``ngram`` is what ``suffix`` was called first. ``hierarchy`` is every source but recycling, which
@@ -24,7 +24,7 @@ found nothing more beside the n-gram cache and takes time at every row."""
 def model_free(name: str, vocab_size: int, lasting: Sequence[Source] = ()) -> list[Drafter]:
     """The drafters that ``name``, one of ``MODEL_FREE``, stands for: none or one.
 
-    ``vocab_size`` is the width of the target's logits; ``lasting`` are what ``lasting_sources`` opened.
+    ``vocab_size`` is the width of the target's logits; ``lasting`` are what ``persistent_sources`` opened.
     """
     sources: list[Source] = []
     if name in ("suffix", "ngram", "hierarchy"):
@@ -35,7 +35,7 @@ def model_free(name: str, vocab_size: int, lasting: Sequence[Source] = ()) -> li
     return [Hierarchy(sources)] if sources else []
 
 
-def lasting_sources(
+def persistent_sources(
     name: str,
     tokenizer: Tokenizer,
     info: ModelInfo,

@@ -21,9 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgespec.drafting import Outcome
-from edgespec.drafting import ngram_store as files
-from edgespec.drafting.ngram_store import BUCKET_BYTES, MAX_BUCKETS, SLOT, SUCCESSORS, WAYS, Slots
+from edgespec.core.drafter import Outcome
+from edgespec.drafting.stores import ngram_store as files
+from edgespec.drafting.stores.ngram_store import (
+    BUCKET_BYTES,
+    MAX_BUCKETS,
+    SLOT,
+    SUCCESSORS,
+    WAYS,
+    Slots,
+)
 from edgespec.models.store import reason
 
 MAX_BYTES = 32 << 20
@@ -40,7 +47,7 @@ _MAX_COUNT, _MAX_CLOCK = (1 << 8) - 1, (1 << 32) - 1
 _CHUNK = 1 << 11
 """Buckets that are merged at once: what merging takes in memory does not grow with the table."""
 
-Place = tuple[int, ...]
+Placement = tuple[int, ...]
 """The last ``ORDERS`` tokens or fewer."""
 
 _GRADES = 6
@@ -87,7 +94,7 @@ class NgramCache:
         buckets = min(max(max_bytes // BUCKET_BYTES, 1), MAX_BUCKETS)
         self._max_buckets = 1 << buckets.bit_length() - 1
         self._half_life = self._max_buckets * WAYS // ORDERS
-        self._tail: Place = ()
+        self._tail: Placement = ()
         self._length = -1  # the context's, if only what the target said is added
         self._saved_at, self._serial = time.monotonic(), 0
         self._told: set[str] = set()
@@ -97,7 +104,7 @@ class NgramCache:
 
     # -- the source ----------------------------------------------------------------------------
 
-    def start(self, context: Sequence[int]) -> Place:
+    def start(self, context: Sequence[int]) -> Placement:
         """The context's last tokens. Where a prompt was added, a table that fills up grows: it takes
         up to 0.1 s, which is little beside reading a prompt."""
         if len(context) != self._length:
@@ -107,7 +114,7 @@ class NgramCache:
         self._tail = tuple(map(int, context[-ORDERS:]))
         return self._tail
 
-    def successors(self, place: Place, count: int) -> list[tuple[int, int]]:
+    def successors(self, place: Placement, count: int) -> list[tuple[int, int]]:
         """At most ``count`` tokens: those after the longest n-gram known, then after shorter ones."""
         found: dict[int, int] = {}
         longer = 0
@@ -125,7 +132,7 @@ class NgramCache:
             longer = ORDERS * _GRADES
         return list(found.items())
 
-    def advance(self, place: Place, token: int) -> Place:
+    def advance(self, place: Placement, token: int) -> Placement:
         """The place after one more token."""
         return (*place, token)[-ORDERS:]
 
@@ -284,7 +291,7 @@ class NgramCache:
         return worth
 
 
-def _keys(place: Place) -> list[int]:
+def _keys(place: Placement) -> list[int]:
     """Hashes of the last token, the last two, and so on; never 0. The same on every machine."""
     keys, key = [], 0
     for token in reversed(place):

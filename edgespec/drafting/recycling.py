@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgespec.drafting import Outcome
-from edgespec.sampling import likeliest
+from edgespec.core.drafter import Outcome
+from edgespec.core.sampling import likeliest
 
 _SUCCESSORS = 8
 _STAYS = 0.5

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgespec.drafting import Outcome
-from edgespec.drafting.datastore import DEPTH, SEPARATOR, Datastore, kept, tokenizer_key
+from edgespec.core.drafter import Outcome
+from edgespec.drafting.stores.datastore import DEPTH, SEPARATOR, Datastore, kept, tokenizer_key
 
 if TYPE_CHECKING:
     from edgespec.models.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ _MOST = 16
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where the context's end occurs in the files."""
 
     tail: tuple[int, ...]
@@ -67,11 +67,11 @@ class Retrieval:
         self._datastore = datastore
         self._vocab_size = vocab_size
 
-    def start(self, context: Sequence[int]) -> Place:
+    def start(self, context: Sequence[int]) -> Placement:
         """The place of the context's end."""
         return self._find(tuple(context[-DEPTH:]))
 
-    def successors(self, place: Place, count: int) -> Sequence[tuple[int, int]]:
+    def successors(self, place: Placement, count: int) -> Sequence[tuple[int, int]]:
         """What follows in the files, by how often; a kind is a bin of match length and of agreement."""
         length = bisect_right(_LENGTHS, place.match) - 1
         if length < 0:
@@ -89,7 +89,7 @@ class Retrieval:
                 found.append((token, length * _BINS + bin))
         return found[:count]
 
-    def advance(self, place: Place, token: int) -> Place:
+    def advance(self, place: Placement, token: int) -> Placement:
         """Those of the positions where ``token`` is, or what a new search finds if there are none."""
         tail = (*place.tail, token)[-DEPTH:]
         if place.whole:
@@ -97,19 +97,19 @@ class Retrieval:
             size = len(tokens)
             agreeing = ((at + 1) % size for at in place.positions if tokens[at % size] == token)
             if positions := [at for at in agreeing if tokens[at] != SEPARATOR]:
-                return Place(tail, positions, min(place.match + 1, DEPTH), True)
+                return Placement(tail, positions, min(place.match + 1, DEPTH), True)
         return self._find(tail)
 
     def observe(self, outcome: Outcome) -> None:
         """Files do not change by what is said."""
 
-    def _find(self, tail: tuple[int, ...]) -> Place:
+    def _find(self, tail: tuple[int, ...]) -> Placement:
         first, last, match = self._datastore.find(tail)
         size, places = last - first, self._datastore.positions
         if size <= _SAMPLED:
-            return Place(tail, places[first:last].tolist(), match, True)
+            return Placement(tail, places[first:last].tolist(), match, True)
         sample = [places[first + i * size // _SAMPLED] for i in range(_SAMPLED)]
-        return Place(tail, sample, match, False)
+        return Placement(tail, sample, match, False)
 
 
 def open_datastores(

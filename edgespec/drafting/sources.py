@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from edgespec.drafting import Outcome
+from edgespec.core.drafter import Outcome
 
 
 class Source(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgespec.drafting import Outcome
+from edgespec.core.drafter import Outcome
 from edgespec.drafting.suffix_automaton import SuffixAutomaton
 
 _LONGEST = 16
@@ -14,7 +14,7 @@ _OTHER_PRIOR = 0.1
 _STATES = 4
 """Suffixes, the longest first, whose continuations are looked at."""
 
-Place = tuple[int, int]
+Placement = tuple[int, int]
 """A state of the automaton, and how long the match is that led there."""
 
 
@@ -34,14 +34,14 @@ class Suffix:
         self._context: Sequence[int] | None = None
         self._index = SuffixAutomaton()
 
-    def start(self, context: Sequence[int]) -> Place:
+    def start(self, context: Sequence[int]) -> Placement:
         if context is not self._context or len(context) < self._index.size:
             self._context, self._index = context, SuffixAutomaton()
         for position in range(self._index.size, len(context)):
             self._index.append(context[position])
         return self._index.place
 
-    def successors(self, place: Place, count: int) -> Sequence[tuple[int, int]]:
+    def successors(self, place: Placement, count: int) -> Sequence[tuple[int, int]]:
         index, found = self._index, dict[int, int]()
         state, match = place
         for _ in range(_STATES):
@@ -54,7 +54,7 @@ class Suffix:
             match = index.length[state]
         return list(found.items())[:count]
 
-    def advance(self, place: Place, token: int) -> Place:
+    def advance(self, place: Placement, token: int) -> Placement:
         return self._index.step(place, token)
 
     def observe(self, outcome: Outcome) -> None:

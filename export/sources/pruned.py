@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.sources import KEPT_LAYERS, Source
 from edgespec.models.gguf import TensorInfo
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import FloatArray
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.architectures import ARCHITECTURES, MODEL_TYPES, llama, phi3, read_config
 from edgespec.export.architectures.common import Architecture, Config, count
@@ -21,7 +22,6 @@ from edgespec.export.quants import FORMATS, dequantize
 from edgespec.export.sources.packed import PackedCheckpoint
 from edgespec.models.gguf import TensorInfo
 from edgespec.models.safetensors import StoredTensor
-from edgespec.runtimes import FloatArray
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _FLOATS = ("F32", "F16", "BF16")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.quants import dequantize
 from edgespec.export.sources import TOKEN_IDS, Source
@@ -19,7 +20,6 @@ from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
 from edgespec.models.tokenizer import whole_metadata
 from edgespec.progress import Progress, silent
-from edgespec.runtimes import FloatArray
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 VOCAB_SIZE = "edgespec.vocab_size"

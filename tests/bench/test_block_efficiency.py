@@ -6,7 +6,7 @@ from pathlib import Path
 from edgespec.bench import block_efficiency
 from edgespec.bench.block_efficiency import Turn, efficiency_table
 from edgespec.bench.switching import Fixed
-from edgespec.drafting import Budget
+from edgespec.core.drafter import Budget
 from edgespec.drafting.suffix import Suffix
 from tests.bench.conftest import Run
 

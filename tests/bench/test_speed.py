@@ -7,8 +7,9 @@ import pytest
 
 from edgespec.bench import speed
 from edgespec.bench.switching import Fixed, Mode, Switch
-from edgespec.drafting import Budget, ngram_store
+from edgespec.core.drafter import Budget
 from edgespec.drafting.model_free import MODEL_FREE
+from edgespec.drafting.stores import ngram_store
 from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
 from tests.bench.conftest import Run

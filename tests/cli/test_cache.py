@@ -1,12 +1,12 @@
-"""``edgespec cache``: the files themselves are tested in tests/drafting/test_ngram_store.py."""
+"""``edgespec cache``: the files themselves are tested in tests/drafting/stores/test_ngram_store.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edgespec.drafting import ngram_store as store
+from edgespec.drafting.stores import ngram_store as store
 from tests.cli.conftest import Run, error_of
-from tests.drafting.test_ngram_store import keep
+from tests.drafting.stores.test_ngram_store import keep
 
 
 def test_nothing_is_kept_yet(home: Path, run: Run) -> None:

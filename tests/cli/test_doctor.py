@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec import machine
 from edgespec.cli import doctor
+from edgespec.device import machine
 from edgespec.models import store
 from tests.cli.conftest import Run
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from edgespec.cli.explain import explanation
-from edgespec.scheduling.profile_files import dumps
-from edgespec.statistics import Statistics
+from edgespec.core.statistics import Statistics
+from edgespec.device.profile_files import dumps
 from tests.cli.conftest import Run, error_of
-from tests.scheduling.test_profile import PROFILE
+from tests.device.test_profile import PROFILE
 
 COUNT = ("generate", "--raw", "-p", "one two three four " * 8, "--max-tokens", 24)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.drafting.datastore import Datastore, indexes_dir, kept
+from edgespec.drafting.stores.datastore import Datastore, indexes_dir, kept
 from tests.cli.conftest import COMMAND, Run, error_of, spawn
 from tests.cli.terminal import Terminal
 

@@ -14,9 +14,9 @@ import click
 import pytest
 
 from edgespec.cli import main, options
+from edgespec.core.runtime import RUNTIMES
 from edgespec.engine import Engine
 from edgespec.models import store
-from edgespec.runtimes import RUNTIMES
 from tests.cli.conftest import COMMAND, Run, error_of
 
 HEAVY = ["numpy", "onnxruntime", "onnx", "rich", "tokenizers", "jinja2", "huggingface_hub"]

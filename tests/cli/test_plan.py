@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgespec import machine
+from edgespec.device import machine
+from edgespec.device.memory import shape_of
 from edgespec.models.gguf import GGUFFile
-from edgespec.scheduling.memory import shape_of
 from tests.cli.conftest import Run, error_of, spawn
 
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgespec.drafting import Budget
+from edgespec.core.drafter import Budget
+from edgespec.core.latency import LatencyModel
+from edgespec.core.sampling import Sampling
 from edgespec.drafting.cascade import Cascade
 from edgespec.drafting.model import ModelDrafter
-from edgespec.sampling import Sampling
-from edgespec.scheduling.costs import PassCosts
 from tests.drafting.test_model import FLAT, PROMPT, Fixed, model, say
 from tests.memory_runtime import CertainDrafter
 
 PER_PASS, PER_TOKEN = Fixed(0.05), Fixed(0.0, 0.05)
 
 
-def drafter(costs: PassCosts, cascade: bool, seed: int = 1) -> ModelDrafter:
+def drafter(costs: LatencyModel, cascade: bool, seed: int = 1) -> ModelDrafter:
     return ModelDrafter(model(seed), 12, costs, cascade=cascade)
 
 
@@ -42,7 +42,7 @@ def test_the_same_is_drafted_in_fewer_passes(seed: int) -> None:
 
 @pytest.mark.parametrize(("seed", "costs"), [(0, Fixed(1.0, 0.2)), (1, FLAT)])
 def test_the_cache_holds_what_was_said_and_drafted_and_perhaps_a_guess(
-    seed: int, costs: PassCosts
+    seed: int, costs: LatencyModel
 ) -> None:
     helped = drafter(PER_PASS, True, seed)
     target, context, unused = model(), list(PROMPT), 0

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.decoding import Step, decode
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.core.decoding import Step, decode
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Drafter, Outcome
+from edgespec.core.runtime import FloatArray
+from edgespec.core.sampling import Sampling
+from edgespec.core.scheduler import Scheduler
 from edgespec.drafting import cross_vocabulary as module
 from edgespec.drafting.cross_vocabulary import CrossVocabulary, between
 from edgespec.drafting.model import ModelDrafter
@@ -18,11 +21,8 @@ from edgespec.engine import Engine
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray
-from edgespec.sampling import Sampling
-from edgespec.scheduling.policy import Scheduler
-from tests.acceptance.distributions import assert_caught, check
 from tests.conftest import TEST_MODELS
+from tests.core.acceptance.distributions import assert_caught, check
 from tests.drafting.test_model import CHEAP, FLAT, Fixed
 from tests.memory_runtime import CertainDrafter, MemoryRuntime
 from tests.models.corpus import CORPUS, INVALID, random_texts

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Outcome
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Outcome
 from edgespec.drafting.hierarchy import _NEGLIGIBLE, Hierarchy
 from edgespec.drafting.recycling import Recycling
 from edgespec.drafting.sources import Source

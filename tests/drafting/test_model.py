@@ -8,24 +8,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgespec.decoding import Step, decode, prefill
-from edgespec.draft import Draft
-from edgespec.drafting import Budget, Drafter, Outcome
+from edgespec.core.decoding import Step, decode, prefill
+from edgespec.core.draft import Draft
+from edgespec.core.drafter import Budget, Drafter, Outcome
+from edgespec.core.latency import LatencyModel
+from edgespec.core.runtime import FloatArray, Logits, prefill_chunk
+from edgespec.core.sampling import Sampling, probabilities
+from edgespec.core.scheduler import Scheduler
+from edgespec.core.statistics import Statistics
 from edgespec.drafting.calibration import BINS, GREEDY_PRIOR, Calibration, bin_of
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.runtimes import FloatArray, Logits, prefill_chunk
-from edgespec.sampling import Sampling, probabilities
-from edgespec.scheduling.costs import PassCosts
-from edgespec.scheduling.policy import Scheduler
 from edgespec.session import Loaded, Session
-from edgespec.statistics import Statistics
 from tests.memory_runtime import LetterTemplate, LetterTokenizer, MemoryRuntime
 
 CHUNK = prefill_chunk("memory")
 
 
-class Fixed(PassCosts):
+class Fixed(LatencyModel):
     """A pass takes ``start`` and ``each`` for every token, whatever it really takes."""
 
     plain_is_stale = False
@@ -98,7 +98,7 @@ def say(
     context: list[int],
     max_tokens: int = 100,
     sampling: Sampling | None = None,
-    costs: PassCosts = FLAT,
+    costs: LatencyModel = FLAT,
 ) -> tuple[list[int], list[Step]]:
     """What is said after ``context``, and the steps."""
     before = len(context)

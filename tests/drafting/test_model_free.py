@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.draft import EMPTY
-from edgespec.drafting import Outcome, datastore, indexing, ngram_store
+from edgespec.core.draft import EMPTY
+from edgespec.core.drafter import Outcome
+from edgespec.core.runtime import ModelInfo
 from edgespec.drafting.hierarchy import Hierarchy
-from edgespec.drafting.model_free import MODEL_FREE, lasting_sources, model_free
+from edgespec.drafting.model_free import MODEL_FREE, model_free, persistent_sources
+from edgespec.drafting.stores import datastore, indexing, ngram_store
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import ModelInfo
 from tests.tiny import tiny_gguf
 
 
@@ -46,7 +47,7 @@ def test_the_sources_of_every_name(
     name: str, tokenizer: Tokenizer, home: Path, tmp_path: Path
 ) -> None:
     indexed(tokenizer, tmp_path)
-    lasting = lasting_sources(name, tokenizer, info(tokenizer), "f", notice=pytest.fail)
+    lasting = persistent_sources(name, tokenizer, info(tokenizer), "f", notice=pytest.fail)
     drafters = model_free(name, tokenizer.vocab_size, lasting)
     assert len(drafters) == (name != "none")
     for drafter in drafters:
@@ -56,9 +57,9 @@ def test_the_sources_of_every_name(
 
 def test_nothing_indexed_is_an_error_of_retrieval_alone(tokenizer: Tokenizer, home: Path) -> None:
     with pytest.raises(UserError, match="edgespec index PATH") as caught:
-        lasting_sources("retrieval", tokenizer, info(tokenizer), "f", notice=pytest.fail)
+        persistent_sources("retrieval", tokenizer, info(tokenizer), "f", notice=pytest.fail)
     assert "\n" not in str(caught.value)
-    sources = lasting_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=pytest.fail)
+    sources = persistent_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=pytest.fail)
     assert [source.name for source in sources] == ["ngram-cache"]
 
 
@@ -69,7 +70,7 @@ def test_an_index_that_cannot_be_used_is_told(
     [path] = datastore.kept()
     path.write_bytes(path.read_bytes()[:100])
     told: list[str] = []
-    sources = lasting_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=told.append)
+    sources = persistent_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=told.append)
     assert [source.name for source in sources] == ["ngram-cache"]
     assert len(told) == 1
     assert str(path) in told[0]
@@ -78,7 +79,7 @@ def test_an_index_that_cannot_be_used_is_told(
 def test_nothing_is_kept_where_the_cache_is_off(tokenizer: Tokenizer, home: Path) -> None:
     for on in (False, True):
         ngram_store.switch(on)
-        [cache] = lasting_sources(
+        [cache] = persistent_sources(
             "ngram-cache", tokenizer, info(tokenizer), "f", notice=pytest.fail
         )
         cache.start([1])
@@ -89,7 +90,7 @@ def test_nothing_is_kept_where_the_cache_is_off(tokenizer: Tokenizer, home: Path
 
 def test_models_have_caches_of_their_own(tokenizer: Tokenizer, home: Path) -> None:
     for fingerprint in "ab":
-        [cache] = lasting_sources("ngram-cache", tokenizer, info(tokenizer), fingerprint)
+        [cache] = persistent_sources("ngram-cache", tokenizer, info(tokenizer), fingerprint)
         assert not cache.successors(cache.start([1]), 4)
         cache.observe(Outcome(EMPTY, 0, [2], np.empty((0, 0), np.float32)))
         assert cache.successors(cache.start([1]), 4)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.draft import EMPTY, Draft
-from edgespec.drafting import Outcome, ngram_cache
+from edgespec.core.draft import EMPTY, Draft
+from edgespec.core.drafter import Outcome
+from edgespec.drafting import ngram_cache
 from edgespec.drafting.ngram_cache import _GRADES, MAX_BYTES, ORDERS, NgramCache
-from edgespec.drafting.ngram_store import BUCKET_BYTES, SLOT, WAYS
 from edgespec.drafting.sources import Source
+from edgespec.drafting.stores.ngram_store import BUCKET_BYTES, SLOT, WAYS
 
 VOCAB = 50_000
 LOGITS = np.zeros((1, 1), np.float32)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgespec.draft import EMPTY, Draft
-from edgespec.drafting import Outcome
+from edgespec.core.draft import EMPTY, Draft
+from edgespec.core.drafter import Outcome
 from edgespec.drafting.recycling import Recycling
 
 V = 40

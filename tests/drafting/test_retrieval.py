@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgespec.drafting import retrieval
-from edgespec.drafting.datastore import DEPTH, indexes_dir
-from edgespec.drafting.indexing import build
 from edgespec.drafting.retrieval import Retrieval, open_datastores
+from edgespec.drafting.stores.datastore import DEPTH, indexes_dir
+from edgespec.drafting.stores.indexing import build
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
 from tests.tiny import tiny_gguf

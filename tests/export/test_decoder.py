@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from edgespec.core.runtime import FloatArray, Runtime
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.quants import FORMATS
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray, Runtime
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.export.gguf_files import replace_bytes, set_value
 from tests.onnx_support import ARCHITECTURES, WINDOWS

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, dequantize, unpack
 from edgespec.export.sources import open_source
 from edgespec.export.sources.packed import PackedCheckpoint
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.safetensors import Checkpoint
-from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.hf_folder import safetensors_folder, write_safetensors
 from tests.tiny import tiny_gguf

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.quality import (
@@ -24,7 +25,6 @@ from edgespec.export.quality import (
 )
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray, Logits, ModelInfo
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.tiny import tiny_gguf
 

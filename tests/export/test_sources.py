@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.sources import KEPT_LAYERS, Source, open_source
 from edgespec.export.sources.safetensors import SafetensorsSource
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.safetensors import Checkpoint
-from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.export.test_decoder import assert_goes_on_as_it_should
 from tests.hf_folder import safetensors_folder, write_safetensors

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.sources import TOKEN_IDS
@@ -21,7 +22,6 @@ from edgespec.export.sources.trimmed import (
 )
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import Runtime
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.export.gguf_files import set_value
 from tests.tiny import TINY, tiny_gguf

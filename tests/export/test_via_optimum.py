@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.via_optimum import export_with_optimum
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx_optimum import OptimumRuntime, is_optimum_folder
 
 TOKENIZER = {

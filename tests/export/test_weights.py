@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export import quality
 from edgespec.export.gptq import Codes, gptq, inverse_factor, nearest
@@ -28,7 +29,6 @@ from edgespec.export.weights import (
 )
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes import FloatArray
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.tiny import TINY, tiny_gguf
 

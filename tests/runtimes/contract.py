@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from edgespec.runtimes import ContextOverflow, FloatArray, Runtime
+from edgespec.core.runtime import ContextOverflow, FloatArray, Runtime
 
 TOKENS = [72, 101, 257, 31, 5, 144, 260, 9, 77, 12, 201, 33, 8, 250, 64, 18, 99, 7, 121, 45]
 OTHERS = [3, 88, 17, 140]

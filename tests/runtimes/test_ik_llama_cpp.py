@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export.sources.trimmed import TrimmedHead, write_trimmed_gguf
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import Runtime
 from edgespec.runtimes.llama_sequences import IK_ARCHITECTURES
 from tests.runtimes.contract import RuntimeContract
 from tests.tiny import tiny_gguf

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export.sources.trimmed import TrimmedHead, write_trimmed_gguf
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes import Runtime
 from tests.runtimes.contract import TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
 

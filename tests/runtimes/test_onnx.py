@@ -16,9 +16,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from edgespec.core.runtime import ContextOverflow, FloatArray
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.runtimes import ContextOverflow, FloatArray
 from edgespec.runtimes.invariance import PROBED_SIZES
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.onnx_support import ARCHITECTURES, WINDOWS

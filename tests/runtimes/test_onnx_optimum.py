@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import pytest
 
+from edgespec.core.runtime import DEFAULT_CONTEXT, FloatArray
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.graph import Graph
-from edgespec.runtimes import DEFAULT_CONTEXT, FloatArray
 from edgespec.runtimes.onnx import OnnxRuntime
 from edgespec.runtimes.onnx_optimum import OptimumRuntime, is_optimum_folder
 from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export.sources.trimmed import TrimmedHead
-from edgespec.runtimes import Runtime
 from tests.runtimes.contract import TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
 

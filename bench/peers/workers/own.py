@@ -13,13 +13,13 @@ from edgespec.bench.passes import time_sizes
 from edgespec.bench.peers.workers.common import windows_loss
 from edgespec.bench.peers.workers.serving import serve, timed
 from edgespec.bench.switching import Mode, Switch
+from edgespec.core.runtime import FloatArray
+from edgespec.core.sampling import Sampling
 from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import DRAFTERS, Engine
 from edgespec.models.gguf import GGUFFile
 from edgespec.opening import find_draft
 from edgespec.progress import silent
-from edgespec.runtimes import FloatArray
-from edgespec.sampling import Sampling
 from edgespec.session import Session
 
 
@@ -59,7 +59,7 @@ class Own:
             "accepted": stats.accepted,
             "draft_s": stats.draft_s,
             "pass_s": stats.pass_s,
-            "own_s": stats.own_s,
+            "own_s": stats.overhead_s,
             "by_drafter": {
                 name: [tally.drafted, tally.accepted]
                 for name, tally in stats.by_drafter.items()

@@ -1,0 +1,113 @@
+"""The loop: plan, draft, verify, accept, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from edgespec.core.acceptance import Rule, accept
+from edgespec.core.drafter import Outcome
+from edgespec.core.runtime import Runtime, prefill_chunk
+from edgespec.core.sampling import Sampling
+from edgespec.core.scheduler import Choice, Scheduler
+from edgespec.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Step:
+    """One target pass and what came of it. Times are in seconds and add up to the whole step."""
+
+    tokens: list[int]
+    """The tokens said, a stop token included; already in the context."""
+    accepted: int
+    """How many of them had been drafted."""
+    choice: Choice
+    draft_s: float
+    pass_s: float
+    overhead_s: float
+    """What the engine itself took: accepting, learning, bookkeeping."""
+    draft_passes: int = 0
+    """Passes of a draft model, for this step."""
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that the pass verified."""
+        return len(self.choice.draft)
+
+
+def prefill(target: Runtime, context: list[int], progress: Progress = silent) -> None:
+    """Evaluate ``context[target.length:-1]``; the last token is left to the first decoding pass.
+
+    ``progress`` is called before every chunk; an exception from it, or Ctrl-C, cancels between
+    chunks and leaves a valid cache. Raises ``ContextOverflow`` when the context does not fit.
+    """
+    end, size = len(context) - 1, prefill_chunk(target.info.runtime)
+    while (done := target.length) < end:
+        progress("reading the prompt", done, end)
+        chunk = context[done : min(done + size, end)]
+        target.forward(chunk, logits="none")
+        target.keep(range(len(chunk)))
+
+
+def decode(
+    target: Runtime,
+    scheduler: Scheduler,
+    context: list[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    stop_tokens: AbstractSet[int] = frozenset(),
+    rng: np.random.Generator | None = None,
+    rule: Rule = "lossless",
+    clock: Callable[[], float] = perf_counter,
+) -> Iterator[Step]:
+    """Say at most ``max_tokens`` tokens after ``context``, appending them to it, a step at a time.
+
+    On entry the cache must hold a proper prefix of ``context``; what is missing is prefilled. Ends
+    after a stop token, after ``max_tokens``, or when the cache is full (then the last token said is
+    the first that has no place in it). Whenever it is left, even by an exception, the cache holds a
+    prefix of ``context``; after a step it holds ``context[:-1]`` whatever was drafted, so that what
+    follows is evaluated in the same passes with and without drafting. ``rule`` is how drafted tokens are
+    accepted. ``clock`` gives seconds.
+    """
+    if max_tokens <= 0:
+        return
+    sampling = sampling or Sampling()
+    rng = rng or np.random.default_rng(sampling.seed)
+    info = target.info
+
+    prefill(target, context)
+    scheduler.begin()
+    left = min(max_tokens, info.context - target.length)
+    while left > 0:
+        started, passes = clock(), scheduler.draft_passes
+        choice = scheduler.choose(context, left, info, sampling)
+        draft = choice.draft
+        drafted_at, passes = clock(), scheduler.draft_passes - passes
+
+        parents = None
+        if draft.parents is not None and not draft.is_chain:
+            parents = [-1, *(p + 1 for p in draft.parents)]
+        logits = target.forward([context[-1], *draft.tokens], parents)
+        passed_at = clock()
+
+        verdict = accept(draft, logits, sampling, context, rng, rule)
+        said = verdict.tokens
+        stop = next((i for i, token in enumerate(said) if token in stop_tokens), None)
+        if stop is not None:
+            said = said[: stop + 1]
+        accepted = min(len(verdict.tokens) - 1, len(said))
+
+        draft_s, pass_s = drafted_at - started, passed_at - drafted_at
+        outcome = Outcome(draft, accepted, said, logits)
+        scheduler.learn(outcome, info.padded(1 + len(draft)), pass_s, target.length, passes)
+        context.extend(said)  # before keep: interrupted in between, the cache is only behind
+        target.keep(verdict.rows[: len(said)])
+        left = 0 if stop is not None else left - len(said)
+
+        overhead_s = clock() - passed_at
+        yield Step(said, accepted, choice, draft_s, pass_s, overhead_s, passes)

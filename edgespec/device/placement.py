@@ -1,0 +1,106 @@
+"""Where a model runs the fastest, as far as profiles tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgespec.device import profile as profiles
+from edgespec.device import profile_files
+from edgespec.device.profile import Profile, Setup
+from edgespec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model runs: the options of ``Engine.open`` that its speed depends on."""
+
+    runtime: str
+    device: str = "auto"
+    provider: str | None = None
+    exact: bool | None = None
+    """True: nothing else will do; ``None``: where the runtime can."""
+    threads: int | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Whether passes are padded to sizes that agree bit for bit, where the runtime can."""
+        return self.exact is not False
+
+    def setup(self, path: Path) -> Setup:
+        """What a profile of the model at ``path`` must be of to hold here."""
+        return profiles.setup(
+            path,
+            self.runtime,
+            device=self.device,
+            provider=self.provider,
+            exact=self.padded,
+            threads=self.threads,
+        )
+
+
+def known(
+    path: Path, place: Placement, notice: Callable[[str], None] = lambda line: None
+) -> Profile | None:
+    """The profile of ``place``, or where it leaves the threads open of the number that is the fastest."""
+    found = profile_files.load(profiles.key(place.setup(path)), notice)
+    if found is None or place.threads is not None or found.best_threads == found.threads:
+        return found
+    faster = replace(place, threads=found.best_threads)
+    return profile_files.load(profiles.key(faster.setup(path)), notice) or found
+
+
+def fastest_first(
+    path: Path,
+    runtimes: Sequence[str],
+    place: Placement,
+    *,
+    speculates: bool,
+    notice: Callable[[str], None] = lambda line: None,
+) -> list[Placement]:
+    """``place`` on each of ``runtimes``, those that promise the most tokens per second first.
+
+    What is open in ``place``, device and threads, is as the fastest profile has it; threads are those of
+    the process's pool, where it runs models already. Runtimes without
+    a profile come last, in their order; if the first of ``runtimes`` has none, nothing tells that
+    another is faster, and their order stays. ``speculates``: every second guess is taken to be
+    right; else plain decoding is compared.
+    """
+    candidates: list[tuple[float, Placement]] = []
+    measured = profile_files.kept(profiles.fingerprint(path))
+    for runtime in runtimes:
+        here = replace(place, runtime=runtime, threads=place.threads or _pool_threads(runtime))
+        kept = {profile.device for profile in measured if profile.runtime == runtime}
+        devices: tuple[str, ...] = (place.device,) if kept else ()
+        if kept and place.device == "auto" and place.provider is None:
+            devices = ("cpu",) if kept == {"cpu"} else ("cpu", "gpu", "npu")
+        found = [
+            (profile.tokens_per_s(0.5 if speculates else 0.0), profile, device)
+            for device in devices
+            if (profile := _known(path, replace(here, device=device), notice))
+        ]
+        if found:
+            rate, profile, device = max(found, key=lambda one: one[0])
+            here = replace(here, device=device, threads=here.threads or profile.threads)
+            candidates.append((rate, here))
+        else:
+            candidates.append((0.0, here))
+    if not candidates[0][0]:
+        return [here for _, here in candidates]
+    return [here for _, here in sorted(candidates, key=lambda one: -one[0])]
+
+
+def _pool_threads(runtime: str) -> int | None:
+    if runtime != "onnx":
+        return None
+    from edgespec.runtimes import onnx
+
+    return onnx.pool_threads()
+
+
+def _known(path: Path, place: Placement, notice: Callable[[str], None]) -> Profile | None:
+    try:
+        return known(path, place, notice)
+    except UserError:  # it has no such device
+        return None

@@ -1,0 +1,233 @@
+"""What to run in the memory that is given: chosen before anything is loaded (after SpecMemo).
+
+Given up are, in this order, until the rest fits:
+
+1. rows of a pass: drafts get shorter, which costs a little speed;
+2. the draft model: costs speed, never words;
+3. the runtime, where the user left it open: another one says near ties otherwise;
+4. the cache's precision, where the runtime has a smaller one: costs a little quality;
+5. context: the model forgets the conversation sooner, which a user notices most.
+
+Searching the context for drafts costs a few hundred bytes a token and is never given up: its tables
+are bounded by the context.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgespec.core.runtime import MAX_ROWS
+from edgespec.device.memory import (
+    DRAFT_ROWS,
+    MIB,
+    Memory,
+    ModelDimensions,
+    RunConfiguration,
+    cache_types,
+    predict,
+)
+from edgespec.errors import UserError
+
+LEAST_CONTEXT = 256
+"""Tokens for a question and an answer: with less a model is of no use."""
+_STEP = 64
+"""Contexts that are chosen are multiples of so many tokens."""
+_MUCH = 1.1
+"""Where context must be given up anyway, something else is only for so many times as much context."""
+_ROWS = (MAX_ROWS, 8, 4, 2)
+_RESERVE, _SHARE = 8 * MIB, 25
+"""Kept free of every budget, with one part in ``_SHARE`` of the prediction: it is one."""
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be planned for."""
+
+    shape: ModelDimensions
+    runtimes: Sequence[str]
+    """That may run it, the preferred one first."""
+    context: int
+    draft: ModelDimensions | None = None
+    draft_context: int = 0
+    """The most that the draft model takes."""
+    draft_runtime: Callable[[str], str] = str
+    """The runtime of the draft model, by that of the target."""
+    tables: bool = True
+    """Whether the context is searched for drafts."""
+    built: bool = True
+    """Whether the onnx models are there, built before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run, and what it takes."""
+
+    use: RunConfiguration
+    draft: RunConfiguration | None
+    memory: Memory
+    budget: int | None
+    least: int
+    """The smallest budget, in bytes, in which the model runs at all."""
+    given_up: tuple[str, ...] = ()
+    """In words: what of what was asked for, and for what."""
+
+    @property
+    def reserve(self) -> int:
+        """Bytes kept free, since a prediction is no measurement."""
+        return _reserve(self.memory)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The one object of ``plan --json``."""
+        use = self.use
+        return {
+            "runtime": use.runtime,
+            "context": use.context,
+            "cache_type": use.cache_type,
+            "draft_model": self.draft is not None,
+            "max_rows": use.rows,
+            "memory": dict(self.memory.components()),
+            "total_bytes": self.memory.total,
+            "reserve_bytes": self.reserve,
+            "budget_bytes": self.budget,
+            "smallest_budget_bytes": self.least,
+            "given_up": list(self.given_up),
+        }
+
+
+def parse_bytes(text: str) -> int:
+    """``900MiB``, ``1.5 GB`` or plain bytes; a ``UserError`` for anything else."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
+    if not found or found[2] not in _UNITS:
+        raise UserError(f"{text[:40]!r} is no amount of memory; write 900MiB, 2GB or plain bytes")
+    size = int(float(found[1]) * _UNITS[found[2]])
+    if not size:
+        raise UserError("a memory budget of 0 holds nothing; write 900MiB, 2GB or plain bytes")
+    return size
+
+
+def show_bytes(size: int) -> str:
+    """Rounded up to whole MiB, so that what is shown as enough is enough."""
+    return f"{-(-size // MIB)} MiB"
+
+
+def plan(asked: Asked, budget: int | None) -> Plan:
+    """What to run within ``budget`` bytes; everything asked for where there is none.
+
+    Raises ``UserError`` where nothing fits.
+    """
+    first, *others = _choices(asked)
+    if budget is None:
+        return Plan(*_with_context(asked, first, asked.context), None, _least(asked))
+    best = _fitted(asked, first, budget)
+    for choice in others:
+        most = best[0].context if best else 0
+        if most == asked.context:
+            break
+        fitted = _fitted(asked, choice, budget)
+        if fitted and (fitted[0].context == asked.context or fitted[0].context > _MUCH * most):
+            best = fitted
+    least = _least(asked)
+    if best is None:
+        raise UserError(
+            f"{show_bytes(budget)} are too little for this model; "
+            f"the smallest --memory-budget that it runs in is {show_bytes(least)}"
+        )
+    return Plan(*best, budget, least, tuple(_given_up(asked, first, *best[:2])))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    runtime: str
+    cache_type: str
+    drafts: bool
+    rows: int
+
+
+def _choices(asked: Asked) -> Iterator[_Choice]:
+    """All that may be run, the best first: see the module's text."""
+    usual = [(runtime, cache_types(runtime, asked.shape)[0]) for runtime in asked.runtimes]
+    smaller = [(r, kind) for r in asked.runtimes for kind in cache_types(r, asked.shape)[1:]]
+    for runtime, kind in usual + smaller:
+        for drafts in (True, False) if asked.draft else (False,):
+            for rows in _ROWS:
+                yield _Choice(runtime, kind, drafts, rows)
+
+
+def _with_context(
+    asked: Asked, choice: _Choice, context: int
+) -> tuple[RunConfiguration, RunConfiguration | None, Memory]:
+    use = RunConfiguration(choice.runtime, context, choice.cache_type, choice.rows, asked.built)
+    own = None
+    if choice.drafts and asked.draft:
+        runtime = asked.draft_runtime(choice.runtime)
+        types = cache_types(runtime, asked.draft)
+        kind = choice.cache_type if choice.cache_type in types else types[0]
+        room = min(context, asked.draft_context)
+        own = RunConfiguration(runtime, room, kind, DRAFT_ROWS, asked.built)
+    draft = (asked.draft, own) if asked.draft and own else None
+    return use, own, predict(asked.shape, use, draft, asked.tables)
+
+
+def _fitted(
+    asked: Asked, choice: _Choice, budget: int
+) -> tuple[RunConfiguration, RunConfiguration | None, Memory] | None:
+    """With the largest context that fits; ``None`` where not even the least does."""
+
+    def fits(context: int) -> bool:
+        memory = _with_context(asked, choice, context)[2]
+        return memory.total + _reserve(memory) <= budget
+
+    low, high = min(LEAST_CONTEXT, asked.context), asked.context
+    if not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    if low < asked.context:
+        low = max(min(LEAST_CONTEXT, asked.context), low // _STEP * _STEP)
+    return _with_context(asked, choice, low)
+
+
+def _least(asked: Asked) -> int:
+    context = min(LEAST_CONTEXT, asked.context)
+    needs = (_with_context(asked, choice, context)[2] for choice in _choices(asked))
+    return min(memory.total + _reserve(memory) for memory in needs)
+
+
+def _reserve(memory: Memory) -> int:
+    return _RESERVE + memory.total // _SHARE
+
+
+def _given_up(
+    asked: Asked, first: _Choice, use: RunConfiguration, draft: RunConfiguration | None
+) -> Iterator[str]:
+    """A line for everything that the first choice has and the plan has not."""
+
+    def saved(**smaller: Any) -> str:
+        """What ``smaller`` saves of the plan as it was asked for."""
+        whole = _with_context(asked, first, asked.context)[2].total
+        context = smaller.pop("context", asked.context)
+        less = _with_context(asked, replace(first, **smaller), context)[2].total
+        return f"saves {show_bytes(max(0, whole - less))}"
+
+    if use.runtime != first.runtime:
+        change = saved(runtime=use.runtime, cache_type=cache_types(use.runtime, asked.shape)[0])
+        yield f"{first.runtime}: {use.runtime} needs less ({change}) and says near ties otherwise"
+    if asked.draft and draft is None:
+        yield f"the draft model ({saved(drafts=False)}): n-grams draft in its place, and answers are the same"
+    if use.rows < first.rows:
+        yield f"passes of more than {use.rows} rows: drafts are shorter, answers slower, and the same"
+    usual = cache_types(use.runtime, asked.shape)[0]
+    if use.cache_type != usual:
+        yield f"a cache of {usual}: {use.cache_type} is smaller and a little less exact"
+    if use.context < asked.context:
+        lost = asked.context - use.context
+        yield (
+            f"{lost} of {asked.context} tokens of context ({saved(context=use.context)}): "
+            "long conversations lose their oldest turns sooner"
+        )

@@ -1,0 +1,1 @@
+"""What drafting keeps on disk: the n-gram store, and datastores of the user's documents."""

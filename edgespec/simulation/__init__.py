@@ -1,0 +1,1 @@
+"""Decodes a recorded answer again, on the clock of another device."""

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+from edgespec.bench.common import in_child
+from edgespec.bench.memory import Case, fill
+from edgespec.device import memory
+from edgespec.device.memory import (
+    CACHE_TYPES,
+    Memory,
+    ModelDimensions,
+    RunConfiguration,
+    built_shape,
+    cache_types,
+    predict,
+    shape_of,
+)
+from edgespec.errors import UserError
+from edgespec.models.gguf import GGUFFile
+from edgespec.opening import give_back_memory
+from tests.tiny import tiny_gguf
+
+VOCABULARY = 49152
+
+
+@pytest.fixture(scope="module")
+def shape(smollm2: Path) -> ModelDimensions:
+    return shape_of(GGUFFile(smollm2), VOCABULARY)
+
+
+def test_the_shape_of_smollm2(shape: ModelDimensions, smollm2: Path) -> None:
+    layers, kv_heads, head_dim = 30, 3, 64
+    assert shape.cache_numbers == layers * 2 * kv_heads * head_dim
+    assert (shape.heads, shape.head_dim, shape.hidden, shape.feed_forward) == (9, 64, 576, 1536)
+    assert (shape.columns, shape.context) == (VOCABULARY, 8192)
+    assert 0.97 * smollm2.stat().st_size < shape.stored_bytes < smollm2.stat().st_size
+
+
+def test_a_built_model_has_the_shape_of_its_source(
+    shape: ModelDimensions, smollm2: Path, smollm2_onnx: Path
+) -> None:
+    manifest = json.loads((smollm2_onnx / "edgespec.json").read_text())
+    graph = onnx.load(str(smollm2_onnx / "model.onnx"), load_external_data=False).graph
+    built = built_shape(manifest, graph, VOCABULARY)
+    same = ("vocab_size", "columns", "context", "cache_numbers", "heads", "head_dim", "hidden")
+    assert [getattr(built, name) for name in same] == [getattr(shape, name) for name in same]
+    assert built.matrices == pytest.approx(shape.matrices, abs=100)  # some are fused
+    assert built.packed_bytes == pytest.approx(shape.packed_bytes, rel=0.02)
+
+
+def test_caches_are_what_their_numbers_take(shape: ModelDimensions) -> None:
+    for runtime, bytes_each in (("onnx", 4), ("llama-cpp", 2)):
+        sizes = [
+            predict(shape, RunConfiguration(runtime, context, CACHE_TYPES[runtime][0])).cache
+            for context in (2048, 4096)
+        ]
+        assert sizes[1] - sizes[0] == 2048 * shape.cache_numbers * bytes_each
+    small = predict(shape, RunConfiguration("llama-cpp", 2048, "q8_0")).cache
+    assert (
+        small * 32 * 2 == predict(shape, RunConfiguration("llama-cpp", 2048, "float16")).cache * 34
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "copies", "added"),
+    [
+        ((), 0, 0.0),
+        (("avx2", "avx512f"), 0, 0.0),
+        (("asimddp",), 1, 0.0),
+        (("amx_int8",), 1, 1 / 8),
+    ],
+)
+def test_llama_cpp_keeps_a_tied_embedding_twice_where_it_lays_out_the_head_anew(
+    features: tuple[str, ...],
+    copies: int,
+    added: float,
+    smollm2: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "cpu_features", lambda: features)
+    file = GGUFFile(smollm2)
+    embedding = file.tensors["token_embd.weight"]
+    assert embedding.type == "Q8_0"
+    found = shape_of(file, VOCABULARY)
+    more = copies * embedding.nbytes + int(added * math.prod(embedding.shape))
+    assert found.llama_bytes == found.stored_bytes + more
+    assert (
+        predict(found, RunConfiguration("llama-cpp", 512, "float16")).weights == found.llama_bytes
+    )
+    assert (
+        predict(found, RunConfiguration("ik-llama-cpp", 512, "float16")).weights
+        == found.stored_bytes
+    )
+
+
+def test_only_what_products_read_is_laid_out_anew(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "cpu_features", lambda: ("amx_int8",))
+    file = GGUFFile(smollm2)
+    embedding = file.tensors["token_embd.weight"]
+    file.tensors["output.weight"] = replace(embedding, name="output.weight")
+    found = shape_of(file, VOCABULARY)
+    assert found.llama_bytes == found.stored_bytes + math.prod(embedding.shape) // 8
+
+
+def test_every_part_counts(shape: ModelDimensions) -> None:
+    use = RunConfiguration("onnx", 2048, "float32")
+    plain = predict(shape, use)
+    assert plain.total == sum(bytes for _, bytes in plain.components())
+    assert plain.generation == plain.total - plain.weights
+    assert predict(shape, use, tables=False).tables == 0 < plain.tables
+    assert predict(shape, replace(use, rows=2)).logits < plain.logits
+    drafted = predict(shape, use, (shape, replace(use, rows=2)))
+    assert drafted.draft_weights == plain.weights
+    assert drafted.total > plain.total + plain.weights + plain.cache
+    other = predict(shape, use, (shape, RunConfiguration("llama-cpp", 2048, "float16", rows=2)))
+    assert other.python > drafted.python  # two runtimes
+
+
+def test_building_is_counted_where_nothing_is_built(shape: ModelDimensions) -> None:
+    def total(source: ModelDimensions, built: bool) -> Memory:
+        return predict(source, RunConfiguration("onnx", 256, "float32", built=built))
+
+    large = replace(shape, stored_bytes=10 * shape.stored_bytes)  # as bfloat16 is
+    assert total(large, False).total > large.stored_bytes + total(large, False).python
+    assert total(large, False).total > total(large, True).total
+
+
+def test_small_heads_have_no_q8_cache(shape: ModelDimensions) -> None:
+    assert cache_types("llama-cpp", shape) == ("float16", "q8_0")
+    assert cache_types("llama-cpp", replace(shape, head_dim=80)) == ("float16",)
+
+
+@pytest.mark.parametrize("key", ["block_count", "attention.head_count", "embedding_length"])
+@pytest.mark.parametrize("value", [0, -1, 1 << 50, "many", 2.5])
+def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
+    file.metadata[f"llama.{key}"] = value
+    with pytest.raises(UserError, match=f"says llama.{key} = "):
+        shape_of(file, 300)
+
+
+def test_a_file_without_a_head_is_refused(tmp_path: Path) -> None:
+    file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
+    del file.tensors["output.weight"], file.tensors["token_embd.weight"]
+    with pytest.raises(UserError, match=r"no tensor token_embd\.weight"):
+        shape_of(file, 300)
+
+
+def _check(case: Case) -> None:
+    in_child(fill, replace(case, context=128))  # built and probed, which is not use
+    measured, predicted = in_child(fill, case).generated, case.plan().memory.total
+    assert predicted == pytest.approx(measured, rel=0.08)
+
+
+@pytest.fixture
+def installed(smollm2: Path, model_home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("EDGESPEC_HOME", str(model_home))
+    return str(smollm2)
+
+
+@pytest.fixture(scope="session")
+def model_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def test_the_prediction_holds_on_onnx(installed: str) -> None:
+    _check(Case(installed, "onnx", 512, "hierarchy", True, None))
+
+
+def test_the_prediction_holds_on_llama_cpp(installed: str) -> None:
+    pytest.importorskip("llama_cpp")
+    _check(Case(installed, "llama-cpp", 512, "hierarchy", True, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnx", "llama-cpp"])
+@pytest.mark.parametrize("context", [2048, 8192])
+@pytest.mark.parametrize("drafted", [False, True])
+def test_the_prediction_holds(runtime: str, context: int, drafted: bool, installed: str) -> None:
+    pytest.importorskip("llama_cpp" if runtime == "llama-cpp" else "onnxruntime")
+    _check(Case(installed, runtime, context, installed if drafted else "none", True, None))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory as /proc shows it")
+def test_onnx_caches_grow_as_they_fill(smollm2_onnx: Path) -> None:
+    numbers = 30 * 2 * 3 * 64
+    for first, then in zip(*in_child(_growth, str(smollm2_onnx)), strict=True):
+        assert then == pytest.approx(4 * numbers * first, rel=0.2)
+
+
+def _growth(folder: str) -> tuple[list[int], list[int]]:
+    """Tokens that were added to a cache of 2048, and the resident bytes that came with them."""
+    from edgespec.core.decoding import prefill
+    from edgespec.runtimes.onnx import OnnxRuntime
+
+    runtime = OnnxRuntime(Path(folder), context=2048, exact=False)
+    added, grown = [], []
+    prefill(runtime, [1] * 100)
+    for end in (1000, 2000):
+        length, before = runtime.length, _resident()
+        prefill(runtime, [1] * end)
+        added.append(runtime.length - length)
+        grown.append(_resident() - before)
+    return added, grown
+
+
+def _resident() -> int:
+    give_back_memory()  # or what prompts left in the heap would be taken again, or given back
+    with open("/proc/self/status", encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
