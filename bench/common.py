@@ -21,7 +21,7 @@ import edgespec
 from edgespec.cli import Failure
 from edgespec.errors import UserError
 from edgespec.models import store
-from edgespec.runtimes.devices import cpu_name, physical_cores
+from edgespec.device.machine import cpu_name, physical_cores
 
 T = TypeVar("T")
 

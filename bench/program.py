@@ -27,7 +27,7 @@ from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.opening import Model, find, find_draft
 from edgespec.progress import Progress, silent
-from edgespec.runtimes.devices import physical_cores
+from edgespec.device.machine import physical_cores
 
 WORKLOADS = PROMPTS / "workloads"
 RESULTS = "results.json"

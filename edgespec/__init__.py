@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgespec.config import EngineConfig
     from edgespec.core.sampling import Sampling
     from edgespec.engine import Completion, Engine
     from edgespec.errors import UserError
+    from edgespec.loading import open_runtime
     from edgespec.session import Session
 
 _PUBLIC = {
     "Completion": "edgespec.engine",
     "Engine": "edgespec.engine",
+    "EngineConfig": "edgespec.config",
     "Sampling": "edgespec.core.sampling",
     "Session": "edgespec.session",
     "UserError": "edgespec.errors",
+    "open_runtime": "edgespec.loading",
 }
 
-__all__ = ["Completion", "Engine", "Sampling", "Session", "UserError"]
+__all__ = ["Completion", "Engine", "EngineConfig", "Sampling", "Session", "UserError", "open_runtime"]
 
 
 def __getattr__(name: str) -> Any:  # names are imported when used, so that importing stays quick

@@ -6,44 +6,44 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from edgespec.assemble import DRAFTERS, DraftModel, assemble, model_free_name
+from edgespec.config import EngineConfig, configure
 from edgespec.core.acceptance import Rule
-from edgespec.core.latency import LatencyModel
 from edgespec.core.runtime import DEFAULT_CONTEXT, ModelInfo, Runtime
+from edgespec.core.runtime_spec import LoadOptions, RunConfiguration
 from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Scheduler
 from edgespec.core.statistics import Statistics
 from edgespec.device import profile as profiles
 from edgespec.device import profile_files
+from edgespec.device.machine import check_threads
 from edgespec.device.measuring import QUICK_ROWS, measure_profile
-from edgespec.device.memory import NGRAM_CACHE_BYTES, RunConfiguration
+from edgespec.device.memory import NGRAM_CACHE_BYTES
 from edgespec.device.placement import Placement, known
 from edgespec.device.planning import Plan
 from edgespec.device.profile import Profile
 from edgespec.drafting.cross_vocabulary import between
-from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import MODEL_FREE, model_free, persistent_sources
+from edgespec.drafting.model_free import persistent_sources
 from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
+from edgespec.drafting.sources import Source
 from edgespec.errors import UserError
+from edgespec.loading import draft_runtime, find_places, load, plan_memory
+from edgespec.local_model import LocalModel, find, find_draft
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
-from edgespec.opening import (
-    Model,
-    draft_runtime,
-    find,
-    find_draft,
-    find_places,
-    load,
-    plan_memory,
-)
+from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
-from edgespec.runtimes.devices import check_threads
-from edgespec.session import Loaded, Notice, Session, ignore_notice
+from edgespec.session import EngineState, Notice, Session, ignore_notice
 
-DRAFTERS = ("auto", *MODEL_FREE)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgespec.config import Options
+
 _DRAFT_PROFILED = (1, 2)
-"""Of a draft: after a rejection, and after a draft accepted whole."""
+"""Sizes of a draft model's pass: after a rejection, and after a draft accepted whole."""
 _PROFILED_S = 0.9
 """Seconds that this takes, for each model."""
 
@@ -61,155 +61,121 @@ class Completion:
 class Engine:
     """A model ready to answer; open it with ``Engine.open``, close it or use it in ``with``."""
 
-    def __init__(self, loaded: Loaded, recommended: Mapping[str, float] | None = None) -> None:
-        self.loaded = loaded
-        """What the engine's sessions share: its runtime, scheduler, tokenizer and template."""
+    def __init__(self, state: EngineState, recommended: Mapping[str, float] | None = None) -> None:
+        self._state = state
         self.recommended: Mapping[str, Any] = recommended or {}
         """Fields of ``Sampling`` that the model's makers recommend for conversation."""
 
     @classmethod
     def open(
         cls,
-        model: str | Path,
+        model: str | Path | EngineConfig,
         *,
-        runtime: str = "auto",
-        device: str = "auto",
-        provider: str | None = None,
-        draft: str = "auto",
-        exact: bool | None = None,
-        context: int | None = None,
-        threads: int | None = None,
-        memory_budget: int | None = None,
-        remember: bool = True,
         planned: Callable[[Plan], None] | None = None,
         notice: Notice = ignore_notice,
         progress: Progress = silent,
+        **options: Unpack[Options],
     ) -> Engine:
-        """Open a model: a name in the catalogue (pulled if absent), a GGUF file, a folder with a bundle,
-        with safetensors or with what Optimum exported.
+        """Open a model as an ``EngineConfig`` says, or the same options as keyword arguments.
 
-        ``runtime`` is auto or one of ``runtimes.RUNTIMES``; ``device`` auto, cpu, gpu[:N] or npu; ``provider`` an
-        execution provider of ONNX Runtime. ``draft`` is auto (hierarchy, and what the bundle has), one of
-        ``MODEL_FREE``, or a smaller model, named as ``model`` is, which drafts beside hierarchy; it
-        runs where the target does, where that can run it. ``exact`` makes greedy tokens
-        independent, bit for bit, of what was drafted: by default where the runtime can, and what is auto is chosen
-        by speed alone; with ``True`` nothing else will do. ``context`` is the most
-        tokens of prompt and answer (default: the model's, at most 4096); ``threads`` defaults to one
-        a core. What is auto or left open of runtime, device and threads is what profiles of this
-        machine (`edgespec tune`) say is the fastest; without a profile, passes are timed for a second.
-        ``memory_budget`` is the most bytes of resident memory to take: runtime (where it is auto),
-        context, cache, draft model and passes are chosen to fit. Without ``remember`` nothing that
-        was learnt of earlier answers is read, nor what these teach kept. ``planned`` is told what was chosen,
-        before it is loaded, wherever its memory can be foreseen; ``notice`` what a user should know
-        though nothing went wrong. Raises ``UserError`` for what the caller can put right.
+        What is open of runtime, device and threads is what profiles of this machine (`edgespec tune`)
+        say is the fastest; without a profile, passes are timed for a second. ``planned`` receives the
+        memory plan before anything is loaded, wherever memory can be predicted; ``notice`` what a user
+        should know though nothing went wrong. Raises ``UserError`` for what the caller can put right.
         """
-        check_threads(threads)
-        found = find(str(model), progress)
-        tokenizer = found.tokenizer
-        source = tokenizer.chat_template
-        template = ChatTemplate(source, tokenizer) if source else None
-        drafting = _draft_model(draft, found, progress)
-        place = Placement(runtime, device, provider, exact, threads)
-        places = find_places(found, place, speculates=draft != "none", notice=notice)
+        config = configure(model, **options)
+        check_threads(config.threads)
+        found = find(config.model, progress)
+        template = found.tokenizer.chat_template
+        drafting = _draft_model(config.draft, found, progress)
+        places = find_places(config, found, notice=notice)
         plan = None
-        if memory_budget is not None or (planned and found.shape):
-            plan = plan_memory(
-                found,
-                drafting,
-                places,
-                context=context,
-                tables=draft != "none",
-                budget=memory_budget,
-            )
+        if config.memory_budget is not None or (planned and found.dimensions):
+            plan = _plan(config, found, drafting, places)
             if planned:
                 planned(plan)
             if plan.draft is None:
                 drafting = None
-        place = next(p for p in places if plan is None or p.runtime == plan.use.runtime)
-        options: dict[str, Any] = {
-            "threads": place.threads,
-            "device": place.device,
-            "provider": provider,
-            "progress": progress,
-        }
+        place = next(p for p in places if plan is None or p.runtime == plan.run.runtime)
         with ExitStack() as opened:  # closed again if what follows fails
-            draft_model: Runtime | None = None
-            if drafting is not None:
-                # built first, and loaded without exactness: what it says is only a guess
-                own = draft_runtime(place.runtime, drafting)
-                fits = min(drafting.context, context or DEFAULT_CONTEXT)
-                limits = _limits(plan.draft if plan else None)
-                draft_model = load(
-                    drafting, own, exact=False, **{"context": fits, **limits}, **options
-                )
-                opened.callback(draft_model.close)
-            limits = _limits(plan.use if plan else None)
-            target = load(
-                found,
-                place.runtime,
-                exact=place.padded,
-                **{"context": context, **limits},
-                **options,
-            )
+            draft = None
+            if (
+                drafting is not None
+            ):  # built and loaded first; not exact: its tokens are only guesses
+                beside = replace(place, runtime=draft_runtime(place.runtime, drafting), exact=False)
+                room = min(drafting.context, config.context or DEFAULT_CONTEXT)
+                limits = _options(beside, room, plan.draft if plan else None, progress)
+                draft = load(drafting, beside.runtime, limits)
+                opened.callback(draft.close)
+            limits = _options(place, config.context, plan.run if plan else None, progress)
+            target = load(found, place.runtime, limits)
             opened.callback(target.close)
-            if exact and not target.info.pass_sizes:
-                raise UserError(
-                    f"no sizes of pass agree bit for bit on {target.info.device} here; leave --exact out"
+            _check(target.info, found, config)
+            persistent = _persistent_sources(config, found, target.info, notice)
+            curve = None
+            if config.draft != "none":
+                curve = _profile(target, found, place, QUICK_ROWS, progress, notice).curve
+            model_draft = None
+            if drafting is not None and draft is not None:
+                profile = _profile(draft, drafting, beside, _DRAFT_PROFILED, progress, notice)
+                model_draft = DraftModel(
+                    draft,
+                    profile.draft_curve(beside.runtime.prefill_chunk),
+                    drafting.tokenizer.vocab_size,
+                    between(found.tokenizer, drafting.tokenizer),
                 )
-            if tokenizer.vocab_size > target.info.vocab_size:
-                raise UserError(
-                    f"{found.path} has {tokenizer.vocab_size} tokens in its tokenizer and "
-                    f"{target.info.vocab_size} in its head; they do not belong together"
-                )
-            name = draft if draft in MODEL_FREE else "hierarchy"
-            lasting = persistent_sources(
-                name,
-                tokenizer,
-                target.info,
-                profiles.fingerprint(found.path),
-                cache_bytes=MAX_BYTES if memory_budget is None else NGRAM_CACHE_BYTES,
-                indexes=memory_budget is None,
-                remember=remember,
-                notice=notice,
-            )
-            drafters = model_free(name, target.info.vocab_size, lasting)
-            costs = LatencyModel()
-            if draft != "none":
-                profile = _profile(target, found, place, QUICK_ROWS, progress, notice)
-                costs = LatencyModel(profile.curve)
-            if drafting is not None and draft_model is not None:
-                beside = replace(place, runtime=own, exact=False)
-                profile = _profile(draft_model, drafting, beside, _DRAFT_PROFILED, progress, notice)
-                drafters.append(
-                    ModelDrafter(
-                        draft_model,
-                        target.info.vocab_size,
-                        LatencyModel(profile.draft_curve()),
-                        readable=drafting.tokenizer.vocab_size,
-                        vocabulary=between(tokenizer, drafting.tokenizer),
-                        cascade=True,
-                    )
-                )
-            loaded = Loaded(
+            state = EngineState(
                 target,
-                Scheduler(drafters, costs),
-                tokenizer,
-                template,
-                draft=draft_model,
-                cache=next((each for each in lasting if isinstance(each, NgramCache)), None),
+                assemble(
+                    config.draft,
+                    target.info.vocab_size,
+                    curve,
+                    persistent=persistent,
+                    model=model_draft,
+                ),
+                found.tokenizer,
+                ChatTemplate(template, found.tokenizer) if template else None,
+                draft=draft,
+                cache=next((each for each in persistent if isinstance(each, NgramCache)), None),
+                config=config,
+                curve=curve,
+                fresh=not any(
+                    source.entries if isinstance(source, NgramCache) else True
+                    for source in persistent
+                ),
             )
             opened.pop_all()
-        return cls(loaded, found.sampling)
+        return cls(state, found.sampling)
+
+    @property
+    def target(self) -> Runtime:
+        """The model on its runtime, with its cache."""
+        return self._state.target
+
+    @property
+    def draft_model(self) -> Runtime | None:
+        """The draft model on its runtime, if one drafts."""
+        return self._state.draft
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's."""
+        return self._state.tokenizer
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What chooses among the drafters."""
+        return self._state.scheduler
 
     @property
     def info(self) -> ModelInfo:
         """What is loaded, and where."""
-        return self.loaded.target.info
+        return self._state.target.info
 
     @property
     def can_chat(self) -> bool:
         """Whether the model has a chat template."""
-        return self.loaded.template is not None
+        return self._state.template is not None
 
     def session(
         self,
@@ -226,7 +192,7 @@ class Engine:
         entropy (of a draft model's distributions).
         """
         return Session(
-            self.loaded,
+            self._state,
             system=system,
             sampling=sampling,
             acceptance=acceptance,
@@ -285,34 +251,21 @@ class Engine:
 
     @staticmethod
     def plan(
-        model: str | Path,
-        *,
-        runtime: str = "auto",
-        device: str = "auto",
-        draft: str = "auto",
-        context: int | None = None,
-        memory_budget: int | None = None,
-        progress: Progress = silent,
+        model: str | Path | EngineConfig, *, progress: Progress = silent, **options: Unpack[Options]
     ) -> Plan:
-        """What ``open`` would load with the same options, and what it would take; loads nothing."""
-        found = find(str(model), progress)
-        places = find_places(found, Placement(runtime, device), speculates=draft != "none")
-        return plan_memory(
-            found,
-            _draft_model(draft, found, progress),
-            places,
-            context=context,
-            tables=draft != "none",
-            budget=memory_budget,
-        )
+        """What ``open`` would load with the same options, and what it would take. Loads nothing."""
+        config = configure(model, **options)
+        found = find(config.model, progress)
+        places = find_places(config, found)
+        return _plan(config, found, _draft_model(config.draft, found, progress), places)
 
     def close(self) -> None:
         """Free the model, and its draft; keep what was learnt of its answers."""
-        if self.loaded.cache is not None:
-            self.loaded.cache.close()
-        self.loaded.target.close()
-        if self.loaded.draft is not None:
-            self.loaded.draft.close()
+        if self._state.cache is not None:
+            self._state.cache.close()
+        self._state.target.close()
+        if self._state.draft is not None:
+            self._state.draft.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -323,7 +276,7 @@ class Engine:
 
 def _profile(
     runtime: Runtime,
-    model: Model,
+    model: LocalModel,
     place: Placement,
     sizes: Sequence[int],
     progress: Progress,
@@ -346,14 +299,61 @@ def _profile(
     return profile
 
 
-def _limits(use: RunConfiguration | None) -> dict[str, Any]:
-    """What a plan says of a model, as options of ``load``."""
-    if use is None:
-        return {}
-    return {"context": use.context, "rows": use.rows, "cache_type": use.cache_type}
+def _plan(
+    config: EngineConfig, model: LocalModel, draft: LocalModel | None, places: Sequence[Placement]
+) -> Plan:
+    return plan_memory(
+        model,
+        draft,
+        places,
+        context=config.context,
+        tables=config.draft != "none",
+        budget=config.memory_budget,
+    )
 
 
-def _draft_model(draft: str, target: Model, progress: Progress) -> Model | None:
+def _options(
+    place: Placement, context: int | None, run: RunConfiguration | None, progress: Progress
+) -> LoadOptions:
+    """How a model is loaded in ``place``, within what a plan says of it."""
+    options = LoadOptions(
+        context, place.threads, place.device, place.provider, place.padded, progress=progress
+    )
+    if run is None:
+        return options
+    return replace(options, context=run.context, rows=run.rows, cache_type=run.cache_type)
+
+
+def _check(info: ModelInfo, model: LocalModel, config: EngineConfig) -> None:
+    """Raise ``UserError`` where what was loaded is not what was asked for."""
+    if config.exact and not info.pass_sizes:
+        raise UserError(
+            f"no sizes of pass agree bit for bit on {info.device} here; leave --exact out"
+        )
+    if model.tokenizer.vocab_size > info.vocab_size:
+        raise UserError(
+            f"{model.path} has {model.tokenizer.vocab_size} tokens in its tokenizer and "
+            f"{info.vocab_size} in its head; they do not belong together"
+        )
+
+
+def _persistent_sources(
+    config: EngineConfig, model: LocalModel, info: ModelInfo, notice: Notice
+) -> list[Source]:
+    limited = config.memory_budget is not None
+    return persistent_sources(
+        model_free_name(config.draft),
+        model.tokenizer,
+        info,
+        profiles.fingerprint(model.path),
+        cache_bytes=NGRAM_CACHE_BYTES if limited else MAX_BYTES,
+        indexes=not limited,
+        remember=config.remember,
+        notice=notice,
+    )
+
+
+def _draft_model(draft: str, target: LocalModel, progress: Progress) -> LocalModel | None:
     """The model that ``draft`` names, or that the target's bundle has; ``None`` for other drafters."""
     if draft == "auto" and target.drafts:
         return target.drafts[0]

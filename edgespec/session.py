@@ -11,15 +11,18 @@ import numpy as np
 
 from edgespec.core.acceptance import Rule
 from edgespec.core.decoding import decode, prefill
+from edgespec.core.latency import LatencyCurve
 from edgespec.core.runtime import Runtime
 from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Scheduler
-from edgespec.core.statistics import Statistics, peak_memory_bytes
+from edgespec.core.statistics import Statistics
+from edgespec.device.machine import peak_memory_bytes
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
-from edgespec.simulation.simulate import Trace, record
+from edgespec.simulation.trace import Recording, StepRecord, Trace, record
 
 if TYPE_CHECKING:
+    from edgespec.config import EngineConfig
     from edgespec.drafting.ngram_cache import NgramCache
     from edgespec.models.chat_template import ChatTemplate
     from edgespec.models.tokenizer import Detokenizer, Tokenizer
@@ -39,19 +42,25 @@ def ignore_notice(line: str) -> None:
 
 
 @dataclass
-class Loaded:
+class EngineState:
     """What the sessions of one engine share: the model on its runtime, and what is in its cache."""
 
     target: Runtime
     scheduler: Scheduler
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
-    held: list[int] = field(default_factory=list)
-    """The context of the last answer; the target's cache holds a prefix of it."""
+    context: list[int] = field(default_factory=list)
+    """The tokens of the last answer's context; those that the target has cached are a prefix of it."""
     draft: Runtime | None = None
     """The model that a drafter drafts with, if one does."""
     cache: NgramCache | None = None
     """What is learnt of answers for later ones, if a drafter looks there."""
+    config: EngineConfig | None = None
+    """What the engine was opened with."""
+    curve: LatencyCurve | None = None
+    """The latency curve that the scheduler began with."""
+    fresh: bool = True
+    """Whether no drafter knows anything of earlier answers."""
 
 
 class Session:
@@ -63,7 +72,7 @@ class Session:
 
     def __init__(
         self,
-        loaded: Loaded,
+        state: EngineState,
         *,
         system: str | None = None,
         sampling: Sampling | None = None,
@@ -77,13 +86,15 @@ class Session:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self.statistics = Statistics()
+        self.prompt_ids: list[int] = []
+        """The tokens that the last answer follows."""
         self.token_ids: list[int] = []
         """What the last answer said, its stop token included."""
         self.finish_reason: str | None = None
         """"stop", "length", or None while the last answer is unfinished or was stopped."""
         self.forgotten = 0
         """How many messages after the system's no longer fit in the context."""
-        self._loaded = loaded
+        self._state = state
         self._sampling = sampling or Sampling()
         self._rule = acceptance
         if acceptance != "lossless" and self._sampling.greedy:
@@ -91,12 +102,15 @@ class Session:
                 f"{acceptance} acceptance changes nothing where the likeliest token is taken; "
                 "give a --temperature above 0, or leave --acceptance out"
             )
-        if acceptance == "entropy" and loaded.draft is None:
+        if acceptance == "entropy" and state.draft is None:
             raise UserError("entropy acceptance trusts a draft model; give one with --draft MODEL")
-        self._stop: frozenset[int] = frozenset() if ignore_stop else loaded.tokenizer.stop_tokens
+        self._stop: frozenset[int] = frozenset() if ignore_stop else state.tokenizer.stop_tokens
         self._notice = notice
         self._progress = progress
         self._answers = 0
+        # Of the last answer, for its trace: another session may use the engine meanwhile.
+        self._steps: list[StepRecord] = []
+        self._fresh = False
         self._running: Generator[str, None, None] | None = None
 
     def chat(self, text: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
@@ -125,10 +139,13 @@ class Session:
         """
         if not self.token_ids:
             raise UserError("nothing was said, so there is nothing to trace")
-        context = self._loaded.held
-        prompt = context[: len(context) - len(self.token_ids)]
-        model = self._loaded.target.info.name
-        return record(model, prompt, self.token_ids, self._loaded.scheduler.drafters)
+        state = self._state
+        draft = state.config.draft if state.config else state.scheduler.name
+        recording = Recording.of(
+            draft, state.target.info, state.curve, self._steps, fresh=self._fresh
+        )
+        model = state.target.info.name
+        return record(model, self.prompt_ids, self.token_ids, state.scheduler.drafters, recording)
 
     def reset(self) -> None:
         """Forget the conversation, except its system message."""
@@ -165,7 +182,7 @@ class Session:
 
     def _complete(self, prompt: str, max_tokens: int | None) -> Generator[str, None, None]:
         self.finish_reason = None
-        tokenizer = self._loaded.tokenizer
+        tokenizer = self._state.tokenizer
         tokens = tokenizer.encode(prompt)
         if tokenizer.bos is not None and (tokenizer.add_bos or not tokens):
             tokens = [tokenizer.bos, *tokens]
@@ -179,7 +196,7 @@ class Session:
     def _prompt(self, max_tokens: int | None) -> list[int]:
         """The conversation's tokens, without the oldest turns if it overflows."""
         self.finish_reason = None
-        template, capacity = self._loaded.template, self._loaded.target.info.context
+        template, capacity = self._state.template, self._state.target.info.context
         if template is None:
             raise UserError("this model has no chat template; use it for completion (no chat)")
         system = self._system()
@@ -202,7 +219,7 @@ class Session:
         return tokens
 
     def _check_fits(self, length: int) -> None:
-        capacity = self._loaded.target.info.context
+        capacity = self._state.target.info.context
         if length > capacity:
             enough = -(-(length + 256) // 256) * 256
             raise UserError(
@@ -217,28 +234,28 @@ class Session:
 
         ``continues``: it goes on from the prompt's text, so that a leading space belongs to it.
         """
-        loaded, info = self._loaded, self._loaded.target.info
+        state, info = self._state, self._state.target.info
         stats = self.statistics = Statistics(
             prompt_tokens=len(prompt),
             runtime=info.runtime,
             device=info.device,
-            drafter=loaded.scheduler.name,
+            drafter=state.scheduler.name,
             acceptance=self._rule,
             exact=bool(info.pass_sizes) and self._rule == "lossless",
         )
-        if loaded.draft is not None:
-            stats.draft_pass_cost = loaded.draft.info.weight_bytes / info.weight_bytes
+        if state.draft is not None:
+            stats.draft_pass_cost = state.draft.info.weight_bytes / info.weight_bytes
         self.token_ids = []
         limit = info.context if max_tokens is None else max_tokens
         if limit < 0:
             raise UserError(f"max_tokens is {limit}; it must be 0 or more")
         try:
             if limit:
-                words = loaded.tokenizer.stream(continues=continues)
+                words = state.tokenizer.stream(continues=continues)
                 yield from self._stream(prompt, limit, stats, words)
         finally:
-            if loaded.cache is not None:
-                loaded.cache.save(every=_KEPT_EVERY_S)
+            if state.cache is not None:
+                state.cache.save(every=_KEPT_EVERY_S)
             stats.peak_memory_bytes = peak_memory_bytes()
         stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
         self.finish_reason = "stop" if stopped else "length"
@@ -247,15 +264,17 @@ class Session:
         self, prompt: list[int], limit: int, stats: Statistics, words: Detokenizer
     ) -> Iterator[str]:
         """Evaluate the prompt and decode, streaming text."""
-        loaded, target = self._loaded, self._loaded.target
+        state, target = self._state, self._state.target
         started = perf_counter()
+        self.prompt_ids, self._steps = list(prompt), []
+        self._fresh, state.fresh = state.fresh, False
         context = self._take_over(prompt)
         stats.prefilled_tokens = len(context) - 1 - target.length
         prefill(target, context, self._progress)
         stats.prefill_s = perf_counter() - started
         for step in decode(
             target,
-            loaded.scheduler,
+            state.scheduler,
             context,
             max_tokens=limit,
             sampling=self._sampling,
@@ -264,11 +283,12 @@ class Session:
             rule=self._rule,
         ):
             stats.add(step)
+            self._steps.append(StepRecord.of(step))
             self.token_ids += step.tokens
             stopped = step.tokens[-1] in self._stop
             if piece := words.push(step.tokens[:-1] if stopped else step.tokens):
                 yield piece
-            if loaded.held is not context:
+            if state.context is not context:
                 raise RuntimeError("another session answered before this answer was finished")
         if piece := words.flush():
             yield piece
@@ -285,15 +305,15 @@ class Session:
         A prompt that goes on from the last answer's context extends that very list, so that
         drafters need not index it again.
         """
-        loaded = self._loaded
-        held, cached = loaded.held, loaded.target.length
-        same = _common_prefix(held, prompt)
-        loaded.target.truncate(min(same, cached, len(prompt) - 1))
-        if same == len(held):
-            held.extend(prompt[same:])
+        state = self._state
+        before, cached = state.context, state.target.length
+        same = _common_prefix(before, prompt)
+        state.target.truncate(min(same, cached, len(prompt) - 1))
+        if same == len(before):
+            before.extend(prompt[same:])
         else:
-            loaded.held = prompt
-        return loaded.held
+            state.context = prompt
+        return state.context
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

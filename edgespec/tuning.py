@@ -16,10 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgespec.assemble import DRAFTERS
+from edgespec.config import EngineConfig, configure
 from edgespec.core.runtime import Runtime
+from edgespec.core.runtime_spec import LoadOptions
 from edgespec.device import profile_files
+from edgespec.device.machine import check_threads, physical_cores
 from edgespec.device.measuring import (
     FULL_S,
     LENGTHS,
@@ -31,9 +35,14 @@ from edgespec.device.measuring import (
 from edgespec.device.placement import Placement
 from edgespec.device.profile import Profile
 from edgespec.errors import UserError
-from edgespec.opening import Model, allowed_runtimes, draft_runtime, find, find_draft, load
+from edgespec.loading import allowed_places, draft_runtime, load
+from edgespec.local_model import LocalModel, find, find_draft
 from edgespec.progress import Progress, silent
-from edgespec.runtimes.devices import check_threads, physical_cores
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgespec.config import Options
 
 T = TypeVar("T")
 
@@ -56,43 +65,39 @@ class Tuned:
 
 
 def tune(
-    model: str,
+    model: str | Path | EngineConfig,
     *,
-    runtime: str = "auto",
-    device: str = "auto",
-    provider: str | None = None,
-    draft: str | None = None,
-    exact: bool | None = None,
-    threads: int | None = None,
     progress: Progress = silent,
     notice: Callable[[str], None] = lambda line: None,
+    **options: Unpack[Options],
 ) -> Tuned:
     """Measure ``model`` and keep its profiles; on auto, on every runtime that can run it.
 
+    Options are those of ``EngineConfig`` that speed depends on; ``draft`` names a model that is measured, too.
     Without ``threads`` other counts are tried, and where one is faster it is measured too. Takes
-    half a minute a runtime, and as long as the model takes to build where it was not yet. What
-    keeps one of several runtimes from being measured is told to ``notice``. Raises ``UserError``.
+    half a minute a runtime, and as long as the model takes to build where it was not yet. ``notice``
+    receives what keeps one of several runtimes from being measured. Raises ``UserError``.
     """
-    check_threads(threads)
-    found = find(model, progress)
-    drafting = find_draft(draft, progress) if draft is not None else None
-    asked = Placement(runtime, device, provider, exact, threads)
-    kinds = allowed_runtimes(asked, found)
+    config = configure(model, **options)
+    check_threads(config.threads)
+    found = find(config.model, progress)
+    drafting = None if config.draft in DRAFTERS else find_draft(config.draft, progress)
+    places = allowed_places(config, found)
     progress("timing the memory", 0, 1)
-    speed = memory_bandwidth(threads or physical_cores())
+    speed = memory_bandwidth(config.threads or physical_cores())
     measured: list[Profile] = []
     drafts: list[Profile] = []
-    for kind in kinds:
-        place = replace(asked, runtime=kind)
+    for place in places:
         try:
             measured += _measured(found, place, progress)
             if drafting is not None:
-                place = replace(place, runtime=draft_runtime(kind, drafting), exact=False)
-                drafts.append(in_child(_profile, drafting, place, _DRAFT_S, progress=progress))
+                own = draft_runtime(place.runtime, drafting)
+                beside = replace(place, runtime=own, exact=False)
+                drafts.append(in_child(_profile, drafting, beside, _DRAFT_S, progress=progress))
         except UserError as error:
-            if len(kinds) == 1 or (kind == kinds[-1] and not measured):
+            if len(places) == 1 or (place == places[-1] and not measured):
                 raise
-            notice(f"not measured on {kind}: {error}")
+            notice(f"not measured on {place.runtime.name}: {error}")
 
     def complete(profile: Profile) -> Profile:
         return replace(profile, machine={**profile.machine, "memory_bytes_per_s": speed})
@@ -175,7 +180,7 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: Sequence
         pass
 
 
-def _measured(model: Model, place: Placement, progress: Progress) -> list[Profile]:
+def _measured(model: LocalModel, place: Placement, progress: Progress) -> list[Profile]:
     """The profile of ``place``; where another number of threads is faster, that one's too."""
     profile = in_child(_profile, model, place, FULL_S, progress=progress)
     if place.threads is not None:
@@ -199,7 +204,7 @@ def _other_counts(cores: int) -> list[int]:
     return sorted(tried)
 
 
-def _profile(model: Model, place: Placement, budget_s: float, progress: Progress) -> Profile:
+def _profile(model: LocalModel, place: Placement, budget_s: float, progress: Progress) -> Profile:
     setup = place.setup(model.path)
     runtime = _loaded(model, place, progress)
     try:
@@ -208,7 +213,9 @@ def _profile(model: Model, place: Placement, budget_s: float, progress: Progress
         runtime.close()
 
 
-def _smallest_pass(model: Model, place: Placement, budget_s: float, progress: Progress) -> float:
+def _smallest_pass(
+    model: LocalModel, place: Placement, budget_s: float, progress: Progress
+) -> float:
     """Seconds of a pass over a token."""
     runtime = _loaded(model, place, progress)
     try:
@@ -217,10 +224,8 @@ def _smallest_pass(model: Model, place: Placement, budget_s: float, progress: Pr
         runtime.close()
 
 
-def _loaded(model: Model, place: Placement, progress: Progress) -> Runtime:
-    return load(
-        model,
-        place.runtime,
+def _loaded(model: LocalModel, place: Placement, progress: Progress) -> Runtime:
+    options = LoadOptions(
         context=min(model.context, LENGTHS[-1] + ROWS[-1]),
         threads=place.threads,
         device=place.device,
@@ -228,3 +233,4 @@ def _loaded(model: Model, place: Placement, progress: Progress) -> Runtime:
         exact=place.padded,
         progress=progress,
     )
+    return load(model, place.runtime, options)

@@ -10,7 +10,8 @@ from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.decoder import Decoder
 from edgespec.export.graph import MODEL_FILE, WEIGHTS_FILE, Graph
-from edgespec.export.sources import TOKEN_IDS, Source, name_of
+from edgespec.export.sources import Source, name_of
+from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress, silent
 
 _DISK_MARGIN = 64 << 20

@@ -48,19 +48,17 @@ Facts = Iterator[tuple[str, str]]
 
 
 def _machine() -> Facts:
-    from edgespec.runtimes import devices
-
     yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield "processor", devices.cpu_name()
+    yield "processor", machine.cpu_name()
     yield "features", " ".join(machine.cpu_features()) or "unknown"
-    yield "cores", f"{devices.physical_cores()} to use, {os.cpu_count()} logical in all"
+    yield "cores", f"{machine.physical_cores()} to use, {os.cpu_count()} logical in all"
     total, available = machine.memory()
     yield "memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
     yield "huge pages", "in use" if huge_pages.in_use() else "not in use"
 
 
 def _software() -> Facts:
-    from edgespec.runtimes.devices import PROVIDERS
+    from edgespec.runtimes.onnx.providers import PROVIDERS
 
     yield "edgespec", _version("edgespec")
     yield "Python", f"{platform.python_version()}, {sys.executable}"

@@ -150,7 +150,7 @@ def export(
 
             with Engine.open(sampled_from, draft="hierarchy", progress=progress) as engine:
                 answers = _answers(engine, _prompts(prompts), progress)
-                target = engine.loaded.target
+                target = engine.target
                 exported = run(path, out, recipe, answers=answers, target=target, progress=progress)
     finally:
         progress.stop()
@@ -185,9 +185,7 @@ def _answers(engine: Engine, prompts: list[str], progress: ProgressBar) -> list[
             prompt, max_tokens=_ANSWER_TOKENS
         ):
             pass
-        held = engine.loaded.held
-        split = len(held) - len(session.token_ids)
-        found.append((held[:split], session.token_ids))
+        found.append((session.prompt_ids, session.token_ids))
     return found
 
 

@@ -105,7 +105,7 @@ def generate(
         if explain:
             print_explanation(session.statistics)
         if trace is not None:
-            from edgespec.simulation.simulate import write_trace
+            from edgespec.simulation.trace import write_trace
 
             write_trace(session.trace(), trace)
 

@@ -63,7 +63,7 @@ def index(
 
 def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
     from edgespec.drafting.stores import indexing
-    from edgespec.opening import find
+    from edgespec.local_model import find
 
     indexing.roots_of(paths)  # what is wrong is said before a model is fetched
     progress, started = ProgressBar(), monotonic()

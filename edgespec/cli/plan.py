@@ -111,14 +111,14 @@ def plan(
 
 def _show(plan: Plan) -> None:
 
-    use = plan.use
-    drafter = f"{plan.draft.runtime}, {plan.draft.context} tokens" if plan.draft else "none"
+    run = plan.run
+    drafter = f"{plan.draft.runtime.name}, {plan.draft.context} tokens" if plan.draft else "none"
     for name, value in (
-        ("runtime", use.runtime),
-        ("context", f"{use.context} tokens"),
-        ("cache", use.cache_type),
+        ("runtime", run.runtime.name),
+        ("context", f"{run.context} tokens"),
+        ("cache", run.cache_type),
         ("draft model", drafter),
-        ("rows of a pass", f"at most {use.rows}"),
+        ("rows of a pass", f"at most {run.rows}"),
     ):
         click.echo(f"{name:<22} {value}")
     click.echo()

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgespec.core.acceptance import Rule, accept
 from edgespec.core.drafter import Outcome
-from edgespec.core.runtime import Runtime, prefill_chunk
+from edgespec.core.runtime import Runtime
 from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Choice, Scheduler
 from edgespec.progress import Progress, silent
@@ -45,7 +45,7 @@ def prefill(target: Runtime, context: list[int], progress: Progress = silent) ->
     ``progress`` is called before every chunk; an exception from it, or Ctrl-C, cancels between
     chunks and leaves a valid cache. Raises ``ContextOverflow`` when the context does not fit.
     """
-    end, size = len(context) - 1, prefill_chunk(target.info.runtime)
+    end, size = len(context) - 1, target.info.prefill_chunk
     while (done := target.length) < end:
         progress("reading the prompt", done, end)
         chunk = context[done : min(done + size, end)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from edgespec.device.profile import LatencyCurve
-
+LARGEST = 64
+"""``LatencyCurve.at`` gives the time of passes over up to so many tokens."""
 _SIZES = np.arange(1.0, 65)
 """The sizes estimated at once; larger ones follow the last."""
 _OWN_FORGETTING = 0.75
@@ -27,6 +26,41 @@ _NEAR = np.exp(-0.5 * (np.log2(_SIZES[:, None] / _SIZES) / 0.35) ** 2)
 """What a pass over a column's size tells of a row's: sizes a third of an octave away, half as much."""
 _LENGTHS_ALIKE = 64
 """Tokens of cache that make no difference worth computing."""
+
+
+@dataclass(frozen=True)
+class LatencyCurve:
+    """Seconds of a pass over n tokens (all logits) after L tokens in the cache.
+
+    ``rows`` are the sizes n that ran, padding included; both they and ``lengths`` ascend.
+    """
+
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    """[length][rows], medians."""
+    spread: tuple[tuple[float, ...], ...]
+    """[length][rows], (p90 - p10) / median."""
+
+    def at(self, length: int) -> npt.NDArray[np.float64]:
+        """Seconds of passes over 1…64 tokens after ``length``; that of n is at n - 1.
+
+        Linear between what was measured; beyond it along the last slope, where that rises, so
+        never less than the nearest that was measured.
+        """
+        sizes, rows = np.arange(1.0, LARGEST + 1), np.asarray(self.rows, np.float64)
+        table = np.array([np.interp(sizes, rows, seconds) for seconds in self.seconds])
+        if len(rows) > 1:
+            rise = np.diff(np.asarray(self.seconds)[:, -2:]).clip(0) / (rows[-1] - rows[-2])
+            table += rise * (sizes - rows[-1]).clip(0)
+        if len(self.lengths) == 1:
+            return np.asarray(table[0])
+        after = min(max(int(np.searchsorted(self.lengths, length)), 1), len(self.lengths) - 1)
+        start, end = self.lengths[after - 1 : after + 1]
+        share = max((length - start) / (end - start), 0.0)
+        change = table[after] - table[after - 1]
+        falls_on = (share > 1) & (change < 0)
+        return np.asarray(table[after - 1] + change * np.where(falls_on, 1.0, share))
 
 
 class LatencyModel:

@@ -1,13 +1,17 @@
-"""Facts of this machine, without a dependency of their own."""
+"""Facts of this machine: processor, cores, memory, power."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+
+from edgespec.errors import UserError
 
 # Instructions that the kernels of quantized models use, as Linux and as macOS name them.
 _X86 = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
@@ -81,3 +85,115 @@ def _sysctl(*arguments: str) -> str:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it, where the system tells."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; two hyper-threads of one core only get in each other's way."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    folder = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    allowed = os.sched_getaffinity(0)
+    try:
+        return len({Path(folder.format(cpu)).read_text() for cpu in allowed})
+    except OSError:  # not every kernel or container shows its topology
+        return len(allowed)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ``UserError`` for a number of threads that this machine does not run; ``None`` is open."""
+    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
+        raise UserError(f"cannot use {threads} threads; this machine runs 1 to {os.cpu_count()}")
+
+
+def power_source(supplies: Path = Path("/sys/class/power_supply")) -> str:
+    """``mains``, ``battery``, or ``unknown`` where nothing tells: processors are slower on a battery.
+
+    ``supplies`` is Linux's folder of them.
+    """
+    if sys.platform == "win32":
+        import ctypes
+
+        status = (ctypes.c_ubyte * 12)()  # SYSTEM_POWER_STATUS; ACLineStatus comes first
+        if not ctypes.windll.kernel32.GetSystemPowerStatus(status):
+            return "unknown"
+        return {0: "battery", 1: "mains"}.get(status[0], "unknown")
+    if sys.platform == "darwin":
+        try:
+            told = subprocess.run(
+                ["pmset", "-g", "batt"], capture_output=True, text=True, timeout=5
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        found = re.search("'(AC|Battery|UPS) Power'", told.stdout)
+        return "unknown" if not found else "mains" if found[1] == "AC" else "battery"
+    return _linux_power_source(supplies)
+
+
+def _linux_power_source(supplies: Path) -> str:
+    """From ``sysfs-class-power``. Batteries of mice and the like have the scope ``Device``."""
+
+    def read(supply: Path, name: str) -> str:
+        try:
+            return (supply / name).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:  # not every driver has every file, and supplies come and go
+            return ""
+
+    try:
+        own = [s for s in supplies.iterdir() if read(s, "scope") != "Device"]
+    except OSError:
+        return "unknown"
+    if any(read(s, "online") == "1" for s in own if read(s, "type") in ("Mains", "USB")):
+        return "mains"
+    states = {read(s, "status") for s in own if read(s, "type") == "Battery"}
+    if "Discharging" in states:
+        return "battery"
+    return "mains" if states & {"Charging", "Full", "Not charging"} else "unknown"
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory that this process has had, in bytes."""
+    if sys.platform == "win32":
+        return _peak_working_set()
+    if sys.platform == "linux":  # ru_maxrss there survives exec, so it may be a parent's
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if sys.platform == "win32":
+
+    def _peak_working_set() -> int:
+        import ctypes
+        from ctypes import wintypes
+
+        class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
+            _fields_ = [
+                ("cb", wintypes.DWORD),
+                ("PageFaultCount", wintypes.DWORD),
+                ("PeakWorkingSetSize", ctypes.c_size_t),
+                ("others", ctypes.c_size_t * 7),
+            ]
+
+        counters = Counters(cb=ctypes.sizeof(Counters))
+        kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel32.GetCurrentProcess.restype = wintypes.HANDLE
+        query = kernel32.K32GetProcessMemoryInfo
+        query.argtypes = [wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD]
+        if not query(kernel32.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
+            raise ctypes.WinError(ctypes.get_last_error())
+        return int(counters.PeakWorkingSetSize)

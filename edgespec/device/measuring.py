@@ -11,8 +11,9 @@ from time import perf_counter
 
 import numpy as np
 
-from edgespec.core.runtime import Runtime, prefill_chunk
-from edgespec.device.profile import LatencyCurve, Profile, Setup
+from edgespec.core.latency import LatencyCurve
+from edgespec.core.runtime import Runtime
+from edgespec.device.profile import Profile, Setup
 from edgespec.progress import Progress, silent
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 20, 24, 32)
@@ -121,7 +122,7 @@ class _Measuring:
         info, room = runtime.info, runtime.info.context - runtime.length
         self._tokens_of = {info.padded(n): n for n in sorted(rows) if n <= room}
         self._rng = np.random.default_rng(0)
-        chunk = prefill_chunk(info.runtime)
+        chunk = info.prefill_chunk
         count = min(room, max((chunk, *rows)))
         self._tokens: list[int] = self._rng.integers(0, info.vocab_size, count).tolist()
         self._chunk = min(chunk, count)

@@ -1,49 +1,22 @@
 """What a model takes of memory, byte by byte, before anything is loaded (after SpecMemo).
 
-The sizes come from the model's metadata. The constants were measured on Linux, x86-64, Python 3.11,
-onnxruntime 1.31 and llama-cpp-python 0.3.36, in processes of their own (``bench/memory.py``), from
-SmolLM2-135M (49k tokens of vocabulary, 94 MiB) to Qwen2.5-Coder-1.5B (152k, 1066 MiB).
+The sizes come from the model's metadata, and from each runtime's own ``RuntimeSpec.memory``. The constants were
+measured on Linux, x86-64, Python 3.11 (``edgespec.bench.memory``), from SmolLM2-135M (49k tokens of
+vocabulary, 94 MiB) to Qwen2.5-Coder-1.5B (152k, 1066 MiB).
 
-What is counted is resident memory, as the system shows it: pages of files that are mapped count.
+Resident memory is counted as the system shows it: pages of mapped files count.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
-from edgespec.core.runtime import MAX_ROWS, prefill_chunk
-from edgespec.device.machine import cpu_features
-from edgespec.errors import UserError
-from edgespec.export.quants import FORMATS, SUM_BLOCK
-from edgespec.export.sources import TOKEN_IDS, Source
-from edgespec.runtimes.llama_sequences import does_without_flash_attention
+from edgespec.core.runtime_spec import ModelDimensions, RunConfiguration
 
 KIB, MIB = 1 << 10, 1 << 20
 
-
 DRAFT_ROWS = 2
 """Rows of logits of a draft model's largest pass: it is timed on a prompt's."""
-CACHE_BYTES = {"float32": 4.0, "float16": 2.0, "q8_0": 34 / 32}
-"""Of a number in the cache; q8_0 has blocks of 32 with a float16 scale."""
-CACHE_TYPES = {
-    "onnx": ("float32",),
-    "llama-cpp": ("float16", "q8_0"),
-    "ik-llama-cpp": ("float16", "q8_0"),
-}
-"""What each runtime keeps keys and values in, the usual one first.
-
-onnx: the CPU kernel of ``GroupQueryAttention`` also takes float16 with queries in float16, and int8
-and int4 with scales fixed beforehand, in ONNX Runtime 1.31; the graphs built here have
-float32. llama.cpp: values in q8_0 need its flash attention, which it turns on by itself,
-and heads of whole blocks.
-"""
-_Q8_BLOCK = 32
-
-_PYTHON = {"onnx": 57 * MIB, "llama-cpp": 50 * MIB, "ik-llama-cpp": 50 * MIB}
-"""The interpreter, the packages that answering imports and what they map of their libraries."""
 _SECOND_RUNTIME = 8 * MIB
 _TOKENIZER = (10 * MIB, 254)
 """Its library, its merges and words; and so much more for each token."""
@@ -51,31 +24,6 @@ _READING = (10 * MIB, 910)
 """What reading a GGUF file's vocabulary takes for a while, and for each token."""
 _ENGINE = 8 * MIB
 """Chat template, statistics and the rest that comes with the first answer."""
-_ONNX_SESSION = (15 * MIB, 12 * KIB)
-"""A session, and for each matrix."""
-_ONNX_LOADING = 60 * MIB
-"""Of the weights' file, what was read and is not given back yet while it is loaded, at most."""
-_TABLES = 4 * MIB
-"""Rows of the embedding that are held, and the pages of rotary tables in use."""
-_LLAMA_CONTEXT = (6 * MIB, 340)
-"""llama.cpp's own, and for each token its two vocabularies."""
-_LLAMA_LOADING = 210
-"""For a while, for each token."""
-_LLAMA_PAD = 256
-"""Its caches are multiples of so many tokens."""
-_X86_REPACKED = ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4")
-_ARM_REPACKED = (*_X86_REPACKED, "Q5_K", "Q6_K", "Q8_0")
-_REPACKED = {
-    "avx2": dict.fromkeys(_X86_REPACKED, 0.0),
-    "avx512f": {"Q2_K": 0.0},
-    **dict.fromkeys(("asimddp", "dotprod"), dict.fromkeys(_ARM_REPACKED, 0.0)),
-    "amx_int8": {
-        "Q4_0": 0.0, "Q4_1": 0.0, "Q6_K": 0.0,
-        "Q8_0": 4 / 32, "Q4_K": 4 / 256, "Q5_K": 4 / 256, "IQ4_XS": 2 / 256,
-    },
-}  # fmt: skip
-"""What llama.cpp lays out anew for a processor's kernels, and the bytes that this adds to a weight
-(``ggml-cpu/repack.cpp``, ``amx/mmq.cpp``). A build that does not use the feature takes less."""
 _TABLE_BYTES = 640
 """Of a suffix automaton, at most, and of lists of tokens, for each token of context."""
 NGRAM_CACHE_BYTES = 4 * MIB
@@ -85,35 +33,6 @@ _SAMPLING_ROWS = 4
 _BUILT, _BUILDING = 24 * MIB, 106 * MIB
 """What stays of having built an onnx model (the libraries that it imports, and memory in pieces too
 small to be given back), and what building it takes more, beside the pages of its source."""
-_MOST = 1 << 40
-"""No size in a file's metadata may be larger."""
-
-
-@dataclass(frozen=True)
-class ModelDimensions:
-    """The sizes of a model that its memory follows from."""
-
-    vocab_size: int
-    """Tokens of its tokenizer."""
-    columns: int
-    """Of its logits: less, where its head was trimmed."""
-    context: int
-    cache_numbers: int
-    """Keys and values of one token, in all layers."""
-    heads: int
-    head_dim: int
-    hidden: int
-    feed_forward: int
-    matrices: int
-    """Products that a pass computes."""
-    stored_bytes: int
-    """The weights as they are stored."""
-    llama_bytes: int
-    """As llama.cpp keeps them on this processor."""
-    packed_bytes: int
-    """As ONNX Runtime keeps them: codes, scales and the sums of their blocks, without the embedding."""
-    largest_bytes: int
-    """The largest of its packed matrices."""
 
 
 @dataclass(frozen=True)
@@ -149,218 +68,48 @@ class Memory:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
-@dataclass(frozen=True)
-class RunConfiguration:
-    """How a model is run: all that its memory depends on besides its shape."""
-
-    runtime: str
-    context: int
-    cache_type: str
-    rows: int = MAX_ROWS
-    """Rows of logits in the largest pass."""
-    built: bool = True
-    """onnx: whether the model was built before."""
-
-
 def predict(
-    shape: ModelDimensions,
-    use: RunConfiguration,
+    model: ModelDimensions,
+    run: RunConfiguration,
     draft: tuple[ModelDimensions, RunConfiguration] | None = None,
     tables: bool = True,
 ) -> Memory:
     """Peak resident memory of a process with its context full.
 
-    ``draft`` is the model that drafts, if one does; ``tables``: whether the context is searched,
+    ``draft`` is the draft model, if there is one; ``tables``: whether the context is searched,
     and answers are learnt from.
     """
-    python = _PYTHON[use.runtime] + _ENGINE
-    if any((u.runtime, u.built) == ("onnx", False) for u in (use, *([draft[1]] if draft else []))):
+    own = run.runtime.memory(model, run)
+    python = own.libraries + _ENGINE
+    if not run.built or (draft and not draft[1].built):
         python += _BUILT
-    tokenizer = _linear(_TOKENIZER, shape.vocab_size)
-    runtime, weights, cache, logits, activations = _parts(shape, use)
-    tables_bytes = _TABLE_BYTES * use.context + 2 * NGRAM_CACHE_BYTES if tables else 0
-    logits += 4 * _SAMPLING_ROWS * shape.columns
-    reading = python + tokenizer + _linear(_READING, shape.vocab_size)
+    tokenizer = _linear(_TOKENIZER, model.vocab_size)
+    tables_bytes = _TABLE_BYTES * run.context + 2 * NGRAM_CACHE_BYTES if tables else 0
+    logits = own.logits + 4 * _SAMPLING_ROWS * model.columns
+    reading = python + tokenizer + _linear(_READING, model.vocab_size)
+    draft_weights = draft_cache = draft_rest = 0
     if draft:
-        drafting, own = draft
-        if own.runtime != use.runtime:
+        drafting, beside = draft
+        if beside.runtime != run.runtime:
             python += _SECOND_RUNTIME
-        rest, draft_weights, draft_cache, *others = _parts(drafting, own)
-        draft_rest = rest + sum(others) + 4 * use.rows * shape.columns  # what it drew from
-    else:
-        draft_weights = draft_cache = draft_rest = 0
-    loading = python + tokenizer + runtime + weights + _loading(shape, use)
+        its = beside.runtime.memory(drafting, beside)
+        draft_weights, draft_cache = its.weights, its.cache
+        distributions = 4 * run.rows * model.columns  # what its tokens were drawn from
+        draft_rest = its.runtime + its.logits + its.activations + distributions
+    loading = python + tokenizer + own.runtime + own.weights + own.loading
     loading += draft_weights + draft_rest
-    if draft and (own.runtime, own.built) == ("onnx", False):
-        loading = max(loading, python + tokenizer + _BUILDING + drafting.stored_bytes)
-    if (use.runtime, use.built) == ("onnx", False):
-        building = python + tokenizer + _BUILDING + shape.stored_bytes
+    if draft and not draft[1].built:
+        loading = max(loading, python + tokenizer + _BUILDING + draft[0].stored_bytes)
+    if not run.built:
+        building = python + tokenizer + _BUILDING + model.stored_bytes
         loading = max(loading, building + draft_weights + draft_rest)
     used = Memory(
-        python, tokenizer, runtime, weights, cache, logits, activations, tables_bytes,
-        draft_weights, draft_cache, draft_rest,
+        python, tokenizer, own.runtime, own.weights, own.cache, logits, own.activations,
+        tables_bytes, draft_weights, draft_cache, draft_rest,
     )  # fmt: skip
     extra = max(0, max(loading, reading) - used.total)
     return Memory(**{**dict(used.components()), "loading": extra})
 
 
-def _parts(shape: ModelDimensions, use: RunConfiguration) -> tuple[int, int, int, int, int]:
-    """Of one model: its runtime's own, weights, cache, logits, activations."""
-    numbers = shape.cache_numbers * CACHE_BYTES[use.cache_type]
-    row = 4 * shape.columns
-    # what is alive at once in a layer, and what attention makes of the whole context
-    chunk = prefill_chunk(use.runtime)
-    layer = 4 * chunk * (3 * shape.feed_forward + 6 * shape.hidden)
-    if use.runtime == "onnx":
-        runtime = _linear(_ONNX_SESSION, shape.matrices) + _TABLES
-        attention = 2 * 4 * chunk * shape.heads * use.context
-        cache = int(numbers * (use.context + MAX_ROWS))
-        return runtime, shape.packed_bytes, cache, use.rows * row, layer + attention
-    padded = -(-use.context // _LLAMA_PAD) * _LLAMA_PAD
-    logits = 2 * use.rows * row  # where they are computed, and copied to
-    runtime = _linear(_LLAMA_CONTEXT, shape.vocab_size)
-    if use.runtime == "ik-llama-cpp":
-        return runtime, shape.stored_bytes, int(numbers * padded), logits, layer
-    if does_without_flash_attention(shape.head_dim, use.cache_type):
-        layer += 4 * chunk * shape.heads * padded
-    return runtime, shape.llama_bytes, int(numbers * padded), logits, layer
-
-
-def _loading(shape: ModelDimensions, use: RunConfiguration) -> int:
-    if use.runtime == "onnx":
-        return min(_ONNX_LOADING, shape.largest_bytes)
-    padded = -(-use.context // _LLAMA_PAD) * _LLAMA_PAD
-    cache = int(shape.cache_numbers * CACHE_BYTES[use.cache_type] * padded)
-    return cache + _LLAMA_LOADING * shape.vocab_size
-
-
 def _linear(line: tuple[int, int], count: int) -> int:
     return line[0] + line[1] * count
-
-
-def cache_types(runtime: str, shape: ModelDimensions) -> tuple[str, ...]:
-    """What ``runtime`` can keep this model's keys and values in, the usual one first."""
-    types = CACHE_TYPES[runtime]
-    return types if shape.head_dim % _Q8_BLOCK == 0 else types[:1]
-
-
-def shape_of(source: Source, vocab_size: int) -> ModelDimensions:
-    """The shape of a model file (or folder) with a tokenizer of ``vocab_size`` tokens.
-
-    Reads metadata alone. Raises ``UserError`` where it makes no sense.
-    """
-    metadata, prefix = source.metadata, str(source.metadata.get("general.architecture", ""))
-
-    def sizes(key: str, default: Any) -> list[int]:
-        value = metadata.get(f"{prefix}.{key}", default)
-        values = value.tolist() if hasattr(value, "tolist") else value
-        values = values if isinstance(values, list) else [values]
-        if not values or not all(isinstance(v, int) and 0 < v < _MOST for v in values):
-            raise UserError(f"{source.path} says {prefix}.{key} = {str(value)[:64]}; get it again")
-        return values
-
-    layers, hidden = sizes("block_count", None)[0], sizes("embedding_length", None)[0]
-    heads = sizes("attention.head_count", None)
-    shared = sizes("attention.head_count_kv", heads)
-    width = [max(1, hidden // heads[0])]
-    key, value = sizes("attention.key_length", width)[0], sizes("attention.value_length", width)[0]
-    kv_heads = sum(shared) if len(shared) == layers else layers * shared[0]
-    packed, matrices, largest = 0, 0, 0
-    tied = "output.weight" not in source.tensors
-    for name, tensor in source.tensors.items():
-        if len(tensor.shape) < 2 or (name == "token_embd.weight" and not tied):
-            continue
-        matrix = _packed(tensor.type, tensor.shape)
-        packed, matrices, largest = packed + matrix, matrices + 1, max(largest, matrix)
-    kept, head = metadata.get(TOKEN_IDS), "token_embd.weight" if tied else "output.weight"
-    if head not in source.tensors:
-        raise UserError(f"{source.path} has no tensor {head}; is it a complete language model?")
-    return ModelDimensions(
-        vocab_size=vocab_size,
-        columns=source.tensors[head].rows if kept is None else len(kept),
-        context=sizes("context_length", 1 << 20)[0],
-        cache_numbers=kv_heads * (key + value),
-        heads=max(heads),
-        head_dim=math.gcd(key, value),
-        hidden=hidden,
-        feed_forward=max(sizes("feed_forward_length", 4 * hidden)),
-        matrices=matrices,
-        stored_bytes=sum(tensor.nbytes for tensor in source.tensors.values()),
-        llama_bytes=_llama_bytes(source, head),
-        packed_bytes=packed,
-        largest_bytes=largest,
-    )
-
-
-def _llama_bytes(source: Source, head: str) -> int:
-    """As llama.cpp keeps the weights: an embedding as it is stored, and again where it is also the
-    head and the kernels have a layout of their own for it."""
-    added: dict[str, float] = {}
-    for feature in cpu_features():
-        added |= _REPACKED.get(feature, {})
-    kept = 0
-    for name, tensor in source.tensors.items():
-        kept += tensor.nbytes
-        if tensor.type not in added or name == "token_embd.weight" != head:
-            continue
-        kept += int(added[tensor.type] * math.prod(tensor.shape))
-        if name == "token_embd.weight":
-            kept += tensor.nbytes
-    return kept
-
-
-def _packed(type: str, shape: tuple[int, ...]) -> int:
-    """A matrix as ONNX Runtime packs it: the codes; a scale and a sum for each block, float32; zero points."""
-    rows, columns = math.prod(shape[:-1]), shape[-1]
-    if type not in FORMATS:
-        return 4 * rows * columns
-    format = FORMATS[type]
-    if format.has_minimums:
-        columns += columns // SUM_BLOCK
-    blocks = -(-columns // format.block)
-    points = -(-blocks * format.bits // 8) if format.has_zero_points else 0
-    return rows * (blocks * (format.block * format.bits // 8 + 8) + points)
-
-
-def built_shape(manifest: Mapping[str, Any], graph: Any, vocab_size: int) -> ModelDimensions:
-    """The shape of a model that was built: ``graph`` is its ONNX graph, without weights."""
-    import numpy as np
-
-    names = {str(name) for name, *_ in manifest["constants"]}
-    packed, matrices, largest, stored = 0, 0, 0, 0
-    for name, dtype, shape, _ in manifest["constants"]:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        stored += size
-        if f"{name}.scales" in names:
-            matrices += 1
-            largest = max(largest, size)
-        elif name in ("cos", "sin", "local_cos", "local_sin", "embedding"):
-            continue
-        packed += 2 * size if str(name).endswith(".scales") else size
-    caches = {
-        node.name: [dim.dim_value for dim in node.type.tensor_type.shape.dim]
-        for node in graph.input
-        if node.name.startswith("past_")
-    }
-    attention = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
-    heads = next(item.i for item in attention.attribute if item.name == "num_heads")
-    head_dim = max(shape[3] for shape in caches.values())
-    hidden = next(shape for name, _, shape, _ in manifest["constants"] if name == "embedding")[-1]
-    return ModelDimensions(
-        vocab_size=vocab_size,
-        columns=int(manifest["vocab_size"]),
-        context=int(manifest["context"]),
-        cache_numbers=sum(shape[1] * shape[3] for shape in caches.values()),
-        heads=heads,
-        head_dim=head_dim,
-        hidden=hidden,
-        feed_forward=max(
-            (shape[0] for name, _, shape, _ in manifest["constants"] if "ffn_" in name and shape),
-            default=4 * hidden,
-        ),
-        matrices=matrices,
-        stored_bytes=stored,
-        llama_bytes=stored,
-        packed_bytes=packed,
-        largest_bytes=largest,
-    )

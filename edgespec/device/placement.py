@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgespec.core.runtime_spec import RuntimeSpec
 from edgespec.device import profile as profiles
 from edgespec.device import profile_files
 from edgespec.device.profile import Profile, Setup
@@ -16,7 +17,7 @@ from edgespec.errors import UserError
 class Placement:
     """Where and how a model runs: the options of ``Engine.open`` that its speed depends on."""
 
-    runtime: str
+    runtime: RuntimeSpec
     device: str = "auto"
     provider: str | None = None
     exact: bool | None = None
@@ -53,28 +54,26 @@ def known(
 
 def fastest_first(
     path: Path,
-    runtimes: Sequence[str],
-    place: Placement,
+    places: Sequence[Placement],
     *,
     speculates: bool,
     notice: Callable[[str], None] = lambda line: None,
 ) -> list[Placement]:
-    """``place`` on each of ``runtimes``, those that promise the most tokens per second first.
+    """``places``, one for each runtime that may run the model at ``path``, the fastest first.
 
-    What is open in ``place``, device and threads, is as the fastest profile has it; threads are those of
-    the process's pool, where it runs models already. Runtimes without
-    a profile come last, in their order; if the first of ``runtimes`` has none, nothing tells that
-    another is faster, and their order stays. ``speculates``: every second guess is taken to be
-    right; else plain decoding is compared.
+    Speed is what profiles promise, in tokens per second. Device and threads that a place leaves open become those
+    of its fastest profile; threads are those of the process's pool where it runs models already. Places without
+    a profile come last, in their order; if the first has none, nothing tells that another is faster, and the
+    order stays. ``speculates``: every second drafted token is taken to be accepted; else plain decoding is compared.
     """
     candidates: list[tuple[float, Placement]] = []
     measured = profile_files.kept(profiles.fingerprint(path))
-    for runtime in runtimes:
-        here = replace(place, runtime=runtime, threads=place.threads or _pool_threads(runtime))
-        kept = {profile.device for profile in measured if profile.runtime == runtime}
+    for place in places:
+        here = replace(place, threads=place.threads or place.runtime.pool_threads())
+        kept = {profile.device for profile in measured if profile.runtime == place.runtime.name}
         devices: tuple[str, ...] = (place.device,) if kept else ()
         if kept and place.device == "auto" and place.provider is None:
-            devices = ("cpu",) if kept == {"cpu"} else ("cpu", "gpu", "npu")
+            devices = ("cpu",) if kept == {"cpu"} else place.runtime.devices
         found = [
             (profile.tokens_per_s(0.5 if speculates else 0.0), profile, device)
             for device in devices
@@ -89,14 +88,6 @@ def fastest_first(
     if not candidates[0][0]:
         return [here for _, here in candidates]
     return [here for _, here in sorted(candidates, key=lambda one: -one[0])]
-
-
-def _pool_threads(runtime: str) -> int | None:
-    if runtime != "onnx":
-        return None
-    from edgespec.runtimes import onnx
-
-    return onnx.pool_threads()
 
 
 def _known(path: Path, place: Placement, notice: Callable[[str], None]) -> Profile | None:

@@ -20,15 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgespec.core.runtime import MAX_ROWS
-from edgespec.device.memory import (
-    DRAFT_ROWS,
-    MIB,
-    Memory,
-    ModelDimensions,
-    RunConfiguration,
-    cache_types,
-    predict,
-)
+from edgespec.core.runtime_spec import ModelDimensions, RunConfiguration, RuntimeSpec
+from edgespec.device.memory import DRAFT_ROWS, MIB, Memory, predict
 from edgespec.errors import UserError
 
 LEAST_CONTEXT = 256
@@ -48,26 +41,26 @@ _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 class Asked:
     """What is to be planned for."""
 
-    shape: ModelDimensions
-    runtimes: Sequence[str]
+    model: ModelDimensions
+    runtimes: Sequence[RuntimeSpec]
     """That may run it, the preferred one first."""
     context: int
     draft: ModelDimensions | None = None
     draft_context: int = 0
     """The most that the draft model takes."""
-    draft_runtime: Callable[[str], str] = str
+    draft_runtime: Callable[[RuntimeSpec], RuntimeSpec] = lambda target: target
     """The runtime of the draft model, by that of the target."""
     tables: bool = True
     """Whether the context is searched for drafts."""
     built: bool = True
-    """Whether the onnx models are there, built before."""
+    """``False``: runtimes that take built models have them built first."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is run, and what it takes."""
 
-    use: RunConfiguration
+    run: RunConfiguration
     draft: RunConfiguration | None
     memory: Memory
     budget: int | None
@@ -83,13 +76,13 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The one object of ``plan --json``."""
-        use = self.use
+        run = self.run
         return {
-            "runtime": use.runtime,
-            "context": use.context,
-            "cache_type": use.cache_type,
+            "runtime": run.runtime.name,
+            "context": run.context,
+            "cache_type": run.cache_type,
             "draft_model": self.draft is not None,
-            "max_rows": use.rows,
+            "max_rows": run.rows,
             "memory": dict(self.memory.components()),
             "total_bytes": self.memory.total,
             "reserve_bytes": self.reserve,
@@ -142,7 +135,7 @@ def plan(asked: Asked, budget: int | None) -> Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    runtime: str
+    runtime: RuntimeSpec
     cache_type: str
     drafts: bool
     rows: int
@@ -150,8 +143,8 @@ class _Choice:
 
 def _choices(asked: Asked) -> Iterator[_Choice]:
     """All that may be run, the best first: see the module's text."""
-    usual = [(runtime, cache_types(runtime, asked.shape)[0]) for runtime in asked.runtimes]
-    smaller = [(r, kind) for r in asked.runtimes for kind in cache_types(r, asked.shape)[1:]]
+    usual = [(runtime, runtime.cache_types_of(asked.model)[0]) for runtime in asked.runtimes]
+    smaller = [(r, kind) for r in asked.runtimes for kind in r.cache_types_of(asked.model)[1:]]
     for runtime, kind in usual + smaller:
         for drafts in (True, False) if asked.draft else (False,):
             for rows in _ROWS:
@@ -161,16 +154,22 @@ def _choices(asked: Asked) -> Iterator[_Choice]:
 def _with_context(
     asked: Asked, choice: _Choice, context: int
 ) -> tuple[RunConfiguration, RunConfiguration | None, Memory]:
-    use = RunConfiguration(choice.runtime, context, choice.cache_type, choice.rows, asked.built)
+    run = RunConfiguration(
+        choice.runtime, context, choice.cache_type, choice.rows, _built(asked, choice.runtime)
+    )
     own = None
     if choice.drafts and asked.draft:
         runtime = asked.draft_runtime(choice.runtime)
-        types = cache_types(runtime, asked.draft)
+        types = runtime.cache_types_of(asked.draft)
         kind = choice.cache_type if choice.cache_type in types else types[0]
         room = min(context, asked.draft_context)
-        own = RunConfiguration(runtime, room, kind, DRAFT_ROWS, asked.built)
+        own = RunConfiguration(runtime, room, kind, DRAFT_ROWS, _built(asked, runtime))
     draft = (asked.draft, own) if asked.draft and own else None
-    return use, own, predict(asked.shape, use, draft, asked.tables)
+    return run, own, predict(asked.model, run, draft, asked.tables)
+
+
+def _built(asked: Asked, runtime: RuntimeSpec) -> bool:
+    return asked.built or "built" not in runtime.forms
 
 
 def _fitted(
@@ -204,7 +203,7 @@ def _reserve(memory: Memory) -> int:
 
 
 def _given_up(
-    asked: Asked, first: _Choice, use: RunConfiguration, draft: RunConfiguration | None
+    asked: Asked, first: _Choice, run: RunConfiguration, draft: RunConfiguration | None
 ) -> Iterator[str]:
     """A line for everything that the first choice has and the plan has not."""
 
@@ -215,19 +214,19 @@ def _given_up(
         less = _with_context(asked, replace(first, **smaller), context)[2].total
         return f"saves {show_bytes(max(0, whole - less))}"
 
-    if use.runtime != first.runtime:
-        change = saved(runtime=use.runtime, cache_type=cache_types(use.runtime, asked.shape)[0])
-        yield f"{first.runtime}: {use.runtime} needs less ({change}) and says near ties otherwise"
+    if run.runtime != first.runtime:
+        change = saved(runtime=run.runtime, cache_type=run.runtime.cache_types_of(asked.model)[0])
+        yield f"{first.runtime.name}: {run.runtime.name} needs less ({change}) and says near ties otherwise"
     if asked.draft and draft is None:
         yield f"the draft model ({saved(drafts=False)}): n-grams draft in its place, and answers are the same"
-    if use.rows < first.rows:
-        yield f"passes of more than {use.rows} rows: drafts are shorter, answers slower, and the same"
-    usual = cache_types(use.runtime, asked.shape)[0]
-    if use.cache_type != usual:
-        yield f"a cache of {usual}: {use.cache_type} is smaller and a little less exact"
-    if use.context < asked.context:
-        lost = asked.context - use.context
+    if run.rows < first.rows:
+        yield f"passes of more than {run.rows} rows: drafts are shorter, answers slower, and the same"
+    usual = run.runtime.cache_types_of(asked.model)[0]
+    if run.cache_type != usual:
+        yield f"a cache of {usual}: {run.cache_type} is smaller and a little less exact"
+    if run.context < asked.context:
+        lost = asked.context - run.context
         yield (
-            f"{lost} of {asked.context} tokens of context ({saved(context=use.context)}): "
+            f"{lost} of {asked.context} tokens of context ({saved(context=run.context)}): "
             "long conversations lose their oldest turns sooner"
         )

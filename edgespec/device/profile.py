@@ -9,23 +9,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from edgespec.core.runtime import prefill_chunk
+from edgespec.core.latency import LatencyCurve
+from edgespec.core.runtime_spec import RuntimeSpec
 from edgespec.device import huge_pages
+from edgespec.device.machine import cpu_name, physical_cores, power_source
 from edgespec.errors import UserError
-from edgespec.export import BUILDER_VERSION
-from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores, power_source
 
 VERSION = 1
 """Of what a profile says."""
-LARGEST = 64
-"""``LatencyCurve.at`` gives the cost of passes over up to so many tokens."""
 _CLEARLY = 0.95
 """Times that are not below this share of another's may be noise."""
 _NOISY, _FALLS = 0.3, 0.1
@@ -39,41 +34,6 @@ _COUNTED = ("cpu", "cores", "system", "power", "pages")
 """Facts of a machine that make a profile another."""
 
 Facts = Mapping[str, "str | int | float"]
-
-
-@dataclass(frozen=True)
-class LatencyCurve:
-    """Seconds of a pass over n tokens (all logits) after L tokens in the cache.
-
-    ``rows`` are the sizes n that ran, padding included; both they and ``lengths`` ascend.
-    """
-
-    rows: tuple[int, ...]
-    lengths: tuple[int, ...]
-    seconds: tuple[tuple[float, ...], ...]
-    """[length][rows], medians."""
-    spread: tuple[tuple[float, ...], ...]
-    """[length][rows], (p90 - p10) / median."""
-
-    def at(self, length: int) -> npt.NDArray[np.float64]:
-        """Seconds of passes over 1…64 tokens after ``length``; that of n is at n - 1.
-
-        Linear between what was measured; beyond it along the last slope, where that rises, so
-        never less than the nearest that was measured.
-        """
-        sizes, rows = np.arange(1.0, LARGEST + 1), np.asarray(self.rows, np.float64)
-        table = np.array([np.interp(sizes, rows, seconds) for seconds in self.seconds])
-        if len(rows) > 1:
-            rise = np.diff(np.asarray(self.seconds)[:, -2:]).clip(0) / (rows[-1] - rows[-2])
-            table += rise * (sizes - rows[-1]).clip(0)
-        if len(self.lengths) == 1:
-            return np.asarray(table[0])
-        after = min(max(int(np.searchsorted(self.lengths, length)), 1), len(self.lengths) - 1)
-        start, end = self.lengths[after - 1 : after + 1]
-        share = max((length - start) / (end - start), 0.0)
-        change = table[after] - table[after - 1]
-        falls_on = (share > 1) & (change < 0)
-        return np.asarray(table[after - 1] + change * np.where(falls_on, 1.0, share))
 
 
 @dataclass(frozen=True)
@@ -147,10 +107,9 @@ class Profile:
         passes = zip(self.curve.rows, self.curve.seconds[0], strict=True)
         return max(sum(acceptance**i for i in range(rows)) / seconds for rows, seconds in passes)
 
-    def draft_curve(self) -> LatencyCurve:
-        """What passes of a draft model cost: over a token or two, and over a chunk of a
-        prompt, which has no logits."""
-        chunk = prefill_chunk(self.runtime)
+    def draft_curve(self, chunk: int) -> LatencyCurve:
+        """The latency of a draft model's passes: over a token or two, and over ``chunk`` tokens of a
+        prompt (``RuntimeSpec.prefill_chunk``), which have no logits."""
         few = [i for i, size in enumerate(self.curve.rows) if size <= 2]
         seconds = chunk / self.prefill_tokens_per_s
         return LatencyCurve(
@@ -176,7 +135,7 @@ class Profile:
 
 def setup(
     path: Path,
-    runtime: str,
+    runtime: RuntimeSpec,
     *,
     device: str = "auto",
     provider: str | None = None,
@@ -184,30 +143,19 @@ def setup(
     threads: int | None = None,
 ) -> Setup:
     """What a profile must be of to be trusted for the model at ``path``, opened as ``Engine.open``
-    does; nothing is loaded, and a few milliseconds pass.
+    does. Loads nothing and takes a few milliseconds.
 
-    Raises ``UserError`` where there is no such runtime, device or file.
+    Raises ``UserError`` where the runtime, the device or the file is not there.
     """
-    if runtime == "onnx":
-        import onnxruntime
-
-        chosen = choose_provider(device, provider, onnxruntime.get_available_providers())
-        number = device.partition(":")[2] if chosen != "CPUExecutionProvider" else ""
-        device = chosen.removesuffix("ExecutionProvider").lower() + (number and f":{number}")
-        version = f"{onnxruntime.__version__}, built by {BUILDER_VERSION}"
-    elif runtime == "ik-llama-cpp":
-        if device not in ("auto", "cpu"):
-            raise UserError(f"{runtime} runs on the processor alone; use --device cpu with it")
-        device, version = "cpu", _version("ik_llama_cpp", "ik-llama-cpp-python", "ik")
-    else:
-        if device != "cpu":  # which every build has: it is not imported to learn that
-            from edgespec.runtimes.llama_cpp import choose_device
-
-            device = choose_device(device)
-        version = _version("llama_cpp", "llama-cpp-python", "llama")
-    exact = exact and runtime == "onnx"  # no sizes of pass are promised to agree on the others
-    count = threads or physical_cores()
-    return Setup(fingerprint(path), runtime, version, device, exact, count, machine())
+    return Setup(
+        fingerprint(path),
+        runtime.name,
+        runtime.version(),
+        runtime.device(device, provider),
+        exact and runtime.exact,
+        threads or physical_cores(),
+        machine(),
+    )
 
 
 def key(setup: Setup) -> str:
@@ -250,13 +198,3 @@ def fingerprint(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
     return digest.hexdigest()
-
-
-def _version(module: str, package: str, extra: str) -> str:
-    """The package's, and its libraries' size: it is compiled at home, with whatever options."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{package} is not installed: pip install 'edgespec[{extra}]'")
-    libraries = [f for f in (Path(spec.origin).parent / "lib").glob("*") if f.is_file()]
-    size = sum(f.stat().st_size for f in libraries)
-    return f"{metadata.version(package)}, {size} bytes"

@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edgespec.device.profile import LARGEST, VERSION, LatencyCurve, Profile
+from edgespec.core.latency import LARGEST, LatencyCurve
+from edgespec.device.profile import VERSION, Profile
 from edgespec.device.profile import key as key_of
 from edgespec.errors import UserError
 from edgespec.models import store

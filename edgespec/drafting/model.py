@@ -13,7 +13,7 @@ from edgespec.core.decoding import prefill
 from edgespec.core.draft import EMPTY, Draft
 from edgespec.core.drafter import Budget, Outcome
 from edgespec.core.latency import LatencyModel
-from edgespec.core.runtime import FloatArray, Logits, Runtime, prefill_chunk
+from edgespec.core.runtime import FloatArray, Logits, Runtime
 from edgespec.core.sampling import Sampling, draw
 from edgespec.drafting.calibration import (
     GREEDY_PRIOR,
@@ -99,7 +99,7 @@ class ModelDrafter:
     ) -> None:
         self.runtime, self._clock = runtime, clock
         self.name = runtime.info.name
-        self._chunk = prefill_chunk(runtime.info.runtime)
+        self._chunk = runtime.info.prefill_chunk
         self.costs = costs or LatencyModel(slope=_PROMPT_SLOPE)
         """Of the draft's passes."""
         self.passes = 0

@@ -1,60 +1,35 @@
 """How fast a model would decode on a device that is not here: a recorded answer is decoded again, by
-the loop and the scheduler that decode real ones, against the clock of a device profile."""
+the loop, the drafters and the scheduler that decode real ones, on the clock of a device profile. Or on the clock of the
+recording itself: then the scheduler must choose again what it chose."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edgespec.core.decoding import decode
-from edgespec.core.drafter import Drafter
-from edgespec.core.latency import LatencyModel
-from edgespec.core.runtime import FloatArray, Logits, ModelInfo, Runtime
-from edgespec.core.scheduler import Scheduler
+from edgespec.assemble import DraftModel, assemble
+from edgespec.core.decoding import Step, decode
+from edgespec.core.latency import LARGEST, LatencyCurve
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo
 from edgespec.core.statistics import Statistics
-from edgespec.device.profile import LARGEST, LatencyCurve
+from edgespec.device.profile import Profile
 from edgespec.device.profile_files import read_profile
-from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import MODEL_FREE, model_free
+from edgespec.drafting.model_free import MODEL_FREE
+from edgespec.drafting.ngram_cache import NgramCache
+from edgespec.drafting.sources import Source
 from edgespec.errors import UserError
+from edgespec.runtimes import get
+from edgespec.simulation.trace import Guesses, StepRecord, Trace, read_trace
 
-_LARGEST_FILE = 64 << 20
-_MAX_TOKENS = 1 << 20
-_VERSION = 1
-_FORETOLD = ("none", "suffix")
-"""Drafters that need no model, and nothing but the words."""
-
-
-@dataclass(frozen=True)
-class Guesses:
-    """What a draft model would have said at each place of an answer, given all before it."""
-
-    tokens: Sequence[int]
-    probabilities: Sequence[float]
-    """Its own, of each of them."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A recorded answer: enough to decode it again with other drafts, on another device's clock.
-
-    It holds the token ids of the prompt and of the answer, and so what was said.
-    """
-
-    model: str
-    prompt: Sequence[int]
-    answer: Sequence[int]
-    drafts: Mapping[str, Guesses] = field(default_factory=dict)
-    """By the draft model's name."""
+_SIMULATED = ("none", "suffix", "hierarchy")
+"""Drafters that need no model; the n-gram cache of hierarchy starts empty."""
 
 
 class Clock:
-    """A clock that stands still unless it is told how long something took. In seconds."""
+    """A clock that moves only when ``now`` is set. In seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -64,28 +39,39 @@ class Clock:
 
 
 class Replay:
-    """A runtime that says what was recorded, each pass in the time that ``curve`` gives it.
+    """A runtime whose logits are the recorded tokens, one-hot; each pass takes what ``curve`` says.
 
-    Rows are one-hot. A row after a wrong draft says what followed the right one: nobody reads it.
+    A row after a wrong draft has the token that followed the right one: nobody reads it.
     """
 
+    features: FloatArray | None = None
+
     def __init__(
-        self, tokens: Sequence[int], curve: LatencyCurve, clock: Clock, info: ModelInfo
+        self, tokens: Sequence[int], curve: LatencyCurve | None, clock: Clock, info: ModelInfo
     ) -> None:
         self.info, self.length = info, 0
         self.tokens, self.curve = tokens, curve
         self._clock = clock
 
     def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        logits: Logits = "all",
+        features: bool = False,
     ) -> FloatArray:
         count = len(tokens)
         size = self.info.padded(count) if logits == "all" else count
-        self._clock.now += float(self.curve.at(self.length)[size - 1])
+        if self.curve is not None:
+            self._clock.now += float(self.curve.at(self.length)[size - 1])
         first = {"all": 0, "last": count - 1, "none": count}[logits]
         rows = np.zeros((count - first, self.info.vocab_size), np.float32)
-        for i, row in enumerate(rows, self.length + 1 + first):
-            self._fill(row, i)
+        depths: list[int] = []
+        for parent in range(-1, count - 1) if parents is None else parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        for row, depth in zip(rows, depths[first:], strict=True):
+            self._fill(row, self.length + depth)
         return rows
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -103,7 +89,7 @@ class Replay:
 
 
 class ReplayDraft(Replay):
-    """A draft model that guesses as recorded from position ``begin`` on, as sure of it as it was."""
+    """A draft model with recorded guesses, and their probabilities, from position ``begin`` on."""
 
     guesses = Guesses((), ())
     begin = 0
@@ -115,98 +101,15 @@ class ReplayDraft(Replay):
         row[self.guesses.tokens[place]] = np.log(top)
 
 
-def record(
-    model: str, prompt: Sequence[int], answer: Sequence[int], drafters: Sequence[Drafter]
-) -> Trace:
-    """The trace of an answer, which the draft models among ``drafters`` read once."""
-    guesses = {}
-    for drafter in drafters:
-        if isinstance(drafter, ModelDrafter) and drafter.vocabulary.same:
-            drafter.forget()
-            guesses[drafter.name] = _guesses(drafter.runtime, prompt, answer)
-    return Trace(model, list(prompt), list(answer), guesses)
-
-
-def _guesses(draft: Runtime, prompt: Sequence[int], answer: Sequence[int]) -> Guesses:
-    ids = draft.info.token_ids or range(draft.info.vocab_size)
-    tokens, probabilities = [], []
-    whole, first = [*prompt, *answer][: draft.info.context], len(prompt) - 1
-    count = draft.info.max_rows
-    draft.truncate(0)
-    for start in range(0, len(whole) - 1, count):
-        chunk = whole[start : min(start + count, len(whole) - 1)]
-        rows = draft.forward(chunk, logits="all")
-        draft.keep(range(len(chunk)))
-        for row in rows[max(first - start, 0) :]:
-            best = int(row.argmax())
-            tokens.append(int(ids[best]))
-            probabilities.append(1 / float(np.exp(row - row[best]).sum()))
-    draft.truncate(0)
-    beyond = len(answer) - len(tokens)  # its context is shorter: there it drafts nothing right
-    return Guesses(tokens + [0] * beyond, probabilities + [0.0] * beyond)
-
-
-def write_trace(trace: Trace, path: Path) -> None:
-    """Write ``trace`` as JSON; ``UserError`` where that fails or ``path`` exists."""
-    text = json.dumps({"version": _VERSION, **asdict(trace)}) + "\n"
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UserError(f"{path} exists; name another file for the trace") from error
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
-
-
-def read_trace(path: Path) -> Trace:
-    """Read what ``write_trace`` wrote. ``UserError`` where it is not that."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError(f"it is larger than {_LARGEST_FILE >> 20} MiB")
-        found = json.loads(path.read_text("utf-8"))
-        if found["version"] != _VERSION:
-            raise ValueError(f"its version is {found['version']!r}, not {_VERSION}")
-        prompt, answer = _ids(found["prompt"]), _ids(found["answer"])
-        drafts = {
-            str(name): Guesses(_ids(guesses["tokens"]), _chances(guesses["probabilities"]))
-            for name, guesses in found["drafts"].items()
-        }
-        if not prompt or not answer:
-            raise ValueError("it has no prompt or no answer")
-        for name, guesses in drafts.items():
-            if not len(guesses.tokens) == len(guesses.probabilities) == len(answer):
-                raise ValueError(f"{name} has not as many guesses as the answer has tokens")
-        return Trace(str(found["model"]), prompt, answer, drafts)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a trace of `edgespec generate --trace`: {error}") from error
-
-
-def _ids(values: Any) -> list[int]:
-    if not isinstance(values, list) or len(values) > _MAX_TOKENS:
-        raise ValueError("its tokens are no list, or too many")
-    if not all(type(value) is int and 0 <= value < 1 << 31 for value in values):
-        raise ValueError("a token is no id")
-    return values
-
-
-def _chances(values: Any) -> list[float]:
-    chances = [float(value) for value in values]
-    if not all(0 <= chance <= 1 for chance in chances):
-        raise ValueError("a probability is not between 0 and 1")
-    return chances
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """What decoding recorded answers with a drafter would be like on a device."""
+    """The speed of decoding recorded answers with a drafter on a device."""
 
     device: str
     drafter: str
     tokens_per_s: float
     speed_up: float
-    """Of plain decoding, on the same device."""
+    """Against plain decoding on the same device."""
     block_efficiency: float
     acceptance_rate: float
     joules_per_token: float | None
@@ -214,7 +117,7 @@ class Prediction:
 
 
 def simulate(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list[Prediction]:
-    """Predict every drafter that the traces and the profiles tell of, plain decoding first.
+    """Predict every drafter that traces and profiles describe, plain decoding first.
 
     Raises ``UserError`` where a file is not what it should be, or no profile is of the traces' model.
     """
@@ -234,13 +137,13 @@ def simulate(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list
     drafts = sorted(set.intersection(*(set(trace.drafts) for trace in traces)) & set(profiles))
     found = []
     plain = 0.0
-    for drafter in (*_FORETOLD, *drafts):
+    for drafter in (*_SIMULATED, *drafts):
         stats = predict(
             traces,
             profile.curve,
             drafter,
             pass_sizes=profile.pass_sizes,
-            draft_curve=profiles[drafter].draft_curve() if drafter in drafts else None,
+            draft_curve=_draft_curve(profiles[drafter]) if drafter in drafts else None,
         )
         rate = stats.decode_tokens_per_s
         plain = plain or rate
@@ -258,6 +161,10 @@ def simulate(profile_paths: Sequence[Path], trace_paths: Sequence[Path]) -> list
     return found
 
 
+def _draft_curve(profile: Profile) -> LatencyCurve:
+    return profile.draft_curve(get(profile.runtime).prefill_chunk)
+
+
 def predict(
     traces: Sequence[Trace],
     curve: LatencyCurve,
@@ -266,9 +173,9 @@ def predict(
     pass_sizes: Sequence[int] = (),
     draft_curve: LatencyCurve | None = None,
 ) -> Statistics:
-    """What decoding the answers of ``traces`` again would cost where passes take what ``curve`` says.
+    """The cost of decoding the answers of ``traces`` again, where passes take what ``curve`` says.
 
-    ``drafter`` is none, suffix or the name of a draft model that the traces have, whose passes then
+    ``drafter`` is one of ``MODEL_FREE`` or the name of a draft model that the traces have, whose passes then
     take what ``draft_curve`` says. Raises ``UserError`` where a trace or a curve is missing.
     """
     words = {word: None for trace in traces for word in (*trace.prompt, *trace.answer)}
@@ -285,10 +192,14 @@ def predict(
     clock = Clock()
     target = Replay((), curve, clock, info)
     draft = ReplayDraft((), draft_curve or curve, clock, info)
-    drafters = model_free(drafter, info.vocab_size)
-    if drafter not in MODEL_FREE:
-        drafters = [ModelDrafter(draft, info.vocab_size, LatencyModel(draft_curve), clock=clock)]
-    scheduler = Scheduler(drafters, LatencyModel(curve))
+    scheduler = assemble(
+        drafter,
+        info.vocab_size,
+        curve,
+        persistent=_empty_sources(drafter, info),
+        model=None if draft_curve is None else DraftModel(draft, draft_curve),
+        clock=clock,
+    )
     total = Statistics(drafter=drafter, exact=bool(pass_sizes))
     for trace in traces:
         target.tokens = [id_of[word] for word in (*trace.prompt, *trace.answer)]
@@ -300,5 +211,92 @@ def predict(
         for step in decode(target, scheduler, context, max_tokens=len(trace.answer), clock=clock):
             total.add(step)
         if context != target.tokens:
-            raise RuntimeError("the replay said something else than the recording")
+            raise RuntimeError("the replay departed from the recorded answer")
     return total
+
+
+def _empty_sources(drafter: str, info: ModelInfo) -> list[Source]:
+    """The persistent sources of ``drafter`` on a machine where it answers for the first time."""
+    has_cache = drafter in ("hierarchy", "ngram-cache", "auto") or drafter not in MODEL_FREE
+    return [NgramCache(None, "", info.vocab_size)] if has_cache else []
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A recorded answer, decoded again on its own clock."""
+
+    steps: list[StepRecord]
+    same: int
+    """Steps, from the first on, whose choice is the recorded one."""
+    statistics: Statistics
+
+
+def replay(trace: Trace) -> Replayed:
+    """Decode ``trace`` again on the clock of its recording, with the drafters that it was recorded with.
+
+    Where drafters knew earlier answers (``Recording.fresh`` is false) choices may differ. Raises
+    ``UserError`` for a trace without a recording, and for one of a draft model, whose passes in a step
+    it does not have.
+    """
+    recording = trace.recording
+    if recording is None:
+        raise UserError(
+            f"the trace of {trace.model} has no pass times: record it again with `edgespec generate "
+            "--trace`, or give --device-profile"
+        )
+    if recording.draft not in (*MODEL_FREE, "auto") or trace.drafts:
+        raise UserError(
+            "a trace of a draft model cannot be replayed on its own clock; give --device-profile"
+        )
+    info = ModelInfo(
+        trace.model,
+        "",
+        recording.vocab_size,
+        1,
+        recording.context,
+        1,
+        "",
+        "",
+        tuple(recording.pass_sizes),
+        max_rows=recording.max_rows,
+        trees=recording.trees,
+    )
+    target = Replay([*trace.prompt, *trace.answer], None, Clock(), info)
+    scheduler = assemble(
+        recording.draft,
+        info.vocab_size,
+        recording.curve,
+        persistent=_empty_sources(recording.draft, info),
+    )
+    context = list(trace.prompt)
+    target.truncate(len(context) - 1)
+    times = _recorded_times(recording.steps)
+    found: list[Step] = []
+    for step in decode(
+        target, scheduler, context, max_tokens=len(trace.answer), clock=times.__next__
+    ):
+        found.append(step)
+    steps, statistics = [StepRecord.of(step) for step in found], Statistics(drafter=scheduler.name)
+    for step in found:
+        statistics.add(step)
+    same = 0
+    for mine, recorded in zip(steps, recording.steps, strict=False):
+        if mine.choice != recorded.choice:
+            break
+        same += 1
+    return Replayed(steps, same, statistics)
+
+
+def _recorded_times(steps: Sequence[StepRecord]) -> Iterator[float]:
+    """What the decoding loop's clock shows: when a step begins, has a draft, has its pass, and ends.
+
+    Steps beyond the recorded ones take no time.
+    """
+    now = 0.0
+    for step in steps:
+        yield now
+        for seconds in (step.draft_s, step.pass_s, step.overhead_s):
+            now += seconds
+            yield now
+    while True:
+        yield now

@@ -13,7 +13,7 @@ import pytest
 from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.export.sources import TOKEN_IDS
+from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.export.sources.trimmed import (
     TrimmedGGUF,
     TrimmedHead,

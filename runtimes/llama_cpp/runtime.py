@@ -19,18 +19,17 @@ from typing import Any
 import numpy as np
 
 from edgespec.core.runtime import DEFAULT_CONTEXT, MAX_ROWS, FloatArray, ModelInfo, capacity
+from edgespec.device.machine import physical_cores
 from edgespec.errors import UserError
-from edgespec.export.sources import TOKEN_IDS
-from edgespec.export.sources.trimmed import EMBEDDING, whole_embedding
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes.devices import physical_cores
-from edgespec.runtimes.llama_sequences import (
+from edgespec.models.trimmed import EMBEDDING, TOKEN_IDS, whole_embedding
+from edgespec.runtimes.llama_cpp import does_without_flash_attention
+from edgespec.runtimes.sequences import (
     CACHE_TYPES,
     MAX_LEAVES,
     MAX_PASS,
     ErrorLog,
     SequenceRuntime,
-    does_without_flash_attention,
     pointer,
     refuse_what_would_abort,
     weight_bytes,

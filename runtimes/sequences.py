@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core.runtime import ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
-from edgespec.export.sources import TOKEN_IDS
 from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes.rows import RowTracker
 
 MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""
@@ -27,18 +27,8 @@ MAX_PASS = 512
 """Rows that are computed at once; a longer pass is split by the library itself."""
 CACHE_TYPES = {"float16": 1, "q8_0": 8}
 """Of keys and values, as ggml numbers them (``ggml_type``)."""
-_NARROW_HEAD = 128
-"""Up to this width llama.cpp's flash attention, which takes the keys one by one for every row and head of
-a short pass, is slower on processors than products of matrices: over 2000 to 3000 tokens a pass of one
-took 2.7 (heads of 64), 0.98 (128) and 0.85 times (256) as long, a pass of 16 took 8.8, 1.26 and 0.89 times
-(SmolLM2, Qwen2.5-Coder-1.5B, Gemma 3 270M; 0.3.36, Intel)."""
 _ERROR, _CONTINUED = 4, 5
 """Levels of ggml's log (``ggml_log_level``)."""
-IK_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
-"""What ik_llama.cpp runs here. It loads others, and aborts the process on some passes over gemma3."""
-_IK_ROW = 128
-"""Rows of weights that are no multiple of so many columns, it computes wrongly in passes of 32 tokens and
-more (0.1.5, SmolLM2 in Q4_1: a perplexity of 127 in place of 14)."""
 _MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
 
@@ -66,10 +56,9 @@ class ErrorLog:
         return self._errors[0].partition(": ")[2] or self._errors[0]
 
 
-class SequenceRuntime(ABC):
+class SequenceRuntime(RowTracker, ABC):
     """A ``Runtime`` over a library with llama.cpp's functions, which a subclass calls."""
 
-    info: ModelInfo
     _close: weakref.finalize[..., Any]
     """Frees the model; set by the subclass."""
 
@@ -77,7 +66,8 @@ class SequenceRuntime(ABC):
         self, info: ModelInfo, max_leaves: int, batch: type[ctypes.Structure], cells: int
     ) -> None:
         """``batch``: the library's ``llama_batch``; ``cells``: of the cache, as many as the context or more."""
-        self.info, self.length, self._max_leaves = info, 0, max_leaves
+        super().__init__()
+        self.info, self._max_leaves = info, max_leaves
         # The C batch points into these arrays, so a pass only fills them.
         self._tokens = np.zeros(cells, np.int32)
         self._positions = np.zeros(cells, np.int32)
@@ -93,7 +83,7 @@ class SequenceRuntime(ABC):
         self._batch.seq_id = pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
         self._batch.logits = pointer(self._wanted, ctypes.c_int8)
         self._arange = np.arange(cells, dtype=np.int32)
-        self._uncommitted = 0
+        self._cached = 0  # rows of the library's cache; those after ``length`` are uncommitted
         self._leaf_of_row: list[int] | None = None  # the first leaf below each row of a tree
         self._views: dict[tuple[int, int], FloatArray] = {}
 
@@ -114,7 +104,12 @@ class SequenceRuntime(ABC):
         """A pointer to the logits of the last batch."""
 
     def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        logits: Logits = "all",
+        features: bool = False,
     ) -> FloatArray:
         """See ``Runtime``.
 
@@ -123,17 +118,14 @@ class SequenceRuntime(ABC):
         if not self._close.alive:
             raise RuntimeError("the model has been closed")
         length, rows = self.length, len(tokens)
-        if length + rows > self.info.context:
-            raise ContextOverflow(
-                f"{length} cached and {rows} new tokens exceed {self.info.context}"
-            )
+        tree = self._append(rows, parents, features)
         self._forget_uncommitted()
-        self._uncommitted = rows
+        self._cached = length + rows
         self._feed(tokens)
-        if parents is None:
+        if tree is None:
             self._positions[:rows] = self._arange[length : length + rows]
         else:
-            self._lay_out_tree(parents)
+            self._lay_out_tree(tree)
         self._wanted[:rows] = logits == "all"
         if logits == "last":
             self._wanted[rows - 1] = 1
@@ -143,17 +135,11 @@ class SequenceRuntime(ABC):
 
     def keep(self, rows: Sequence[int]) -> None:
         """See ``Runtime``."""
+        start = self.length
+        super().keep(rows)
         if self._leaf_of_row and rows and (leaf := self._leaf_of_row[rows[-1]]):
-            end = self.length + len(rows)
-            self._remove(0, self.length)
-            self._copy(leaf, 0, self.length, end)
-        self.length += len(rows)
-        self._uncommitted -= len(rows)
-
-    def truncate(self, length: int) -> None:
-        """See ``Runtime``."""
-        self._uncommitted += self.length - length
-        self.length = length
+            self._remove(0, start)
+            self._copy(leaf, 0, start, self.length)
 
     def close(self) -> None:
         """See ``Runtime``."""
@@ -165,7 +151,7 @@ class SequenceRuntime(ABC):
         self._tokens[: len(tokens)] = tokens
 
     def _forget_uncommitted(self) -> None:
-        if self._uncommitted:
+        if self._cached > self.length:
             self._remove(0, self.length)
         if self._leaf_of_row is not None:
             for sequence in range(1, max(self._leaf_of_row) + 1):
@@ -231,22 +217,6 @@ def refuse_what_would_abort(file: GGUFFile) -> None:
     words = [str(token).partition("\0")[0] for token in tokens if token]  # as C reads them
     if len(set(words)) != len(words):
         raise UserError(f"{file.path} has a vocabulary with duplicates; download it again")
-
-
-def why_not_on_ik(file: GGUFFile) -> str | None:
-    """What of a file keeps it from ik_llama.cpp; ``None``: nothing does."""
-    if file.architecture not in IK_ARCHITECTURES:
-        return f"is a {file.architecture} model, which ik-llama-cpp does not run here"
-    if TOKEN_IDS in file.metadata:
-        return "has a trimmed head, which ik-llama-cpp cannot run"
-    if any(t.shape[-1] % _IK_ROW for t in file.tensors.values() if len(t.shape) > 1):
-        return f"has rows that are no multiple of {_IK_ROW}, which ik-llama-cpp computes wrongly"
-    return None
-
-
-def does_without_flash_attention(head_dim: int, cache_type: str) -> bool:
-    """Whether llama.cpp is not to use it on a processor; keys and values in q8_0 need it."""
-    return cache_type == "float16" and head_dim <= _NARROW_HEAD
 
 
 def pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:

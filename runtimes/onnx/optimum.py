@@ -7,7 +7,6 @@ architecture that Optimum exports, in full precision and without the engine's ow
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +17,25 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edgespec.core.runtime import (
-    DEFAULT_CONTEXT,
     FloatArray,
     Logits,
     ModelInfo,
     capacity,
 )
-from edgespec.errors import UserError
+from edgespec.device.machine import physical_cores
+from edgespec.models.optimum_folder import model_context, read_config
 from edgespec.progress import Progress, silent
-from edgespec.runtimes.devices import choose_provider, physical_cores
-from edgespec.runtimes.onnx import Bookkeeping, share_threads
-from edgespec.runtimes.onnx_session import loading, session_options, start_session
+from edgespec.runtimes.onnx.providers import choose_provider
+from edgespec.runtimes.onnx.runtime import PREFILL_CHUNK, share_threads
+from edgespec.runtimes.onnx.session import loading, session_options, start_session
+from edgespec.runtimes.rows import RowTracker
 
 _REMEDY = "export it again"
-_CONFIG_BYTES = 1 << 20
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
-_MAX_CONTEXT = 1 << 24
 _TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
 _PAST, _PRESENT = "past_key_values", "present"
-
-
-def is_optimum_folder(path: Path) -> bool:
-    """Whether a folder holds what Optimum's exporter writes: a graph with a ``config.json``."""
-    own = path / "edgespec.json"
-    return (path / "model.onnx").is_file() and (path / "config.json").is_file() and not own.exists()
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class _Cache:
         return used.reshape(1, self.heads, rows, self.head_dim)
 
 
-class OptimumRuntime(Bookkeeping):
+class OptimumRuntime(RowTracker):
     """A model that Optimum exported; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``model.onnx``, the weights beside it where they are, and ``config.json``.
@@ -84,7 +75,7 @@ class OptimumRuntime(Bookkeeping):
         provider: str | None = None,
         progress: Progress = silent,
     ) -> None:
-        config = _read_config(folder)
+        config = read_config(folder)
         context = capacity(context, model_context(folder))
         chosen = choose_provider(device, provider, ort.get_available_providers())
         share_threads(threads or physical_cores())
@@ -110,16 +101,22 @@ class OptimumRuntime(Bookkeeping):
                 weight_bytes=weight_bytes,
                 device=chosen.removesuffix("ExecutionProvider").lower(),
                 runtime="onnx",
+                prefill_chunk=PREFILL_CHUNK,
             )
             self.forward([0])  # a graph that is not what its inputs and outputs say fails here
             self.keep([])
         progress("loading the model", 1, 1)
 
     def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        logits: Logits = "all",
+        features: bool = False,
     ) -> FloatArray:
         rows = len(tokens)
-        self._append(rows, parents)
+        self._append(rows, parents, features)
         total = self.length + rows
         if self._stored != self.length:
             self._drop_rows()
@@ -164,36 +161,6 @@ class OptimumRuntime(Bookkeeping):
 def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
     """Bind ``array`` where it is; ONNX Runtime does not keep it alive."""
     bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``. Raises ``UserError``."""
-    path = folder / "config.json"
-    try:
-        with path.open("rb") as file:
-            text = file.read(_CONFIG_BYTES + 1)
-        if len(text) > _CONFIG_BYTES:
-            raise ValueError(f"it has more than {_CONFIG_BYTES} bytes")
-        config: dict[str, Any] = json.loads(text)
-        if not isinstance(config, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}; {_REMEDY}") from error
-    return config
-
-
-def model_context(folder: Path) -> int:
-    """The positions that the model was made for; those without embeddings of them may not say."""
-    config = _read_config(folder)
-    for key in _CONTEXT_KEYS:
-        if key in config:
-            context = config[key]
-            if not isinstance(context, int) or not 0 < context <= _MAX_CONTEXT:
-                raise UserError(
-                    f"{folder / 'config.json'} says {key} = {str(context)[:64]!r}; {_REMEDY}"
-                )
-            return context
-    return DEFAULT_CONTEXT
 
 
 def _understand(session: ort.InferenceSession, context: int) -> tuple[list[str], list[_Cache]]:

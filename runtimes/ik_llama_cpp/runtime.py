@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.core.runtime import DEFAULT_CONTEXT, MAX_ROWS, ModelInfo, capacity
+from edgespec.device.machine import physical_cores
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes.devices import physical_cores
-from edgespec.runtimes.llama_sequences import (
+from edgespec.runtimes.ik_llama_cpp import why_not
+from edgespec.runtimes.sequences import (
     CACHE_TYPES,
     MAX_LEAVES,
     MAX_PASS,
@@ -26,7 +27,6 @@ from edgespec.runtimes.llama_sequences import (
     SequenceRuntime,
     refuse_what_would_abort,
     weight_bytes,
-    why_not_on_ik,
 )
 
 try:
@@ -86,7 +86,7 @@ class IkLlamaCppRuntime(SequenceRuntime):
         """
         file = GGUFFile(path)
         refuse_what_would_abort(file)
-        if reason := why_not_on_ik(file):
+        if reason := why_not(file):
             raise UserError(f"{file.path} {reason}; use --runtime onnx or llama-cpp")
         limit = int(file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT))
         context, threads = capacity(context, limit), threads or physical_cores()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +13,27 @@ import onnxruntime as ort
 
 from edgespec.core.runtime import (
     MAX_ROWS,
-    ContextOverflow,
     FloatArray,
     Logits,
     ModelInfo,
     capacity,
 )
+from edgespec.device.machine import cpu_name, physical_cores
 from edgespec.errors import UserError
+from edgespec.models.onnx_folder import read_manifest
 from edgespec.progress import Progress, silent
-from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
-from edgespec.runtimes.invariance import (
+from edgespec.runtimes.onnx.invariance import (
     PROBED_SIZES,
     agreeing_sizes,
     remember_sizes,
     remembered_sizes,
 )
-from edgespec.runtimes.onnx_session import open_session, release_pages
+from edgespec.runtimes.onnx.providers import choose_provider
+from edgespec.runtimes.onnx.session import open_session, release_pages
+from edgespec.runtimes.rows import RowTracker
 
+PREFILL_CHUNK = 32
+"""Prompt tokens in one pass: each takes half a megabyte of memory."""
 _ATTENDED = 2
 """Attention sees at least so many rows in exact passes: on one it runs another kernel."""
 _WIDE_HEAD = 128
@@ -58,48 +61,7 @@ class _Pass(NamedTuple):
     logits: FloatArray
 
 
-class Bookkeeping:
-    """Which rows of a cache are committed and which the last pass appended; see ``Runtime``."""
-
-    info: ModelInfo
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._parents: Sequence[int] = ()
-        """Of the rows that the last pass appended, until they are kept or forgotten."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        appended, before = len(self._parents), -1
-        for row in rows:
-            if not 0 <= row < appended or self._parents[row] != before:
-                raise ValueError(f"rows {list(rows)} are not a path of the last pass")
-            before = row
-        self.length += len(rows)
-        self._parents = ()
-
-    def truncate(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate {self.length} tokens to {length}")
-        self.length, self._parents = length, ()
-
-    def _append(self, rows: int, parents: Sequence[int] | None) -> None:
-        """Note the rows of a pass, before it runs. Raises what they call for."""
-        chain = range(-1, rows - 1)
-        tree = None if parents is None or list(parents) == list(chain) else list(parents)
-        if tree is not None and not self.info.trees:
-            raise NotImplementedError(f"{self.info.name} is run here in chains, not in trees")
-        if tree is not None and not (
-            len(tree) == rows and all(-1 <= p < row for row, p in enumerate(tree))
-        ):
-            raise ValueError(f"{tree} are not the parents of {rows} rows")
-        if self.length + rows > self.info.context:
-            raise ContextOverflow(
-                f"{rows} more tokens do not fit after {self.length} in {self.info.context}"
-            )
-        self._parents = chain if tree is None else tree
-
-
-class OnnxRuntime(Bookkeeping):
+class OnnxRuntime(RowTracker):
     """A built model on ONNX Runtime; see ``edgespec.runtimes.Runtime`` for the protocol.
 
     ``folder`` holds ``edgespec.json``, ``model.onnx`` and its weights. ``context`` is the cache's
@@ -173,6 +135,7 @@ class OnnxRuntime(Bookkeeping):
             runtime="onnx",
             token_ids=None if manifest["token_ids"] is None else tuple(manifest["token_ids"]),
             max_rows=rows,
+            prefill_chunk=PREFILL_CHUNK,
             trees=chosen == "CPUExecutionProvider" and not 0 < int(manifest["window"]) < context,
         )
         if exact:
@@ -182,10 +145,15 @@ class OnnxRuntime(Bookkeeping):
             self._logits = np.empty_like(self._logits)
 
     def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        logits: Logits = "all",
+        features: bool = False,
     ) -> FloatArray:
         rows = len(tokens)
-        self._append(rows, parents)
+        self._append(rows, parents, features)
         size = self.info.padded(rows) if logits == "all" else rows
         attended = size
         if self.info.pass_sizes:
@@ -309,25 +277,6 @@ def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, F
         name: np.zeros((1, heads, capacity, head_dim), np.float32)
         for name, (_, heads, _, head_dim) in shapes.items()
     }
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """``edgespec.json`` of a built model. Raises ``UserError`` where the model is not whole."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "edgespec.json").read_text("utf-8"))
-        for name in ("model.onnx", "model.onnx.data"):
-            if (folder / name).stat().st_size != manifest["files"][name]:
-                raise ValueError(f"{name} does not have {manifest['files'][name]} bytes")
-        for key in ("vocab_size", "layers", "context", "weight_bytes"):
-            if not isinstance(manifest[key], int) or manifest[key] < 1:
-                raise ValueError(f"its {key} is {manifest[key]!r}")
-        for key in ("name", "architecture", "window", "constants", "token_ids"):
-            manifest[key]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{folder} is not a complete model ({error}); delete it and it will be built again"
-        ) from error
-    return manifest
 
 
 _pool_threads: int | None = None
