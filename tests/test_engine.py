@@ -189,7 +189,7 @@ def drafting(engine: Engine, alone: bool = False) -> Engine:
     assert isinstance(drafter, ModelDrafter)
     if alone:
         scheduler.drafters = [drafter]
-    scheduler.costs, drafter.costs = Always(1.0), Always(0.01)
+    scheduler.costs, drafter.follower.costs = Always(1.0), Always(0.01)
     return engine
 
 

@@ -16,6 +16,7 @@ from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Scheduler
 from edgespec.drafting import cross_vocabulary as module
 from edgespec.drafting.cross_vocabulary import CrossVocabulary, between
+from edgespec.drafting.logit_columns import LogitColumns
 from edgespec.drafting.model import ModelDrafter
 from edgespec.engine import Engine
 from edgespec.models import store
@@ -351,9 +352,9 @@ class InStep(ModelDrafter):
         draft = super().propose(context, budget)
         if self.passes > before:
             own, _, _ = self.vocabulary.read(context)
-            held: list[int] = self.runtime.tokens  # type: ignore[attr-defined]
-            assert held == self._held
-            assert held[: len(own)] == own
+            cached: list[int] = self.runtime.tokens  # type: ignore[attr-defined]
+            assert cached == self.follower._cached
+            assert cached[: len(own)] == own
         return draft
 
 
@@ -462,7 +463,7 @@ def drafter_for(target: MemoryRuntime, theirs: Tokenizer) -> ModelDrafter:
 def test_what_is_sampled_is_distributed_as_the_targets(name: str) -> None:
     accepted = check(lambda target: drafter_for(target, DRAFTS[name]))
     assert accepted > (50 if name == "of few" else 1000)
-    few = drafter_for(MemoryRuntime(5), DRAFTS[name])._head(drawn=True).targets is None
+    few = drafter_for(MemoryRuntime(5), DRAFTS[name])._select_columns(sampled=True).targets is None
     assert few == (name == "of few")
 
 
@@ -474,10 +475,10 @@ def test_a_distribution_of_all_that_the_draft_might_say_is_caught(
 
     def make(target: MemoryRuntime) -> Drafter:
         drafter = drafter_for(target, theirs)
-        head = drafter._head(drawn=True)
+        columns = drafter._select_columns(sampled=True)
         ids = np.flatnonzero(drafter.vocabulary.shared >= 0)
         shared = drafter.vocabulary.shared[ids]
-        drafter._heads[True] = type(head)(ids, ids, shared, head.column_of)
+        drafter._columns[True] = LogitColumns(ids, ids, shared, columns.column_of)
         return drafter
 
     assert_caught(make)
@@ -507,7 +508,7 @@ def test_a_model_with_another_tokenizer_drafts(tmp_path: Path, smollm2: Path) ->
         drafter = scheduler.drafters[-1]
         assert isinstance(drafter, ModelDrafter)
         assert not drafter.vocabulary.same
-        scheduler.costs, drafter.costs = Fixed(1.0), Fixed(0.01)
+        scheduler.costs, drafter.follower.costs = Fixed(1.0), Fixed(0.01)
         found = engine.generate("the world is", max_tokens=30, chat=False)
         sampled = engine.generate("the world is", max_tokens=20, chat=False, temperature=1.0)
     assert found.token_ids == plain
@@ -526,7 +527,7 @@ def test_smollm2_drafts_for_qwen(smollm2: Path) -> None:
                 scheduler = engine.loaded.scheduler
                 drafter = scheduler.drafters[-1]
                 assert isinstance(drafter, ModelDrafter)
-                scheduler.costs, drafter.costs = Fixed(1.0), Fixed(0.1)
+                scheduler.costs, drafter.follower.costs = Fixed(1.0), Fixed(0.1)
             found = [engine.generate(prompt, max_tokens=60) for prompt in prompts]
             return [f.token_ids for f in found], found[0].statistics.block_efficiency
 

@@ -16,7 +16,6 @@ from edgespec.core.runtime import FloatArray, Logits, prefill_chunk
 from edgespec.core.sampling import Sampling, probabilities
 from edgespec.core.scheduler import Scheduler
 from edgespec.core.statistics import Statistics
-from edgespec.drafting.calibration import BINS, GREEDY_PRIOR, Calibration, bin_of
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
 from edgespec.session import Loaded, Session
@@ -72,12 +71,12 @@ class Watched(ModelDrafter):
         before, self.outcomes = self.passes, getattr(self, "outcomes", [])
         draft = super().propose(context, budget)
         assert len(draft) <= budget.nodes
-        held = self.runtime.tokens  # type: ignore[attr-defined]
+        cached = self.runtime.tokens  # type: ignore[attr-defined]
         if self.passes > before:
             whole = [*context, *draft.tokens]
-            assert held == whole[: len(held)]
-            assert len(held) >= len(context)
-            assert self.passes - before == len(held) - len(context) + 1
+            assert cached == whole[: len(cached)]
+            assert len(cached) >= len(context)
+            assert self.passes - before == len(cached) - len(context) + 1
         else:
             assert not draft
         return draft
@@ -313,7 +312,7 @@ def test_interrupted_anywhere_it_goes_on_as_before(where: str, when: int) -> Non
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_interrupted_while_it_forgets(when: str) -> None:
-    """It held the whole context, and is asked again for what follows."""
+    """It cached the whole context, and is asked again for what follows."""
     runtime = model()
     drafter = Watched(runtime, 12, CHEAP)
     context, budget = list(PROMPT), Budget(1, pass_seconds=FLAT.seconds)
@@ -416,7 +415,10 @@ def test_nothing_is_tried_again_in_an_answer_that_lost_too_much() -> None:
 
 def test_longer_drafts_are_tried_again_now_and_then() -> None:
     drafter = Watched(model(), 12, Fixed(0.3))
-    drafter._means[1].hits, drafter._means[1].trials = 1.0, 25.0  # second tokens were never right
+    drafter.stopping.later.hits, drafter.stopping.later.trials = (
+        1.0,
+        25.0,
+    )  # second tokens were never right
     _, steps = say(model(), drafter, list(PROMPT), 400)
     drafted = [step.drafted for step in steps]
     assert max(drafted[:10]) == 1
@@ -457,31 +459,3 @@ def test_every_drafted_token_counts_in_the_figures() -> None:
     assert statistics.draft_passes == drafter.passes == sum(step.drafted for step in steps)
     per_pass = statistics.draft_passes / statistics.target_passes
     assert statistics.mbsu == pytest.approx(statistics.block_efficiency / (1 + 0.25 * per_pass))
-
-
-def test_bins_are_finer_towards_certainty() -> None:
-    bins = [bin_of(top) for top in (0.0, 0.2, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)]
-    assert bins == [0, 0, 2, 4, 6, 13, 15, 15]
-    assert max(bins) == BINS - 1
-
-
-def test_the_calibration_learns_what_probabilities_are_worth_and_stays_monotone() -> None:
-    rng = np.random.default_rng(0)
-    calibration = Calibration(GREEDY_PRIOR)
-    assert calibration.rates == pytest.approx(GREEDY_PRIOR)
-    for _ in range(3000):  # overconfident: right half as often as it thinks
-        bin = int(rng.integers(BINS))
-        calibration.learn(bin, rng.random() < GREEDY_PRIOR[bin] / 2)
-        assert calibration.rates == sorted(calibration.rates)
-    assert len(calibration.rates) == BINS
-    np.testing.assert_allclose(calibration.rates[4:], GREEDY_PRIOR[4:] / 2, atol=0.15)
-
-
-def test_bad_luck_is_forgotten() -> None:
-    calibration = Calibration(GREEDY_PRIOR)
-    for _ in range(30):
-        calibration.learn(5, False)
-    assert calibration.rates[5] < 0.3
-    for _ in range(3000):
-        calibration.learn(BINS - 1, True)
-    assert calibration.rates[5] == pytest.approx(GREEDY_PRIOR[5], abs=0.1)
