@@ -400,7 +400,7 @@ def test_nothing_is_tried_again_in_an_answer_that_lost_too_much() -> None:
         drafter, context = Watched(Wrong(), 12, Fixed(0.3)), list(PROMPT)
         say(model(), drafter, context, 400)
         scheduler = Scheduler([drafter], FLAT)
-        scheduler._lost = lost
+        scheduler._lost_passes = lost
         target, before = model(), drafter.passes
         prefill(target, context)
         for _ in range(2000):
