@@ -189,7 +189,7 @@ def drafting(engine: Engine, alone: bool = False) -> Engine:
     assert isinstance(drafter, ModelDrafter)
     if alone:
         scheduler.drafters = [drafter]
-    scheduler.costs, drafter.costs = Always(1.0), Always(0.01)
+    scheduler.costs, drafter.follower.costs = Always(1.0), Always(0.01)
     return engine
 
 
@@ -222,12 +222,12 @@ def test_what_was_said_serves_the_next_engine_unless_it_is_not_to_be_kept(
             return engine.generate("hello world", chat=False, max_tokens=100)
 
     unkept = answer(remember=False)
-    assert not ngram_store.kept()
+    assert not ngram_store.cache_files()
     first, second = answer(), answer()
     assert unkept.statistics.accepted == first.statistics.accepted
     assert second.token_ids == first.token_ids
     assert second.statistics.accepted > first.statistics.accepted + 50
-    [kept] = ngram_store.kept()
+    [kept] = ngram_store.cache_files()
     before = kept.path.read_bytes()
     assert answer(remember=False).statistics.accepted == first.statistics.accepted
     ngram_store.switch(False)

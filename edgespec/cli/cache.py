@@ -37,7 +37,7 @@ def show() -> None:
     from edgespec.drafting.stores import ngram_store as store  # as below: not needed for help
 
     rows = [("MODEL", "ENTRIES", "SIZE", "LAST USED")]
-    for kept in store.kept():
+    for kept in store.cache_files():
         header, used = kept.header, datetime.fromtimestamp(kept.modified)
         name = (header.name or header.key) if header else f"not readable: {kept.path.name}"
         entries = f"{header.entries:,}" if header else "-"

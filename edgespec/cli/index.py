@@ -84,7 +84,7 @@ def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
 def _list() -> None:
     from edgespec.drafting.stores import datastore
 
-    found = datastore.kept()
+    found = datastore.index_paths()
     if not found:
         notice("there are no indexes; `edgespec index PATH…` makes one")
         return
@@ -99,7 +99,7 @@ def _list() -> None:
             kept = datastore.Datastore(path)
             kept.check()
         except (OSError, ValueError) as error:
-            damaged.append(f"{path} is not used: {error}; `edgespec index` makes it anew")
+            damaged.append(f"{path} is not used: {error}; `edgespec index` builds it again")
             continue
         facts = kept.facts
         text, size = _size(facts.text_bytes), _size(path.stat().st_size)

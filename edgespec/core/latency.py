@@ -1,4 +1,4 @@
-"""What a target pass costs, from a measured curve and then from the passes themselves."""
+"""The latency model of passes: a measured curve, corrected by the passes themselves."""
 
 from __future__ import annotations
 
@@ -10,22 +10,37 @@ import numpy.typing as npt
 LARGEST = 64
 """``LatencyCurve.at`` gives the time of passes over up to so many tokens."""
 _SIZES = np.arange(1.0, 65)
-"""The sizes estimated at once; larger ones follow the last."""
-_OWN_FORGETTING = 0.75
-"""What a pass leaves of the weight of those of its size before it: the last four or so count."""
-_FORGETTING = 0.99
-"""What a pass leaves of the weight of all before it, of whatever size: load, heat and power change."""
-_PACE_WEIGHT = 0.5
-"""What a size is taken to share with all others weighs as much as half a pass of its own."""
-_SURPRISE, _RELIEF = np.log(1.5), np.log(20.0)
-"""By how much more, and less, than expected a pass may be believed to take: hiccups only take longer."""
-_STALE, _TRUSTED = 0.5, 8
-"""The weight below which plain decoding wants to be seen again, 70 passes after one; and the passes for
-which what was measured of it is trusted."""
-_NEAR = np.exp(-0.5 * (np.log2(_SIZES[:, None] / _SIZES) / 0.35) ** 2)
-"""What a pass over a column's size tells of a row's: sizes a third of an octave away, half as much."""
-_LENGTHS_ALIKE = 64
-"""Tokens of cache that make no difference worth computing."""
+"""The pass sizes that are estimated; larger ones scale with the last."""
+_LENGTH_BUCKET = 64
+"""Cached tokens per entry of the tables: a difference within it is not worth computing."""
+
+
+@dataclass(frozen=True)
+class LatencyConstants:
+    """Constants of the latency model. All of them are guesses."""
+
+    prior_slope: float = 0.09
+    """Cost of a further token in a pass, in passes over one token, where no curve was measured."""
+    own_forgetting: float = 0.75
+    """Factor on the weight of earlier passes of a size, per pass of that size: about the last four count."""
+    forgetting: float = 0.99
+    """Factor on the weight of all earlier passes, per pass: load, heat and power change."""
+    pace_weight: float = 0.5
+    """Weight of the factor that all sizes share, in passes of the size itself."""
+    slowest_surprise: float = 1.5
+    """Largest factor over the expected time that a pass is believed to take: hiccups only make it longer."""
+    fastest_surprise: float = 20.0
+    """Largest factor below the expected time that a pass is believed to take."""
+    stale_weight: float = 0.5
+    """Weight of plain decoding's passes below which it is measured again: 70 passes after one."""
+    trusted_passes: int = 8
+    """Passes for which the measured curve is trusted about plain decoding."""
+    neighbour_octaves: float = 0.35
+    """Standard deviation, in octaves of size, of what a pass tells about other sizes: at a third of an octave
+    about half as much."""
+
+
+CONSTANTS = LatencyConstants()
 
 
 @dataclass(frozen=True)
@@ -64,33 +79,35 @@ class LatencyCurve:
 
 
 class LatencyModel:
-    """Seconds that a pass over n tokens takes on this device, now.
+    """Seconds that a pass over n tokens takes on this device now.
 
-    ``curve`` is what was measured; without one, passes are taken to cost 1 + ``slope`` (n - 1), in
-    units that the first of them shows. By which factor the device departs from it is learnt from
-    every pass: one factor for all sizes, as load and heat have it, and for each size what it and
-    its neighbours depart from that. A pass that took half as long again shows within five, a hiccup
-    hardly. Of ``plain``, the size that plain decoding has, the better is believed of what it last took
-    and of what the others suggest: where they alone slow down, only so would it be tried. No size is
-    taken to cost more than a larger one. The first pass of a size pays for its allocations, and is not counted.
+    ``curve`` was measured. Without one, a pass takes 1 + ``slope`` (n - 1) (default: ``prior_slope``), in units that the first passes show.
+    The model learns the device's departure from the curve from every pass: one factor for all sizes (load, heat),
+    and for each size its own departure from that, shared with neighbouring sizes. A pass that takes half as long
+    again shows within five passes; a single hiccup hardly shows. Plain decoding's size, ``plain``, takes the lower of
+    its own estimate and the shared one: when only other sizes slow down, it is tried. No size takes longer than a
+    larger one. The first pass of a size pays for its allocations and is not counted.
     """
 
     plain = 1
     """The size of plain decoding's passes."""
 
-    def __init__(self, curve: LatencyCurve | None = None, *, slope: float = 0.09) -> None:
-        self._curve, self._slope = curve, slope
+    def __init__(self, curve: LatencyCurve | None = None, *, slope: float | None = None) -> None:
+        self._curve, self._slope = curve, CONSTANTS.prior_slope if slope is None else slope
         self._passes = 0
-        # Of each size: the weight of its passes, and of the logarithms of their factors.
+        # By size: the weight of its passes, and the weighted sum of the logarithms of their factors.
         self._weight, self._sum = np.zeros(len(_SIZES)), np.zeros(len(_SIZES))
         self._log_factors = self._sum.copy()
+        octaves = np.log2(_SIZES[:, None] / _SIZES)
+        self._nearness = np.exp(-0.5 * (octaves / CONSTANTS.neighbour_octaves) ** 2)
         self._seen: set[int] = set()
-        self._bases: dict[int, npt.NDArray[np.float64]] = {}  # what the curve says, by length
-        self._tables: dict[int, list[float]] = {}  # and what is expected now
+        # By bucket of cached tokens: what the curve says, and what is expected now.
+        self._bases: dict[int, npt.NDArray[np.float64]] = {}
+        self._tables: dict[int, list[float]] = {}
 
     def seconds(self, size: int, length: int = 0) -> float:
-        """Expected time of a pass over ``size`` tokens after ``length`` others."""
-        bucket = length // _LENGTHS_ALIKE
+        """Expected time of a pass over ``size`` tokens after ``length`` cached ones."""
+        bucket = length // _LENGTH_BUCKET
         if bucket not in self._tables:
             self._tables[bucket] = (self._base(length) * np.exp(self._log_factors)).tolist()
         table = self._tables[bucket]
@@ -98,8 +115,9 @@ class LatencyModel:
 
     @property
     def plain_is_stale(self) -> bool:
-        """Whether plain decoding has not been seen for so long that it should be."""
-        return self._passes > _TRUSTED and bool(self._weight[self.plain - 1] < _STALE)
+        """Whether plain decoding was not measured for so long that it should be."""
+        weight = self._weight[self.plain - 1]
+        return self._passes > CONSTANTS.trusted_passes and bool(weight < CONSTANTS.stale_weight)
 
     def record(self, size: int, seconds: float, length: int = 0) -> None:
         """Learn that a pass over ``size`` tokens (padding included) took ``seconds``."""
@@ -108,34 +126,34 @@ class LatencyModel:
         if size not in self._seen or seconds <= 0:
             self._seen.add(size)
             return
-        factor = np.log(seconds / (self._base(length)[index] * size / (index + 1)))
+        log_factor = np.log(seconds / (self._base(length)[index] * size / (index + 1)))
         if self._weight.any():
             expected = self._log_factors[index]
-            factor = min(max(factor, expected - _RELIEF), expected + _SURPRISE)
-        self._weight *= _FORGETTING
-        self._sum *= _FORGETTING
-        self._weight[index] = _OWN_FORGETTING * self._weight[index] + 1
-        self._sum[index] = _OWN_FORGETTING * self._sum[index] + factor
+            log_factor = max(log_factor, expected - np.log(CONSTANTS.fastest_surprise))
+            log_factor = min(log_factor, expected + np.log(CONSTANTS.slowest_surprise))
+        self._weight *= CONSTANTS.forgetting
+        self._sum *= CONSTANTS.forgetting
+        self._weight[index] = CONSTANTS.own_forgetting * self._weight[index] + 1
+        self._sum[index] = CONSTANTS.own_forgetting * self._sum[index] + log_factor
         self._log_factors = self._estimate()
         self._tables.clear()
 
     def _base(self, length: int) -> npt.NDArray[np.float64]:
-        bucket = length // _LENGTHS_ALIKE
+        bucket = length // _LENGTH_BUCKET
         if bucket not in self._bases:
             prior = 1 + self._slope * (_SIZES - 1)
             base = self._curve.at(length) if self._curve else prior
-            # No pass is dearer than one over more tokens: it was measured at a bad moment.
+            # A size that took longer than a larger one was measured at a bad moment.
             self._bases[bucket] = np.minimum.accumulate(base[::-1])[::-1]
         return self._bases[bucket]
 
     def _estimate(self) -> npt.NDArray[np.float64]:
-        """Of each size: the posterior mean, its own passes and its neighbours' against the pace."""
+        """By size: the posterior mean of its log factor, from its own and neighbouring passes."""
         weight = self._weight.sum()
         pace = self._sum.sum() / weight if weight else 0.0
-        near = _NEAR @ self._weight
-        factors: npt.NDArray[np.float64] = (_NEAR @ self._sum + _PACE_WEIGHT * pace) / (
-            near + _PACE_WEIGHT
-        )
+        factors: npt.NDArray[np.float64] = (
+            self._nearness @ self._sum + CONSTANTS.pace_weight * pace
+        ) / (self._nearness @ self._weight + CONSTANTS.pace_weight)
         plain = self.plain - 1
         if self._weight[plain]:
             own = self._sum[plain] / self._weight[plain]

@@ -1,4 +1,4 @@
-"""Who drafts for the next pass, and how much of it is worth verifying."""
+"""Chooses the drafter of the next pass, and how much of its draft to verify."""
 
 from __future__ import annotations
 
@@ -11,51 +11,61 @@ from edgespec.core.latency import LatencyModel
 from edgespec.core.runtime import ModelInfo
 from edgespec.core.sampling import Sampling
 
-_WIDTH = 4
-"""Candidates for one place, where passes may be trees."""
-_MARGIN = 1.02
-"""What a pass larger than plain decoding's must promise: times and confidences are estimates."""
-_LOSS, _SHARE = 2.0, 0.01
-"""What drafts may lose of an answer: so many passes over one token, and so much of one for each token."""
-_SURE = 1.5
-"""Gain over plain decoding that a draft must promise where more than that is lost."""
+
+@dataclass(frozen=True)
+class SchedulerConstants:
+    """Constants of the scheduler. All of them are guesses."""
+
+    width: int = 4
+    """Candidates for one position, where passes may be trees."""
+    margin: float = 1.02
+    """Factor by which a draft must beat plain decoding's rate: times and confidences are estimates."""
+    loss_passes: float = 2.0
+    """What drafts may lose of an answer, in passes over one token."""
+    loss_share: float = 0.01
+    """What drafts may lose in addition, in passes over one token for each output token."""
+    strong: float = 1.5
+    """Expected tokens of a pass that a draft must surpass once more than that is lost."""
+
+
+CONSTANTS = SchedulerConstants()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the scheduler decided for a pass, and what it expected of it."""
+    """The scheduler's decision for a pass, and what it expects of it."""
 
     drafter: str
-    """"none" where the pass is plain decoding's."""
+    """"none" for a pass of plain decoding."""
     draft: Draft
     tokens: float
-    """Said, on average."""
+    """Expected output tokens."""
     pass_s: float
+    """Expected seconds of the pass."""
     plain_s: float
-    """What a pass of plain decoding would take."""
+    """Expected seconds of a pass of plain decoding."""
 
 
 class Scheduler:
     """Chooses for every pass the drafter and the draft with the most expected tokens per second.
 
-    ``drafters`` are asked in turn, the cheapest to ask first; each is told what the best draft so far
-    promises, and one that takes time to draft offers nothing unless it expects to do better. All of
-    them learn from what the target says, whoever drafted. Now and then nobody is asked, or what plain
-    decoding takes would be believed for good. Only passes without a draft model's before them tell:
-    its threads hold cores for a while, which would be taken for a slow machine.
+    ``drafters`` are asked in turn, the cheapest first. Each gets the expectation of the best draft so far; a drafter
+    that takes time to draft offers nothing unless it expects more. All of them learn from the output tokens,
+    whoever drafted. Now and then no drafter is asked, to measure plain decoding again. Only passes that follow no
+    draft model's pass count for that: a draft model's threads hold cores for a while, which would look like a
+    slow machine.
 
-    Some answers are not what was expected, and where passes are dear a few wrong drafts make them
-    slower than plain decoding. So what an answer may lose is bounded: once its drafts have cost that
-    much more than they gained, only those that promise much are made.
+    The loss of an answer is bounded, because a few wrong drafts can make an answer slower than plain decoding where
+    long passes are expensive: once drafts have cost that much more than they gained, only strong drafts are made.
     """
 
     def __init__(self, drafters: Sequence[Drafter], costs: LatencyModel | None = None) -> None:
         self.drafters = drafters
         self.costs = costs or LatencyModel()
-        """Of the target's passes."""
+        """The latency model of the target's passes."""
         self._info: ModelInfo | None = None
         self._padded: list[int] = []  # by rows of a pass
-        self._said, self._lost = 0, 0.0  # of this answer: tokens, and passes over one token
+        self.begin()
 
     @property
     def name(self) -> str:
@@ -68,13 +78,14 @@ class Scheduler:
         return sum(draft_passes(drafter) for drafter in self.drafters)
 
     def begin(self) -> None:
-        """An answer begins, of which nothing is lost yet."""
-        self._said, self._lost = 0, 0.0
+        """Begin an answer, which has lost nothing yet."""
+        self._output_tokens = 0
+        self._lost_passes = 0.0  # in passes over one token
 
     def choose(
         self, context: Sequence[int], left: int, info: ModelInfo, sampling: Sampling
     ) -> Choice:
-        """What to verify after ``context``, of which at most ``left`` tokens will be said."""
+        """What to verify after ``context``, when at most ``left`` output tokens follow."""
         if info is not self._info:
             most = min(info.max_rows, max(info.pass_sizes, default=info.max_rows))
             self._info, self._padded = info, [info.padded(rows) for rows in range(most + 1)]
@@ -82,7 +93,7 @@ class Scheduler:
         length, padded = len(context) - 1, self._padded
         nodes = min(len(padded) - 1, left) - 1  # the target adds a token of its own
         # Only a tree's first branch has the bits of a chain.
-        width = _WIDTH if info.trees and not info.pass_sizes else 1
+        width = CONSTANTS.width if info.trees and not info.pass_sizes else 1
 
         def pass_seconds(rows: int) -> float:
             return self.costs.seconds(padded[rows], length)
@@ -91,9 +102,9 @@ class Scheduler:
         best = Choice("none", EMPTY, 1.0, plain_s, plain_s)
         if self.costs.plain_is_stale:
             return best
-        lost = self._lost > _LOSS + _SHARE * self._said
-        # Drafters are told beforehand: what was drawn may not be dropped for what it promises.
-        best_so_far = (_SURE if lost else 1.0), plain_s
+        allowed = CONSTANTS.loss_passes + CONSTANTS.loss_share * self._output_tokens
+        # Passed to drafters beforehand: a draft that was drawn may not be dropped for its expectation.
+        best_so_far = (CONSTANTS.strong if self._lost_passes > allowed else 1.0), plain_s
         for drafter in self.drafters:
             budget = Budget(nodes, width, left, pass_seconds, sampling, best_so_far)
             draft, tokens = cut(drafter.propose(context, budget), budget)
@@ -105,52 +116,51 @@ class Scheduler:
     def learn(
         self, outcome: Outcome, size: int, seconds: float, length: int, draft_passes: int = 0
     ) -> None:
-        """Take in what came of a pass over ``size`` tokens, padding included, after ``length``.
+        """Learn from a pass over ``size`` tokens, padding included, after ``length`` cached ones.
 
-        ``draft_passes``: of draft models, just before it.
+        ``draft_passes``: passes of draft models just before it.
         """
         if size > self.costs.plain or not draft_passes:
             self.costs.record(size, seconds, length)
-        said = len(outcome.said)
-        self._said += said
-        if outcome.draft:  # by what such passes take: a single one may have been held up
+        count = len(outcome.said)
+        self._output_tokens += count
+        if outcome.draft:  # by expected times: a single pass may have been held up
             plain_s = self.costs.seconds(self._padded[1], length)
-            self._lost += self.costs.seconds(size, length) / plain_s - said
+            self._lost_passes += self.costs.seconds(size, length) / plain_s - count
         for drafter in self.drafters:
             drafter.observe(outcome)
 
 
 def cut(draft: Draft, budget: Budget) -> tuple[Draft, float]:
-    """The first γ tokens of ``draft``, γ <= ``budget.nodes``, with the largest expected tokens per
-    second, and the tokens expected to be said.
+    """The first γ tokens of ``draft`` with the most expected tokens per second, γ <= ``budget.nodes``;
+    and the expected output tokens.
 
-    That is SmartSpec's goodput: (1 + Σ_i Π_{j on the path to i} a_j) / t(n), a the draft's confidences
-    and t(n) the time of a pass over n = γ + 1 tokens, padded as the runtime pads it. The first tokens of
-    a tree are a tree, the likeliest of its size if it was grown best first. What the best draft
-    so far promises is among the choices, as γ = 0, and tokens that only fill padding are free. A draft
-    without confidences is taken as it is, up to ``nodes``.
+    Goodput (SmartSpec): (1 + Σ_i Π_{j on the path to i} a_j) / t(n), with the draft's confidences a and the time
+    t(n) of a pass over n = γ + 1 tokens, padded as the runtime pads it. The first tokens of a tree are a tree, the
+    likeliest of its size if it was grown best first. γ = 0 stands for the best draft so far. Tokens that only fill
+    padding are free. A draft without confidences is not cut, except to ``nodes``.
     """
     draft = draft.first(budget.nodes)
     if draft.confidence is None:
         return draft, 1.0 + draft.expected
     plain_s = budget.pass_seconds(1)
-    best, (best_tokens, rival_s) = 0, budget.best_so_far or (1.0, plain_s)
-    best_rate = best_tokens / rival_s
+    best, (best_tokens, best_s) = 0, budget.best_so_far or (1.0, plain_s)
+    best_rate = best_tokens / best_s
     expected = 1.0
-    chances: list[float] = []
+    path_chances: list[float] = []
     parents = draft.parents or range(-1, len(draft) - 1)
     for gamma, (confidence, parent) in enumerate(zip(draft.confidence, parents, strict=True), 1):
-        chances.append(confidence * (chances[parent] if parent >= 0 else 1.0))
-        expected += chances[-1]
+        path_chances.append(confidence * (path_chances[parent] if parent >= 0 else 1.0))
+        expected += path_chances[-1]
         seconds = budget.pass_seconds(gamma + 1)
-        rate = expected / (seconds if seconds == plain_s else seconds * _MARGIN)
+        rate = expected / (seconds if seconds == plain_s else seconds * CONSTANTS.margin)
         if rate > best_rate:
             best, best_tokens, best_rate = gamma, expected, rate
-    return _laid_out(draft.first(best)), best_tokens
+    return _branch_by_branch(draft.first(best)), best_tokens
 
 
-def _laid_out(draft: Draft) -> Draft:
-    """A tree's tokens branch by branch, the likeliest first, which is a chain's in its rows' bits."""
+def _branch_by_branch(draft: Draft) -> Draft:
+    """The same tree with its tokens branch by branch, the likeliest first: that has a chain's row bits."""
     if draft.is_chain:
         return replace(draft, parents=None)
     assert draft.parents is not None

@@ -1,40 +1,49 @@
-"""Cascade Speculative Drafting: repetition drafts for the draft model."""
+"""Cascade Speculative Drafting: prompt lookup drafts for the draft model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from edgespec.drafting.calibration import Mean
+from edgespec.drafting.acceptance_estimator import MeanAcceptance
 
-_MATCH = 3
-"""Tokens that must have occurred before: shorter matches are seldom right."""
+
+@dataclass(frozen=True)
+class CascadeConstants:
+    """Constants of prompt lookup for the draft model."""
+
+    match: int = 3
+    """Tokens that must match an earlier place. A guess: shorter matches are seldom right."""
+
+
+CONSTANTS = CascadeConstants()
 
 
 class Cascade:
-    """Guesses at what a draft model will say, for it to evaluate with the token it said last.
+    """Guesses the draft model's next tokens, so that one of its passes evaluates several of them.
 
-    What followed the last three tokens at their latest place in its context (prompt lookup). A
-    guess that the draft model says too saves it a pass of one token, so as many are made as are
-    expected to save more than the longer pass takes. How often one is of use, so that the draft model
-    not only says it but is asked for what follows, is learnt; on a device where its long passes
-    are dear none is ever made. Only for drafts that are not drawn: of a distribution there is
-    nothing to be verified by comparing.
+    A guess is what followed the last ``match`` tokens at their latest earlier place (prompt lookup).
+    A guess that the draft model confirms saves it a pass over one token. The number of guesses maximises
+    the expected saving less the cost of the longer pass. A guess counts as used if the draft model confirms
+    it and is then asked for the next token. On a device where longer passes are expensive, no guess is made.
+    For greedy drafts only: a sampled draft cannot be verified by comparison.
     """
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], int] = {}
         self._read = 0  # tokens of the context
-        self._mean = Mean()
+        self._used = MeanAcceptance()
         self._tried = False
 
     def forget(self) -> None:
-        """Another context begins."""
+        """Begin another context."""
         self._places, self._read = {}, 0
 
     def read(self, context: Sequence[int], stable: int) -> None:
-        """Take in what was added to ``context``, of which the first ``stable`` tokens did not change."""
-        for end in range(max(_MATCH, min(self._read, stable)), len(context)):
-            self._places[tuple(context[end - _MATCH : end])] = end
+        """Index what was added to ``context``; its first ``stable`` tokens did not change."""
+        match = CONSTANTS.match
+        for end in range(max(match, min(self._read, stable)), len(context)):
+            self._places[tuple(context[end - match : end])] = end
         self._read = len(context)
 
     def guess(
@@ -45,13 +54,14 @@ class Cascade:
         pass_seconds: Callable[[int], float],
     ) -> Sequence[int]:
         """At most ``most`` tokens that may follow ``context`` and ``drafted``; often none."""
-        last = (*context[-_MATCH:], *drafted)[-_MATCH:]
+        match = CONSTANTS.match
+        last = (*context[-match:], *drafted)[-match:]
         place = self._places.get(last)
         if place is None:
             return ()
         best, best_s, saved_s, chance, single_s = 0, 0.0, 0.0, 1.0, pass_seconds(1)
         for count in range(1, most + 1):
-            chance *= self._mean.rate
+            chance *= self._used.rate
             saved_s += chance * single_s
             gain_s = saved_s - (pass_seconds(1 + count) - single_s)
             if gain_s > best_s:
@@ -59,14 +69,14 @@ class Cascade:
         return context[place : place + best]
 
     def learn(self, used: bool) -> None:
-        """Count a guess that was, or was not, of use."""
+        """Count a guess that was ``used`` or not."""
         self._tried = True
-        self._mean.learn(used)
+        self._used.learn(used)
 
     def end(self, unused: bool) -> None:
-        """The draft is made, with a guess left ``unused`` or not."""
+        """End a draft, in which a guess was left ``unused`` or not."""
         if unused:
             self.learn(False)
         if not self._tried:
-            self._mean.fade()  # or what it never tries again would never pay
+            self._used.fade()  # else a guess that is never tried would never pay again
         self._tried = False

@@ -1,4 +1,4 @@
-"""The drafters that need no model, by their names."""
+"""The drafters without a model, by their names."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from edgespec.errors import UserError
 from edgespec.models.tokenizer import Tokenizer
 
 MODEL_FREE = ("none", "suffix", "ngram", "ngram-cache", "recycling", "retrieval", "hierarchy")
-"""``ngram`` is what ``suffix`` was called first. ``hierarchy`` is every source but recycling, which
-found nothing more beside the n-gram cache and takes time at every row."""
+"""``suffix`` is prompt lookup; ``ngram`` is its former name. ``hierarchy`` is every source except recycling, which found
+nothing more beside the n-gram cache and takes time at every row."""
 
 
-def model_free(name: str, vocab_size: int, lasting: Sequence[Source] = ()) -> list[Drafter]:
-    """The drafters that ``name``, one of ``MODEL_FREE``, stands for: none or one.
+def model_free(name: str, vocab_size: int, persistent: Sequence[Source] = ()) -> list[Drafter]:
+    """The drafters for ``name``, one of ``MODEL_FREE``: none or one.
 
-    ``vocab_size`` is the width of the target's logits; ``lasting`` are what ``persistent_sources`` opened.
+    ``vocab_size`` is the width of the target's logits; ``persistent`` are the sources from ``persistent_sources``.
     """
     sources: list[Source] = []
     if name in ("suffix", "ngram", "hierarchy"):
         sources.append(Suffix())
     if name == "recycling":
         sources.append(Recycling(vocab_size))
-    sources += lasting
+    sources += persistent
     return [Hierarchy(sources)] if sources else []
 
 
@@ -46,13 +46,12 @@ def persistent_sources(
     remember: bool = True,
     notice: Callable[[str], None] = lambda line: None,
 ) -> list[Source]:
-    """What ``name`` has of sources that know more than this conversation: the user's indexed files, and
-    what the model of this ``fingerprint`` said in earlier ones.
+    """The sources of ``name`` that know more than this conversation.
 
-    ``cache_bytes`` is the most that the latter take; without ``indexes`` the former, whose pages count as
-    memory once they were looked at, are left out. Without ``remember`` nothing is read of earlier answers,
-    nor kept of these. Files that cannot be used are told to ``notice``. Raises ``UserError`` where ``name`` is retrieval and
-    there is nothing to look in.
+    These are the user's indexed files, and an n-gram cache of the earlier answers of the model with this
+    ``fingerprint``. The cache takes at most ``cache_bytes``. Without ``indexes`` the indexed files are left out: their
+    pages count as memory once they are read. Without ``remember`` no cache file is read or written. Files that cannot
+    be used are reported to ``notice``. Raises ``UserError`` if ``name`` is retrieval and there is no index.
     """
     sources: list[Source] = []
     if name in ("retrieval", "hierarchy"):

@@ -9,30 +9,34 @@ from edgespec.core.drafter import Outcome
 
 
 class Source(Protocol):
-    """Tells what followed sequences like this one in what it has seen.
+    """Knows which tokens followed sequences like the present one.
 
-    A drafter walks it, ``start`` at the context's end, ``advance`` to the place after a guess of
-    ``successors``. A place is the source's own kind of value, valid until the next ``start``. No
-    call takes longer the more was seen (``start``: for each token added), and none raises because
-    of what a user's files hold.
+    A drafter walks it: ``start`` at the context's end, then ``advance`` to the place after a guess of
+    ``successors``. A place is a value of the source's own type, valid until the next ``start``. The time of a call
+    does not grow with what the source has stored (``start``: it grows with the tokens added). No call raises
+    because of what a user's files contain.
     """
 
     name: str
 
     @property
     def priors(self) -> Sequence[float]:
-        """By kind of guess, the chance that it is right before any was judged. A kind is what the
-        source knows of a guess's quality, as a small number: a match's length, a rank, a count."""
+        """By kind of guess: its acceptance rate before any guess was verified.
+
+        A kind is what the source knows of a guess's quality, as a small number: a match's length, a rank, a count.
+        """
         ...
 
     @property
-    def lasting(self) -> bool:
-        """Whether the kinds' chances hold from one answer to the next; else they start anew."""
+    def persistent(self) -> bool:
+        """Whether the kinds' acceptance rates hold from one answer to the next; else they start anew."""
         ...
 
     def start(self, context: Sequence[int]) -> Any:
-        """The place of the context's end; tokens added to ``context`` since the last call are
-        learnt. Another list object is another conversation."""
+        """The place of the context's end; learns the tokens added to ``context`` since the last call.
+
+        Another list object is another conversation.
+        """
         ...
 
     def successors(self, place: Any, count: int) -> Sequence[tuple[int, int]]:
@@ -40,9 +44,9 @@ class Source(Protocol):
         ...
 
     def advance(self, place: Any, token: int) -> Any:
-        """The place after ``token`` is added to ``place``; it was among the successors of some source."""
+        """The place after ``place`` and ``token``, which was among the successors of some source."""
         ...
 
     def observe(self, outcome: Outcome) -> None:
-        """Learn from what the target said. ``context`` has not been extended yet."""
+        """Learn from the output tokens. ``context`` has not been extended yet."""
         ...

@@ -1,21 +1,31 @@
-"""An index of everything said so far that finds the longest earlier match at once."""
+"""An index of a growing sequence that finds the longest earlier match in constant time."""
 
 from __future__ import annotations
 
-_REFRESHED = 32
-"""So many suffixes learn with each token what followed them; only pure repetition has more."""
-_FOLLOWERS = 3
-"""Different tokens that are remembered to have followed a state's strings."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AutomatonConstants:
+    """Constants of the suffix automaton. All of them are guesses."""
+
+    refreshed: int = 32
+    """Suffixes that learn with each token what followed them; only pure repetition has more."""
+    followers: int = 3
+    """Different tokens that a state remembers as having followed its strings."""
+
+
+CONSTANTS = AutomatonConstants()
 
 
 class SuffixAutomaton:
     """Suffix automaton of a growing sequence (Blumer et al. 1985).
 
-    Appending a token takes amortised constant time; memory is at most two states a token (some
-    0.6 KB of Python objects). A place is a state and how many of the last tokens led to it; state 0 is
-    that of the empty string. After ``append``, ``place`` is that of the longest suffix that
-    occurred before, and what followed it then, the latest first, is ``latest`` of its state. ``link``
-    leads to the longest suffix that occurs in more places, whose strings have at most ``length``.
+    Appending a token takes amortised constant time. Memory is at most two states a token (some 0.6 KB of Python
+    objects). A place is a state and the number of last tokens that led to it; state 0 is the empty string. After
+    ``append``, ``place`` is that of the longest suffix that occurred before. By state: ``latest`` are the tokens that
+    followed it, the latest first; ``length`` is that of its longest string; ``link`` is the state of the longest
+    suffix that occurs in more places.
     """
 
     def __init__(self) -> None:
@@ -28,12 +38,12 @@ class SuffixAutomaton:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Of the longest suffix that occurred before; ``(0, 0)`` where none did."""
+        """The place of the longest suffix that occurred before; ``(0, 0)`` where none did."""
         state = max(self.link[self._last], 0)
         return state, self.length[state]
 
     def step(self, place: tuple[int, int], token: int) -> tuple[int, int]:
-        """The place after ``token``: of the longest suffix of what led to ``place`` and it."""
+        """The place after ``place`` and ``token``: that of their longest suffix that occurred."""
         state, match = place
         while token not in self._next[state]:
             if state == 0:
@@ -62,11 +72,11 @@ class SuffixAutomaton:
                     after[state][token] = suffix
                     state = link[state]
             link[new] = suffix
-        for _ in range(_REFRESHED):
+        for _ in range(CONSTANTS.refreshed):
             if before <= 0:
                 break
             others = [other for other in self.latest[before] if other != token]
-            self.latest[before] = (token, *others[: _FOLLOWERS - 1])
+            self.latest[before] = (token, *others[: CONSTANTS.followers - 1])
             before = link[before]
         self.size += 1
 

@@ -1,4 +1,4 @@
-"""The words that a draft model and its target share, or need translated."""
+"""The tokens that a draft model and its target share, or that need translation."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ Ids = npt.NDArray[np.intp]
 
 
 class Vocabulary(Protocol):
-    """How the target's tokens are told to a draft model, and the draft's to the target."""
+    """Translates the target's tokens into a draft model's, and the draft's into the target's."""
 
     same: bool
-    """Whether both have the same ids, so that what one says the other can say."""
+    """Whether both have the same ids."""
 
     def read(self, context: Sequence[int]) -> tuple[Sequence[int], int, bool]:
-        """The target's ``context`` in the draft's ids; how many of the first of these are as they
-        were at the last call; and whether the draft can go on from there."""
+        """The target's ``context`` in the draft's ids; how many of the first of these are as they were at the
+        last call; and whether they spell all of it, so that the draft can continue."""
         ...
 
     def spell(self, tokens: Sequence[int]) -> list[tuple[int, int, float]]:
-        """What follows if the draft says ``tokens`` there: the target's tokens, each with how many of
-        ``tokens`` are begun where it ends, and the chance that it is the whole of the target's."""
+        """The target's tokens for the draft's ``tokens`` after the context.
+
+        Each with how many of ``tokens`` are begun where it ends, and the chance that it is complete, not the
+        beginning of a longer token of the target.
+        """
         ...
 
     @property
     def shared(self) -> Ids:
-        """By the draft's id: the target's token that stands for the same, or -1."""
+        """By the draft's id: the target's token with the same text, or -1."""
         ...
 
 
 class SameVocabulary:
-    """Target and draft share their ids, of which the target has ``size``."""
+    """Target and draft share their ids; the target has ``size`` of them."""
 
     same = True
 

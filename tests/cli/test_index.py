@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.drafting.stores.datastore import Datastore, indexes_dir, kept
+from edgespec.drafting.stores.datastore import Datastore, index_paths, indexes_dir
 from tests.cli.conftest import COMMAND, Run, error_of, spawn
 from tests.cli.terminal import Terminal
 
@@ -30,11 +30,11 @@ def test_index_list_and_remove(folder: Path, tiny_model: Path, run: Run) -> None
     assert header.split()[0] == "NAME"
     assert row.split() == [
         *("notes", str(tiny_model), "1", "12", "kB"),
-        *(f"{kept()[0].stat().st_size / 1e3:.0f}", "kB"),
-        *(Datastore(kept()[0]).facts.created[:10], str(folder)),
+        *(f"{index_paths()[0].stat().st_size / 1e3:.0f}", "kB"),
+        *(Datastore(index_paths()[0]).facts.created[:10], str(folder)),
     ]
     assert run("index", "--remove", "notes").stdout == "Removed notes.\n"
-    assert kept() == []
+    assert index_paths() == []
     empty = run("index", "--list")
     assert (empty.stdout, empty.exit_code) == ("", 0)
     assert empty.stderr == "[there are no indexes; `edgespec index PATH…` makes one]\n"
@@ -42,7 +42,7 @@ def test_index_list_and_remove(folder: Path, tiny_model: Path, run: Run) -> None
 
 def test_names(folder: Path, tiny_model: Path, run: Run) -> None:
     run("index", folder, "--model", tiny_model, "--name", "mine")
-    assert Datastore(kept()[0]).facts.name == "mine"
+    assert Datastore(index_paths()[0]).facts.name == "mine"
     assert "cannot be called 'a b'" in error_of(
         run("index", folder, "--model", tiny_model, "--name", "a b")
     )
@@ -66,13 +66,13 @@ def test_errors(folder: Path, tiny_model: Path, run: Run) -> None:
 def test_list_tells_of_a_damaged_index(folder: Path, tiny_model: Path, run: Run) -> None:
     for name in ("one", "two"):
         run("index", folder, "--model", tiny_model, "--name", name)
-    [path, _] = kept()
+    [path, _] = index_paths()
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
     listed = run("index", "--list")
     assert [row.split()[0] for row in listed.stdout.splitlines()] == ["NAME", "two"]
-    assert f"[{path} is not used: it is damaged; `edgespec index` makes it anew]" in listed.stderr
+    assert f"[{path} is not used: it is damaged; `edgespec index` builds it again]" in listed.stderr
 
 
 def test_two_processes_build_the_same(folder: Path, tiny_model: Path) -> None:
@@ -80,7 +80,7 @@ def test_two_processes_build_the_same(folder: Path, tiny_model: Path) -> None:
     for process in builds:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    [path] = kept()
+    [path] = index_paths()
     Datastore(path).check()
     assert not list(indexes_dir().glob("*.partial"))
 

@@ -48,11 +48,11 @@ def test_the_cache_holds_what_was_said_and_drafted_and_perhaps_a_guess(
     target, context, unused = model(), list(PROMPT), 0
     for _ in range(300):
         draft = helped.propose(context, Budget(6, pass_seconds=costs.seconds))
-        held: list[int] = helped.runtime.tokens  # type: ignore[attr-defined]
-        assert helped._held == held
+        cached: list[int] = helped.runtime.tokens  # type: ignore[attr-defined]
+        assert helped.follower._cached == cached
         drafted = [*context, *draft.tokens]
-        assert held[: len(drafted) - 1] == drafted[:-1]
-        unused += len(held) > len(drafted)
+        assert cached[: len(drafted) - 1] == drafted[:-1]
+        unused += len(cached) > len(drafted)
         context.append(int(target.logits_after([(token, 0) for token in context]).argmax()))
     assert max(helped.runtime.passes[1:]) > 2, "or nothing is tested"  # type: ignore[attr-defined]
     assert (unused > 0) == (costs is not FLAT)

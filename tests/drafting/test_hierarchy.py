@@ -7,7 +7,7 @@ import pytest
 
 from edgespec.core.draft import Draft
 from edgespec.core.drafter import Budget, Outcome
-from edgespec.drafting.hierarchy import _NEGLIGIBLE, Hierarchy
+from edgespec.drafting.hierarchy import CONSTANTS, Hierarchy
 from edgespec.drafting.recycling import Recycling
 from edgespec.drafting.sources import Source
 from edgespec.drafting.suffix import Suffix
@@ -118,10 +118,15 @@ class Table:
         self,
         followers: Mapping[int, Sequence[tuple[int, int]]],
         priors: Sequence[float] = (0.8, 0.6, 0.4),
-        lasting: bool = True,
+        persistent: bool = True,
         name: str = "table",
     ) -> None:
-        self.followers, self.priors, self.lasting, self.name = followers, priors, lasting, name
+        self.followers, self.priors, self.persistent, self.name = (
+            followers,
+            priors,
+            persistent,
+            name,
+        )
         self.heard: list[Outcome] = []
 
     def start(self, context: Sequence[int]) -> int:
@@ -211,20 +216,20 @@ def test_how_much_agreement_is_worth_is_learnt() -> None:
 
 def test_estimates_of_lasting_sources_outlast_a_prompt_and_others_do_not() -> None:
     rates = {}
-    for lasting in (True, False):
-        drafter, context = Hierarchy([Table({0: [(1, 0)]}, [0.5], lasting)]), [0]
+    for persistent in (True, False):
+        drafter, context = Hierarchy([Table({0: [(1, 0)]}, [0.5], persistent)]), [0]
         for _ in range(50):
             say(drafter, context, [0], Budget(1))
         learnt = first_rate(drafter, context)
         context += [5, 0]  # by the user
-        rates[lasting] = learnt, first_rate(drafter, context)
+        rates[persistent] = learnt, first_rate(drafter, context)
     assert 0 < rates[True][0] < rates[True][1] < 0.1  # trust alone begins again
     assert rates[False][0] < 0.2
     assert rates[False][1] == 0.5
 
 
 def test_guesses_that_were_wrong_of_late_cost_trust_in_every_kind_until_the_next_prompt() -> None:
-    source = Table({0: [(1, 0)], 2: [(3, 1)]}, [0.5, 0.5], lasting=True)
+    source = Table({0: [(1, 0)], 2: [(3, 1)]}, [0.5, 0.5], persistent=True)
     drafter, context = Hierarchy([source]), [0]
     for _ in range(10):
         say(drafter, context, [0], Budget(1))
@@ -235,7 +240,9 @@ def test_guesses_that_were_wrong_of_late_cost_trust_in_every_kind_until_the_next
 
 
 def test_what_a_passing_source_agreed_to_is_forgotten_with_it() -> None:
-    drafter = Hierarchy([Table({0: [(1, 0)]}, [0.5]), Table({0: [(1, 0)]}, [0.7], lasting=False)])
+    drafter = Hierarchy(
+        [Table({0: [(1, 0)]}, [0.5]), Table({0: [(1, 0)]}, [0.7], persistent=False)]
+    )
     context = [0]
     for _ in range(50):
         say(drafter, context, [0], Budget(1))
@@ -269,7 +276,7 @@ def test_learns_from_candidates_that_were_not_drafted_or_cut_off() -> None:
 def test_padding_is_filled_even_with_unlikely_guesses(width: int) -> None:
     unlikely = Table({i: [(i + 1, 0)] for i in range(50)}, [0.04])
     drafter = Hierarchy([unlikely])
-    assert _NEGLIGIBLE > 0.04
+    assert CONSTANTS.negligible > 0.04
     assert not drafter.propose([0], Budget(8, width))
     flat = Budget(8, width, pass_seconds=lambda rows: 1.0)
     assert len(drafter.propose([0], flat)) == 8
@@ -314,7 +321,7 @@ def test_any_sources_and_any_words(seed: int) -> None:
                 for token in range(vocab)
             },
             priors,
-            lasting=bool(random.integers(2)),
+            persistent=bool(random.integers(2)),
         )
 
     sources: list[Source] = [

@@ -47,8 +47,8 @@ def test_the_sources_of_every_name(
     name: str, tokenizer: Tokenizer, home: Path, tmp_path: Path
 ) -> None:
     indexed(tokenizer, tmp_path)
-    lasting = persistent_sources(name, tokenizer, info(tokenizer), "f", notice=pytest.fail)
-    drafters = model_free(name, tokenizer.vocab_size, lasting)
+    persistent = persistent_sources(name, tokenizer, info(tokenizer), "f", notice=pytest.fail)
+    drafters = model_free(name, tokenizer.vocab_size, persistent)
     assert len(drafters) == (name != "none")
     for drafter in drafters:
         assert isinstance(drafter, Hierarchy)
@@ -67,7 +67,7 @@ def test_an_index_that_cannot_be_used_is_told(
     tokenizer: Tokenizer, home: Path, tmp_path: Path
 ) -> None:
     indexed(tokenizer, tmp_path)
-    [path] = datastore.kept()
+    [path] = datastore.index_paths()
     path.write_bytes(path.read_bytes()[:100])
     told: list[str] = []
     sources = persistent_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=told.append)
@@ -85,7 +85,7 @@ def test_nothing_is_kept_where_the_cache_is_off(tokenizer: Tokenizer, home: Path
         cache.start([1])
         cache.observe(Outcome(EMPTY, 0, [2, 3], np.empty((0, 0), np.float32)))
         cache.close()  # type: ignore[attr-defined]
-        assert bool(ngram_store.kept()) == on
+        assert bool(ngram_store.cache_files()) == on
 
 
 def test_models_have_caches_of_their_own(tokenizer: Tokenizer, home: Path) -> None:
@@ -95,4 +95,4 @@ def test_models_have_caches_of_their_own(tokenizer: Tokenizer, home: Path) -> No
         cache.observe(Outcome(EMPTY, 0, [2], np.empty((0, 0), np.float32)))
         assert cache.successors(cache.start([1]), 4)
         cache.close()  # type: ignore[attr-defined]
-    assert len(ngram_store.kept()) == 2
+    assert len(ngram_store.cache_files()) == 2

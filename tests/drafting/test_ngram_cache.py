@@ -13,7 +13,7 @@ import pytest
 from edgespec.core.draft import EMPTY, Draft
 from edgespec.core.drafter import Outcome
 from edgespec.drafting import ngram_cache
-from edgespec.drafting.ngram_cache import _GRADES, MAX_BYTES, ORDERS, NgramCache
+from edgespec.drafting.ngram_cache import GRADES, MAX_BYTES, ORDERS, NgramCache
 from edgespec.drafting.sources import Source
 from edgespec.drafting.stores.ngram_store import BUCKET_BYTES, SLOT, WAYS
 
@@ -128,7 +128,7 @@ def test_counts_are_those_of_a_search() -> None:
         assert {token for token, _ in guesses} == {
             token for tokens in counts.values() for token in tokens
         }
-        assert max(counts) == guesses[0][1] // _GRADES + 1
+        assert max(counts) == guesses[0][1] // GRADES + 1
         longest = counts[max(counts)]
         assert longest.count(guesses[0][0]) == max(map(longest.count, longest))
 

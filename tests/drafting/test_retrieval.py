@@ -60,12 +60,11 @@ def test_short_matches_are_no_guesses(source: Retrieval, tokenizer: Tokenizer) -
     assert after(source, tokenizer, "ab") == ["c"]
 
 
-def test_chances_rise_with_length_and_agreement() -> None:
-    table = np.array(retrieval._PRIORS)
-    assert table.shape == (len(retrieval._LENGTHS), retrieval._BINS)
-    assert len(Retrieval.priors) == table.size
+def test_priors_rise_with_length_and_agreement() -> None:
+    constants = retrieval.CONSTANTS
+    table, shares = np.array(constants.priors), len(constants.shares)
+    assert table.shape == (len(constants.lengths), shares + len(constants.unanimous))
     assert ((table > 0) & (table < 1)).all()
-    shares = len(retrieval._SHARES)
     assert (np.diff(table[:, :shares], axis=1) > 0).all()
     assert (np.diff(table[:, shares:], axis=1) > 0).all()
     assert (np.diff(table[:, shares]) > 0).all()
@@ -200,5 +199,5 @@ def test_tells_of_an_index_that_is_damaged(
     ]
     [notice] = notices
     assert notice == f"the index {path} is not used: it is cut off, or no index; " + (
-        "`edgespec index` makes it anew"
+        "`edgespec index` builds it again"
     )

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgespec.drafting.suffix import _LONGEST, _OTHER_PRIOR, Suffix
+from edgespec.drafting.suffix import CONSTANTS, Suffix
 
-OTHER = _LONGEST + 1
+OTHER = CONSTANTS.longest + 1
 """Added to the kind of what followed less lately, or a shorter match."""
 
 
@@ -32,16 +32,16 @@ def test_nothing_is_guessed_where_nothing_matches(context: list[int]) -> None:
 
 
 def test_long_matches_are_one_kind() -> None:
-    for length in (_LONGEST, _LONGEST + 9):
+    for length in (CONSTANTS.longest, CONSTANTS.longest + 9):
         text = list(range(1, length + 1))
-        assert guesses([*text, 100, 0, *text]) == [(100, _LONGEST)]
+        assert guesses([*text, 100, 0, *text]) == [(100, CONSTANTS.longest)]
 
 
 def test_every_kind_has_a_prior() -> None:
-    assert len(Suffix.priors) == 2 * OTHER
-    assert Suffix.priors[2] == 2 / 5
-    assert set(Suffix.priors[OTHER:]) == {_OTHER_PRIOR}
-    assert not Suffix.lasting
+    assert len(Suffix().priors) == 2 * OTHER
+    assert Suffix().priors[2] == 2 / 5
+    assert set(Suffix().priors[OTHER:]) == {CONSTANTS.other_prior}
+    assert not Suffix.persistent
 
 
 def test_a_walk_follows_what_was_said_and_loses_the_match_where_that_was_not() -> None:

@@ -1,10 +1,10 @@
-"""Datastores: the user's own files as tokens, sorted so that what followed any words is found at once.
+"""Datastores: the user's own files as tokens, sorted so that what followed any text is found at once.
 
-A file holds tokens, positions and starts (uint32), then facts in JSON, then ``_TRAILER``. The tokens are
-those of all texts, ``SEPARATOR`` after each and ``DEPTH`` of them at the start. The positions are those of
-tokens that follow another one of their text, sorted by the ``DEPTH`` tokens before them read backwards (a
-suffix array of the reversed text): all places where a context's end occurs are neighbours. The starts are
-where the positions after each token begin, so that a search begins among few, and touches few pages.
+A file has tokens, positions and starts (uint32), then facts in JSON, then ``_TRAILER``. The tokens are those of all
+texts, with ``SEPARATOR`` after each and ``DEPTH`` of them at the start. The positions are of tokens that follow another
+one of their text, sorted by the ``DEPTH`` tokens before them read backwards (a suffix array of the reversed text). So all
+places where a context's end occurs are neighbours. The starts are where the positions after each token begin, so that
+a search has a short range and touches few pages.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from edgespec.models.tokenizer import Tokenizer
 
 DEPTH = 16
-"""Longer matches are not told apart."""
+"""Longer matches are not distinguished."""
 SEPARATOR = 0xFFFFFFFF
-"""Stands after each text; no token."""
+"""Comes after each text; it is no token."""
 _VERSION = 1
 _MAGIC = b"edgespec index"
 _TRAILER = struct.Struct("<32s I H 14s")
@@ -39,20 +39,20 @@ _TRAILER = struct.Struct("<32s I H 14s")
 _MAX_FACTS = 1 << 20
 _MAX_LISTED = 1000
 _COMPARED = 31
-"""Of so many tokens one tells which tokenizer it is."""
+"""One of so many tokens goes into ``tokenizer_key``."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a datastore says of itself."""
+    """The description in a datastore's file."""
 
     name: str
     tokenizer: str
-    """``tokenizer_key`` of whose tokens they are."""
+    """``tokenizer_key`` of the tokenizer."""
     model: str
-    """The name of a model that has this tokenizer."""
+    """The name of a model with this tokenizer."""
     paths: list[str]
-    """What was indexed."""
+    """The files and folders that were indexed."""
     files: int
     text_bytes: int
     created: str
@@ -61,15 +61,15 @@ class Facts:
     positions: int
     starts: int
     sha256: str
-    """Of all of these."""
+    """Of tokens, positions and starts."""
     byteorder: str
 
 
 class Datastore:
-    """An index that is mapped into memory: opening it reads a page, a lookup some dozens."""
+    """An index mapped into memory: opening it reads a page, a lookup some dozens of pages."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ``OSError``, and ``ValueError`` for anything but a whole index."""
+        """Raises ``OSError``, and ``ValueError`` for anything but a complete index."""
         self.path = path
         with path.open("rb") as file:
             mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -83,8 +83,10 @@ class Datastore:
         self._starts = words[-self.facts.starts :]
 
     def find(self, context: Sequence[int]) -> tuple[int, int, int]:
-        """Where the longest end of ``context`` that occurs does: ``positions[first:last]`` are what
-        follows it, and how many tokens match, at most ``DEPTH``."""
+        """``first``, ``last`` and ``match`` of the longest end of ``context`` that occurs.
+
+        ``positions[first:last]`` are those of the tokens after it; ``match`` is its length, at most ``DEPTH``.
+        """
         tokens, size = self.tokens, len(self.tokens)
         first, last, match = 0, len(self.positions), 0
         for back in range(1, min(DEPTH, len(context)) + 1):
@@ -105,14 +107,14 @@ class Datastore:
         return first, last, match
 
     def _after(self, token: int) -> tuple[int, int]:
-        """Where the positions after ``token`` are; bounded, for a bit may have flipped."""
+        """The range of positions after ``token``; bounded, because a bit may have flipped."""
         if token + 1 >= len(self._starts):
             return 0, 0
         end = min(self._starts[token + 1], len(self.positions))
         return min(self._starts[token], end), end
 
     def check(self) -> None:
-        """Read all of it. Raises ``ValueError`` where a bit is not as it was written."""
+        """Read all of it. Raises ``ValueError`` if a bit has changed."""
         if hashlib.sha256(self._data).hexdigest() != self.facts.sha256:
             raise ValueError("it is damaged")
 
@@ -123,29 +125,31 @@ def indexes_dir() -> Path:
 
 
 def tokenizer_key(tokenizer: Tokenizer) -> str:
-    """Which tokenizer it is, whatever file it came from; takes some milliseconds."""
+    """Identifies a tokenizer, whatever file it came from; takes some milliseconds."""
     ids = range(0, tokenizer.vocab_size, _COMPARED)
     spelled = [tokenizer.token_text(id) for id in ids if tokenizer.kinds[id] == NORMAL]
     parts = [tokenizer.kinds.count(NORMAL), *spelled]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def kept(tokenizer: str = "*") -> list[Path]:
-    """The files of all datastores, or of those with the tokens of one ``tokenizer_key``."""
+def index_paths(tokenizer: str = "*") -> list[Path]:
+    """The files of all datastores, or of those for one ``tokenizer_key``."""
     return sorted(indexes_dir().glob(f"{tokenizer}.*.index"))[:_MAX_LISTED]
 
 
 def file_name(name: str, tokenizer: str) -> str:
-    """Of the datastore of this name, with the tokens of a ``tokenizer_key``."""
+    """The file name of the datastore ``name`` for a ``tokenizer_key``."""
     return f"{tokenizer}.{name}.index"
 
 
 def remove(name: str) -> int:
-    """Delete the datastores called ``name``, of whatever tokenizer; returns how many there were.
+    """Delete the datastores called ``name`` for all tokenizers; returns how many there were.
 
-    Raises ``UserError`` where there is none, or it cannot be deleted.
+    Raises ``UserError`` if there is none, or if one cannot be deleted.
     """
-    found = [path for path in kept() if path.name.split(".", 1)[1] == f"{name.lower()}.index"]
+    found = [
+        path for path in index_paths() if path.name.split(".", 1)[1] == f"{name.lower()}.index"
+    ]
     if not found:
         raise UserError(f"there is no index {name!r}; `edgespec index --list` shows all")
     for path in found:
@@ -158,7 +162,7 @@ def remove(name: str) -> int:
 
 
 def facts_bytes(facts: Facts) -> bytes:
-    """How a datastore's file ends. Raises ``UserError`` where they are too many paths."""
+    """The end of a datastore's file. Raises ``UserError`` if there are too many paths."""
     text = json.dumps(asdict(facts)).encode()
     if len(text) > _MAX_FACTS:
         raise UserError("these are too many files to name; give the folders that they are in")
@@ -166,7 +170,7 @@ def facts_bytes(facts: Facts) -> bytes:
 
 
 def _read_facts(data: memoryview) -> Facts:
-    """Raises ``ValueError`` where the file that is ``data`` is not whole."""
+    """The facts in the file ``data``. Raises ``ValueError`` if it is not complete."""
     trailer = bytes(data[-_TRAILER.size :])
     if len(trailer) < _TRAILER.size or not trailer.endswith(_MAGIC):
         raise ValueError("it is cut off, or no index")

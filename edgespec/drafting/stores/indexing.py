@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from edgespec.models.tokenizer import Tokenizer
 
 MAX_FILE = 64 << 20
-"""Bytes; larger files are data rather than text."""
+"""Bytes of the largest file that is indexed; larger files are data rather than text."""
 _MAX_TOKENS = 1 << 27
-"""About 500 MB of text: a gigabyte on disk, and 700 MB of memory while it is sorted."""
+"""Tokens of the largest index, about 500 MB of text: a gigabyte on disk, and 700 MB of memory while it is sorted."""
 _HEAD = 8192
-"""A file with a zero byte among its first so many is not read further."""
+"""Bytes of a file's start; with a zero byte among them the file is not text."""
 _CHUNK, _BATCH = 1 << 16, 1 << 20
-"""Characters of a text that are tokenized in one piece, and of pieces at once on all cores."""
+"""Characters of a text that are tokenized in one piece, and of all pieces tokenized in parallel."""
 _PART = 1 << 21
 """Positions sorted at once: 40 bytes of memory for each."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -48,7 +48,7 @@ Tokens = npt.NDArray[np.uint32]
 
 
 def roots_of(paths: Sequence[Path]) -> list[Path]:
-    """``paths`` as they are from anywhere. Raises ``UserError`` where one is no file or folder."""
+    """``paths`` made absolute. Raises ``UserError`` if one is no file or folder."""
     roots = [Path(os.path.abspath(path)) for path in paths]
     for path, root in zip(paths, roots, strict=True):
         if not (root.is_dir() or root.is_file()):
@@ -63,12 +63,11 @@ def build(
     name: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Datastore, Counter[str]]:
-    """Index the text files under ``paths``; also returns how many were skipped, by why.
+    """Index the text files under ``paths``; also returns how many files were skipped, by reason.
 
-    ``name`` is by default that of the first path; a datastore of that name is replaced, by default only
-    if it is of the same paths. It is written beside its place and renamed when it is whole; another
-    process that builds the same one is waited for. Raises ``UserError`` where there is nothing to index,
-    or no room for it.
+    ``name`` is by default that of the first path. A datastore of that name is replaced; without ``name`` only if it is
+    of the same paths. The file is written under a temporary name and renamed when it is complete. A second process that
+    builds the same one waits. Raises ``UserError`` if there is nothing to index, or no space for it.
     """
     roots = roots_of(paths)
     key = tokenizer_key(tokenizer)
@@ -104,9 +103,8 @@ def build(
                     )
                     file.write(facts_bytes(facts))
                     file.flush()
-                    os.fsync(
-                        file.fileno()
-                    )  # else a power cut could leave the name without the contents
+                    # Else a power failure could leave the name without the contents.
+                    os.fsync(file.fileno())
                 os.replace(partial, final)
             finally:
                 partial.unlink(missing_ok=True)
@@ -116,7 +114,7 @@ def build(
 
 
 def skipped_line(skipped: Counter[str]) -> str:
-    """How many files are not in an index, and why."""
+    """How many files were skipped, and why."""
     return "skipped " + ", ".join(f"{count:,} {why}" for why, count in skipped.most_common())
 
 
@@ -139,7 +137,7 @@ def _name_of(path: Path) -> str:
 
 
 def _refuse_other(final: Path, roots: Sequence[Path]) -> None:
-    """A datastore that has by chance the same name is not replaced."""
+    """Raises ``UserError`` if ``final`` is a datastore of other paths."""
     try:
         facts = Datastore(final).facts
     except (FileNotFoundError, ValueError):
@@ -155,7 +153,7 @@ def _refuse_other(final: Path, roots: Sequence[Path]) -> None:
 
 
 class _Texts:
-    """The texts of files under folders, each once; counts them, and what is skipped."""
+    """The different texts of the files under folders; counts them, and the files skipped."""
 
     def __init__(self, roots: Sequence[Path], skipped: Counter[str], progress: Progress) -> None:
         self.files = self.bytes = 0
@@ -191,7 +189,7 @@ class _Texts:
             yield text
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, int]]:
-        """Files and their sizes, in order. Links are not followed, but a root may be one."""
+        """Files and their sizes, in order. Links are not followed, except for a root."""
         if root.is_file():
             yield root, root.stat().st_size
             return
@@ -222,7 +220,7 @@ class _Texts:
 
 
 def _read(path: Path) -> bytes:
-    """Raises ``ValueError`` that says what else than a text it is."""
+    """The file's bytes. Raises ``ValueError`` with the reason if it is not a text."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
         if b"\0" in head:
@@ -275,7 +273,7 @@ def _write_tokens(
 
 
 def _batches(texts: _Texts) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of texts, cut at ends of lines where there are any, and whether a text ends there."""
+    """Pieces of texts, cut at ends of lines if possible, each with whether a text ends there."""
     batch: list[tuple[str, bool]] = []
     waiting = 0
     for text in texts:
@@ -295,17 +293,17 @@ def _batches(texts: _Texts) -> Iterator[list[tuple[str, bool]]]:
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """As ``tokenizer.encode``, all at once where it does nothing but what the library does."""
+    """As ``tokenizer.encode``, in parallel where that only calls the library."""
     specials = [special.text for special in tokenizer.specials if not special.control]
-    alone = [
+    single = [
         tokenizer.space_prefix != "never" or any(special in text for special in specials)
         for text in texts
     ]
-    together = [text for text, own in zip(texts, alone, strict=True) if not own]
+    together = [text for text, apart in zip(texts, single, strict=True) if not apart]
     encoded = iter(tokenizer.model.encode_batch_fast(together, add_special_tokens=False))
     return [
-        tokenizer.encode(text) if own else next(encoded).ids
-        for text, own in zip(texts, alone, strict=True)
+        tokenizer.encode(text) if apart else next(encoded).ids
+        for text, apart in zip(texts, single, strict=True)
     ]
 
 
@@ -351,8 +349,8 @@ def _write_positions(
 def _sort(positions: npt.NDArray[np.int64], tokens: Tokens, bits: int) -> None:
     """Sort in place by the ``DEPTH`` tokens of ``bits`` bits before each, the nearest first.
 
-    Sorts by as many tokens as fit into 64 bits, then those that are still equal by the next ones
-    (as prefix doubling does, without ranks of all the text).
+    Sorts by as many tokens as fit into 64 bits, then those that are still equal by the next ones (like prefix doubling,
+    but without ranks of the whole text).
     """
     tied, places = positions, np.arange(len(positions))
     groups = np.zeros(len(positions), np.int64)  # which of them are equal so far

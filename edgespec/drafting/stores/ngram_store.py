@@ -1,8 +1,7 @@
-"""The n-gram caches on disk: one file a model, and whether any are kept. See ``docs/cache.md``.
+"""The n-gram caches on disk: one file a model, and whether caches are enabled. See ``docs/cache.md``.
 
-A file is a header and the table as it lies in memory: reading it is one read and a checksum. It is
-replaced whole, by a rename, under a lock that the system releases when its holder dies; so a killed
-process or a full disk leaves the file as it was.
+A file is a header and the table as it is in memory: reading it is one read and a checksum. It is replaced by a rename,
+under a lock that the system releases when its holder dies. So a killed process or a full disk leaves the file as it was.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from edgespec.errors import UserError
 from edgespec.models import store
 
 WAYS = 8
-"""Slots of a bucket: where an n-gram may lie."""
+"""Slots of a bucket: the places for an n-gram."""
 SUCCESSORS = 4
-"""Tokens that are kept of those that followed an n-gram."""
+"""Tokens stored of those that followed an n-gram."""
 SLOT = np.dtype(
     [("key", "u8"), ("used", "u4"), ("counts", "u1", SUCCESSORS), ("tokens", "u4", SUCCESSORS)]
 )
-"""An n-gram: a hash of its tokens (0: the slot is free), when it was last seen, what followed how
-often, the most frequent first (count 0: no token)."""
+"""An n-gram: a hash of its tokens (0: the slot is free), the clock of its last occurrence, and the counts and tokens of
+what followed, the most frequent first (count 0: no token)."""
 Slots = npt.NDArray[np.void]
 """``SLOT``s, ``[buckets, WAYS]``, a power of two of buckets."""
 BUCKET_BYTES = WAYS * SLOT.itemsize
 MAX_BUCKETS = 1 << 19
-"""128 MiB: a file that says it has more is not read."""
+"""128 MiB: a file with more buckets is not read."""
 
 _MAGIC, _VERSION = b"edgengrm", 1
 # magic, version, vocabulary, buckets, entries, clock, serial, payload's CRC, key, name; its own CRC.
@@ -47,20 +46,20 @@ _CRC = struct.Struct("=I")
 _START = _HEADER.size + _CRC.size
 _MAX_LISTED = 1000
 _LOCK_S = 10.0
-"""A save or a load of another process takes a second at most."""
+"""Seconds to wait for the lock: a save or a load of another process takes a second at most."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself."""
+    """The header of a file."""
 
     vocab_size: int
     buckets: int
     entries: int
     clock: int
-    """Tokens that were learnt, at most 2³² - 1."""
+    """Tokens learnt, at most 2³² - 1."""
     serial: int
-    """Another one each time that the file is written."""
+    """A random number, new each time that the file is written."""
     checksum: int
     key: str
     name: str
@@ -68,7 +67,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheFile:
     """A file in the folder, for ``edgespec cache show``."""
 
     path: Path
@@ -76,7 +75,7 @@ class Kept:
     modified: float
     """Seconds since the epoch."""
     header: Header | None
-    """``None`` where it is not a cache that would be read."""
+    """``None`` if it is not a valid cache."""
 
 
 def directory() -> Path:
@@ -85,22 +84,22 @@ def directory() -> Path:
 
 
 def path_of(key: str) -> Path:
-    """Where the cache of ``key`` is kept."""
+    """The file of the cache of ``key``."""
     return directory() / f"{key}.ngrams"
 
 
 def key_of(*identity: str | int) -> str:
-    """A key of all that makes token ids mean something else: the model, its vocabulary."""
+    """A key of everything that token ids depend on: the model, its vocabulary."""
     return sha256("\n".join(map(str, identity)).encode()).hexdigest()[:32]
 
 
 def enabled() -> bool:
-    """Whether the user lets caches be read and written; so it is until ``switch(False)``."""
+    """Whether caches are read and written; true until ``switch(False)``."""
     return not _off().exists()
 
 
 def switch(on: bool) -> None:
-    """Keep caches from now on, or neither read nor write any. Those on disk stay."""
+    """Enable or disable caches from now on. Those on disk stay."""
     try:
         if on:
             _off().unlink(missing_ok=True)
@@ -113,8 +112,8 @@ def switch(on: bool) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, which is made if need be; others wait. Raises ``OSError``, also where no lock
-    is to be had."""
+    """Lock ``folder``, which is created if needed; other processes wait. Raises ``OSError``, also if the lock cannot be
+    acquired."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,14 +127,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def serial_of(path: Path) -> int | None:
-    """Which writing of the file is there; ``None``: no file, or none to be read."""
+    """The serial of the file; ``None``: there is no valid file."""
     with contextlib.suppress(FileNotFoundError, ValueError), path.open("rb") as file:
         return _header(file.read(_START)).serial
     return None
 
 
 def read(path: Path, key: str, vocab_size: int) -> tuple[Header, Slots]:
-    """The cache of ``key``. Raises ``ValueError`` for anything else, ``OSError`` as files do."""
+    """Read the cache of ``key``. Raises ``ValueError`` for anything else, and ``OSError``."""
     with path.open("rb") as file:
         header = _header(file.read(_START))
         if header.key != key or header.vocab_size != vocab_size:
@@ -147,7 +146,7 @@ def read(path: Path, key: str, vocab_size: int) -> tuple[Header, Slots]:
             raise ValueError("it is not whole")
     if zlib.crc32(slots.view(np.uint8).data) != header.checksum:
         raise ValueError("its checksum is wrong")
-    # whoever can write the file can write a checksum: no guess may be beyond the vocabulary
+    # A file with a valid checksum may still be crafted: no guess may be beyond the vocabulary.
     if slots["tokens"].max() >= vocab_size or not slots["counts"][slots["key"] != 0, 0].all():
         raise ValueError("it has values out of bounds")
     np.minimum(slots["used"], header.clock, out=slots["used"])
@@ -155,7 +154,7 @@ def read(path: Path, key: str, vocab_size: int) -> tuple[Header, Slots]:
 
 
 def write(path: Path, key: str, name: str, vocab_size: int, clock: int, slots: Slots) -> int:
-    """Replace the file, whose folder is ``locked``; its serial. Raises ``OSError``: it is as it was."""
+    """Replace the file in a ``locked`` folder; returns its serial. After an ``OSError`` the file is as it was."""
     payload = slots.view(np.uint8).data
     serial = secrets.randbits(63) + 1
     shown = "".join(filter(str.isprintable, name)).encode()[:128].decode(errors="ignore")
@@ -165,7 +164,7 @@ def write(path: Path, key: str, name: str, vocab_size: int, clock: int, slots: S
     )
     part = path.with_suffix(
         ".part"
-    )  # one a model, for the lock is held: a killed process leaves one
+    )  # one name suffices under the lock; a killed process leaves one
     try:
         with open(
             os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o600), "wb"
@@ -181,24 +180,24 @@ def write(path: Path, key: str, name: str, vocab_size: int, clock: int, slots: S
     return serial
 
 
-def kept() -> list[Kept]:
-    """The caches on disk, the last used first."""
+def cache_files() -> list[CacheFile]:
+    """The caches on disk, the most recently used first."""
     found = []
     for path in sorted(directory().glob("*.ngrams"))[:_MAX_LISTED]:
         with contextlib.suppress(OSError):  # deleted meanwhile, or not ours to read
             stat, header = path.stat(), None
             with contextlib.suppress(ValueError), path.open("rb") as file:
                 header = _header(file.read(_START))
-            found.append(Kept(path, stat.st_size, stat.st_mtime, header))
+            found.append(CacheFile(path, stat.st_size, stat.st_mtime, header))
     return sorted(found, key=lambda cache: -cache.modified)
 
 
 def clear(name: str | None = None) -> int:
-    """Delete the caches of the model ``name``, or all; how many. Raises ``UserError``."""
+    """Delete the caches of the model ``name``, or all; returns how many. Raises ``UserError``."""
     if not directory().is_dir():
         found = []
     else:
-        found = [c for c in kept() if name is None or (c.header and c.header.name == name)]
+        found = [c for c in cache_files() if name is None or (c.header and c.header.name == name)]
     if name is not None and not found:
         raise UserError(f"there is no cache of {name!r}; `edgespec cache show` lists them")
     try:
@@ -220,7 +219,7 @@ def _off() -> Path:
 
 
 def _header(found: bytes) -> Header:
-    """Raises ``ValueError`` where it is none of this version, or not as it was written."""
+    """Parse a header. Raises ``ValueError`` if it is of another version or damaged."""
     if len(found) < _START or not found.startswith(_MAGIC):
         raise ValueError("it is no n-gram cache")
     _, version, vocab_size, buckets, entries, clock, serial, checksum, key, name = (

@@ -347,12 +347,12 @@ def test_keys_tell_everything_apart() -> None:
 
 
 def test_what_is_kept(home: Path) -> None:
-    assert files.kept() == []
+    assert files.cache_files() == []
     assert files.clear() == 0
     paths = [keep("one"), keep("two"), keep("a long\nname " * 30)]
     os.utime(paths[0], (1, 1))
     (files.directory() / "other.ngrams").write_bytes(b"no cache")
-    found = {cache.path: cache for cache in files.kept()}
+    found = {cache.path: cache for cache in files.cache_files()}
     assert list(found)[-1] == paths[0], "the last used first"
     assert [found[path].header.name for path in paths[:2]] == ["one", "two"]  # type: ignore[union-attr]
     assert found[files.directory() / "other.ngrams"].header is None
@@ -361,7 +361,7 @@ def test_what_is_kept(home: Path) -> None:
     assert files.clear("one") == 1
     assert not paths[0].exists()
     assert files.clear() == 3
-    assert files.kept() == []
+    assert files.cache_files() == []
 
 
 def test_switching_off_and_on(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""The columns of a draft model's logits that tokens are taken from."""
+"""The columns of a draft model's logits from which tokens are drafted."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ from edgespec.core.runtime import FloatArray
 from edgespec.core.sampling import Sampling, penalise, probabilities
 from edgespec.drafting.vocabulary import Ids, Vocabulary
 
-_SHARED = 0.5
-"""Of the draft's tokens, what the target must have too for drafts to be drawn from these alone."""
+
+@dataclass(frozen=True)
+class ColumnConstants:
+    """Constants of the choice of columns."""
+
+    min_shared: float = 0.5
+    """Share of the draft's tokens that the target must have too, for drafts to be sampled. A guess."""
+
+
+CONSTANTS = ColumnConstants()
 
 
 @dataclass(frozen=True)
-class Head:
-    """Where a token is taken from: its likeliest, or drawn."""
+class LogitColumns:
+    """The logit columns of the tokens that may be drafted, and their ids."""
 
     columns: Ids | None
-    """``None``: all of them."""
+    """Indices into a row of logits; ``None``: all columns."""
     ids: Ids
-    """Their tokens, the draft's."""
+    """By column: the draft model's token id."""
     targets: Ids | None
-    """The target's, if tokens are drawn from a distribution; ``None``: the likeliest is taken."""
+    """By column: the target's token id, if tokens are sampled; ``None``: the likeliest is taken."""
     column_of: Ids
-    """By the draft's token; -1: it has none."""
+    """By the draft model's token id: its column, or -1."""
 
     def scores(
         self,
@@ -35,9 +43,9 @@ class Head:
         context: Sequence[int],
         drafted: Sequence[int],
     ) -> tuple[FloatArray, float]:
-        """What the token after ``context`` and ``drafted`` is taken from, ``[columns]``, and its top probability.
+        """Scores of the token after ``context`` and ``drafted``, ``[columns]``, and its top probability.
 
-        A distribution if it is drawn; else logits, and the top probability of their softmax.
+        A distribution if tokens are sampled; else logits, and the top probability of their softmax.
         """
         row = logits if self.columns is None else logits[self.columns]
         seen = np.empty(0, np.intp)
@@ -52,23 +60,25 @@ class Head:
         return row, 1 / float(np.exp(row - row.max()).sum())
 
 
-def make_head(
-    ids: Ids, vocabulary: Vocabulary, vocab_size: int, readable: int, drawn: bool
-) -> Head:
-    """What tokens are taken from, ``drawn`` or not.
+def select_columns(
+    ids: Ids, vocabulary: Vocabulary, vocab_size: int, readable: int, sampled: bool
+) -> LogitColumns:
+    """The columns for ``sampled`` or for greedy drafts.
 
-    ``ids`` are the draft's tokens, by column; ``vocab_size`` is the width of the target's logits, and those from
-    ``readable`` on the draft cannot read.
+    ``ids`` are the draft model's tokens by column. ``vocab_size`` is the width of the target's logits. The
+    draft model cannot read ids from ``readable`` on.
     """
     targets = None
-    if drawn or vocabulary.same:
+    if sampled or vocabulary.same:
         shared = vocabulary.shared
         targets = np.where(ids < len(shared), shared[np.minimum(ids, len(shared) - 1)], -1)
         targets, columns = np.unique(targets, return_index=True)
         targets, columns = targets[targets >= 0], columns[targets >= 0]
-    if targets is None or (not vocabulary.same and len(columns) < _SHARED * readable):
+    if targets is None or (not vocabulary.same and len(columns) < CONSTANTS.min_shared * readable):
         targets, columns = None, np.flatnonzero(ids < readable)
     column_of = np.full(max(vocab_size, readable, int(ids.max()) + 1), -1)
     column_of[ids[columns]] = np.arange(len(columns))
-    every = np.array_equal(columns, np.arange(len(ids)))
-    return Head(None if every else columns, ids[columns], targets if drawn else None, column_of)
+    is_all = np.array_equal(columns, np.arange(len(ids)))
+    return LogitColumns(
+        None if is_all else columns, ids[columns], targets if sampled else None, column_of
+    )
