@@ -166,7 +166,7 @@ def shape(model: Model) -> ModelDimensions:
         )
     import onnx
 
-    from edgespec.runtimes.onnx import read_manifest
+    from edgespec.models.onnx_folder import read_manifest
 
     graph = onnx.load(str(model.path / "model.onnx"), load_external_data=False).graph
     return built_shape(read_manifest(model.path), graph, model.tokenizer.vocab_size)
@@ -343,7 +343,7 @@ def _shape(source: Source, tokenizer: Tokenizer) -> ModelDimensions | None:
 def _bundled(model: BundledModel, tokenizer: Tokenizer) -> Model:
     if model.format == "gguf":
         return _gguf(model.path, tokenizer)
-    from edgespec.runtimes.onnx import read_manifest
+    from edgespec.models.onnx_folder import read_manifest
 
     manifest = read_manifest(model.path)
     return Model(

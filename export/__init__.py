@@ -8,11 +8,9 @@ from pathlib import Path
 
 from edgespec.errors import UserError
 from edgespec.export.sources import name_of
+from edgespec.models.onnx_folder import BUILDER_VERSION
 from edgespec.models.store import locked, reason
 from edgespec.progress import Progress, silent
-
-BUILDER_VERSION = 6
-"""Part of the key of every built model: raise it when what is built changes."""
 
 
 def onnx_folder(source: Path, sha256: str, parent: Path) -> Path:

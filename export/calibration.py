@@ -68,7 +68,7 @@ class Layers:
         """
         import torch
 
-        from edgespec.runtimes.torch import FUSED_LAYER_NAMES, LAYER_NAMES, load_model
+        from edgespec.export.reference import FUSED_LAYER_NAMES, LAYER_NAMES, load_model
 
         model = load_model(_OneLayer(self._source, layer))
         model.model.norm = torch.nn.Identity()

@@ -23,8 +23,8 @@ from edgespec.export.architectures import read_config
 from edgespec.export.gptq import Codes, gptq, inverse_factor
 from edgespec.export.quants import FORMATS, dequantize, encode, row_bytes
 from edgespec.export.sources import Source
-from edgespec.export.sources.trimmed import EMBEDDING, HEAD
 from edgespec.models.gguf import TensorInfo
+from edgespec.models.trimmed import EMBEDDING, HEAD
 from edgespec.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from edgespec.core.runtime import Runtime
 from edgespec.export.calibration import calibration_windows
 from edgespec.export.recipe import Recipe
-from edgespec.export.sources import TOKEN_IDS, Source
+from edgespec.export.sources import Source
 from edgespec.export.vocabulary import (
     Answer,
     Counts,
@@ -32,6 +32,7 @@ from edgespec.export.vocabulary import (
 from edgespec.export.weights import with_weights
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress
 
 _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}

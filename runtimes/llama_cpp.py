@@ -20,9 +20,8 @@ import numpy as np
 
 from edgespec.core.runtime import DEFAULT_CONTEXT, MAX_ROWS, FloatArray, ModelInfo, capacity
 from edgespec.errors import UserError
-from edgespec.export.sources import TOKEN_IDS
-from edgespec.export.sources.trimmed import EMBEDDING, whole_embedding
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.trimmed import EMBEDDING, TOKEN_IDS, whole_embedding
 from edgespec.runtimes.devices import physical_cores
 from edgespec.runtimes.llama_sequences import (
     CACHE_TYPES,

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from edgespec.core.runtime import ContextOverflow, FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
-from edgespec.export.sources import TOKEN_IDS
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.trimmed import TOKEN_IDS
 
 MAX_LEAVES = 64
 """Sequences of a context, the most that older llama.cpp versions allow."""

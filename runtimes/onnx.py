@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgespec.core.runtime import (
     capacity,
 )
 from edgespec.errors import UserError
+from edgespec.models.onnx_folder import read_manifest
 from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores
 from edgespec.runtimes.invariance import (
@@ -309,25 +309,6 @@ def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, F
         name: np.zeros((1, heads, capacity, head_dim), np.float32)
         for name, (_, heads, _, head_dim) in shapes.items()
     }
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """``edgespec.json`` of a built model. Raises ``UserError`` where the model is not whole."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "edgespec.json").read_text("utf-8"))
-        for name in ("model.onnx", "model.onnx.data"):
-            if (folder / name).stat().st_size != manifest["files"][name]:
-                raise ValueError(f"{name} does not have {manifest['files'][name]} bytes")
-        for key in ("vocab_size", "layers", "context", "weight_bytes"):
-            if not isinstance(manifest[key], int) or manifest[key] < 1:
-                raise ValueError(f"its {key} is {manifest[key]!r}")
-        for key in ("name", "architecture", "window", "constants", "token_ids"):
-            manifest[key]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{folder} is not a complete model ({error}); delete it and it will be built again"
-        ) from error
-    return manifest
 
 
 _pool_threads: int | None = None

@@ -25,6 +25,7 @@ from edgespec.core.runtime import (
     capacity,
 )
 from edgespec.errors import UserError
+from edgespec.models.onnx_folder import MANIFEST_FILE
 from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import choose_provider, physical_cores
 from edgespec.runtimes.onnx import Bookkeeping, share_threads
@@ -43,7 +44,7 @@ _PAST, _PRESENT = "past_key_values", "present"
 
 def is_optimum_folder(path: Path) -> bool:
     """Whether a folder holds what Optimum's exporter writes: a graph with a ``config.json``."""
-    own = path / "edgespec.json"
+    own = path / MANIFEST_FILE
     return (path / "model.onnx").is_file() and (path / "config.json").is_file() and not own.exists()
 
 

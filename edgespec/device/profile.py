@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgespec.core.runtime import prefill_chunk
 from edgespec.device import huge_pages
 from edgespec.errors import UserError
-from edgespec.export import BUILDER_VERSION
+from edgespec.models.onnx_folder import BUILDER_VERSION
 from edgespec.runtimes.devices import choose_provider, cpu_name, physical_cores, power_source
 
 VERSION = 1

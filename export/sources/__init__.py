@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile, TensorInfo
+from edgespec.models.trimmed import TOKEN_IDS
 
-TOKEN_IDS = "edgespec.token_ids"
-"""Metadata of a source whose head was trimmed: the token that each of its rows is for, ascending."""
 KEPT_LAYERS = "edgespec.kept_layers"
 """Metadata of a source that lost layers: the layer that each of its layers was, ascending."""
 

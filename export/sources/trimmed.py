@@ -15,15 +15,21 @@ import numpy.typing as npt
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.quants import dequantize
-from edgespec.export.sources import TOKEN_IDS, Source
+from edgespec.export.sources import Source
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
 from edgespec.models.tokenizer import whole_metadata
+from edgespec.models.trimmed import (
+    EMBEDDING,
+    HEAD,
+    TOKEN_IDS,
+    VOCAB_SIZE,
+    checked_token_ids,
+    kept_first,
+    whole_embedding,
+)
 from edgespec.progress import Progress, silent
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-VOCAB_SIZE = "edgespec.vocab_size"
-"""Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
 _PART_ROWS = 8192
 
 
@@ -37,7 +43,7 @@ class TrimmedHead:
     def __init__(self, source: Source, token_ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self._head = _head_of(source)
         info = source.tensors[self._head]
-        self._ids = _checked(token_ids, info.rows, source.path)
+        self._ids = checked_token_ids(token_ids, info.rows, source.path)
         self._source = source
         self.path = source.path
         self.metadata: Mapping[str, Any] = {**source.metadata, TOKEN_IDS: self._ids.tolist()}
@@ -106,26 +112,6 @@ def _append(
         file.truncate()
 
 
-def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8]]:
-    """Of a file that ``write_trimmed_gguf`` wrote: the row of each token, and the mapped rows.
-
-    Raises ``UserError`` where the file does not have as many.
-    """
-    info, size = file.tensors.get(EMBEDDING), file.metadata.get(VOCAB_SIZE)
-    if info is None or not isinstance(size, int):
-        raise UserError(f"{file.path} is trimmed, but not by edgespec; export it again")
-    rest = os.path.getsize(file.path) - info.offset
-    if not info.rows <= size <= rest // info.row_bytes:
-        raise UserError(f"{file.path} ends before its embedding does; export it again")
-    kept = _checked(file.metadata[TOKEN_IDS], size, file.path)
-    if len(kept) != info.rows:
-        raise UserError(f"{file.path} has {info.rows} rows for {len(kept)} tokens; export it again")
-    rows = np.empty(size, np.intp)
-    rows[_kept_first(kept, size)] = np.arange(size)
-    mapped = np.memmap(file.path, np.uint8, "r", info.offset, (size, info.row_bytes))
-    return rows, mapped.view(np.ndarray)
-
-
 class TrimmedGGUF:
     """A file that ``write_trimmed_gguf`` wrote, as the source that it was made of."""
 
@@ -156,7 +142,7 @@ class _Shrunken:
         self._source, self.path = source, source.path
         ids = source.metadata[TOKEN_IDS]
         embedding, head = source.tensors[EMBEDDING], source.tensors[HEAD]
-        order = _kept_first(np.array(ids), embedding.rows)
+        order = kept_first(np.array(ids), embedding.rows)
         self._kept, self.others = np.split(order, [len(ids)])
         tokenizer = {k: v for k, v in source.metadata.items() if k.startswith("tokenizer.")}
         self.metadata: Mapping[str, Any] = {
@@ -188,19 +174,3 @@ def _head_of(source: Source) -> str:
     if TOKEN_IDS in source.metadata:
         raise UserError(f"{source.path} is trimmed already; trim the model that it was made of")
     return name
-
-
-def _kept_first(kept: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """Every token: those kept, ascending, then the others, ascending."""
-    return np.concatenate([kept, np.setdiff1d(np.arange(size), kept, assume_unique=True)])
-
-
-def _checked(ids: Any, size: int, path: Path) -> npt.NDArray[np.int64]:
-    """``ids`` as an array, if they ascend and are tokens of a vocabulary of ``size``."""
-    array = np.asarray(ids)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
-        raise UserError(f"{path}: the tokens to keep are not a list of ids")
-    array = array.astype(np.int64)
-    if (np.diff(array) <= 0).any() or array[0] < 0 or array[-1] >= size:
-        raise UserError(f"{path}: the tokens to keep must ascend, from 0 to {size - 1}")
-    return array

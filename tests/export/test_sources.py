@@ -133,7 +133,7 @@ def test_golden_logits(tmp_path: Path, name: str) -> None:
 def assert_agrees_with_transformers(folder: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     source = open_source(folder)
     expected = TorchRuntime(folder, context=64, threads=1).forward(TOKENS)
@@ -271,7 +271,7 @@ def test_layers_of_a_pruned_model_stay_what_they_were(tmp_path: Path, architectu
     pruned = Changed(whole, names, metadata)
     np.testing.assert_allclose(logits_of(pruned, tmp_path / "pruned"), expected, rtol=0, atol=1e-3)
     pytest.importorskip("torch")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     found = TorchRuntime(pruned, context=64, threads=1).forward(TOKENS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)

@@ -79,7 +79,7 @@ def llama_logits(path: Path, tokens: list[int] = TOKENS) -> FloatArray:
 
 def torch_logits(path: Path, tokens: list[int] = TOKENS) -> FloatArray:
     pytest.importorskip("torch", reason="pip install .[torch]")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     return TorchRuntime(path, threads=2).forward(tokens)
 

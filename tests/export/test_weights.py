@@ -258,7 +258,7 @@ def test_without_torch_int4_is_one_line(source: GGUFFile, monkeypatch: pytest.Mo
 def test_layers_one_at_a_time_are_the_model(architecture: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from edgespec.export.calibration import Layers, shared_inputs
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture))
     windows = np.random.default_rng(0).integers(0, 256, (2, 40)).tolist()
