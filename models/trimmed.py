@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ TOKEN_IDS = "edgespec.token_ids"
 VOCAB_SIZE = "edgespec.vocab_size"
 """Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+
+
+def whole_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A GGUF file's metadata with its ``tokenizer.…``, where a trimmed draft keeps that under
+    ``edgespec.tokenizer.…``."""
+    aside = any(key.startswith("edgespec.tokenizer.") for key in metadata)
+    return {
+        key.removeprefix("edgespec.") if key.startswith("edgespec.tokenizer.") else key: value
+        for key, value in metadata.items()
+        if not (aside and key.startswith("tokenizer."))
+    }
 
 
 def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8]]:

@@ -12,7 +12,8 @@ from itertools import islice
 import numpy as np
 
 from edgespec.drafting.vocabulary import Ids
-from edgespec.models.tokenizer import BYTE, Tokenizer
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.vocabulary import BYTE
 
 _COMPARED = 16
 """Of so many tokens of two vocabularies one is compared: a wrong draft is only a slow one."""

@@ -18,7 +18,6 @@ from edgespec.export.quants import dequantize
 from edgespec.export.sources import Source
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
-from edgespec.models.tokenizer import whole_metadata
 from edgespec.models.trimmed import (
     EMBEDDING,
     HEAD,
@@ -27,6 +26,7 @@ from edgespec.models.trimmed import (
     checked_token_ids,
     kept_first,
     whole_embedding,
+    whole_metadata,
 )
 from edgespec.progress import Progress, silent
 

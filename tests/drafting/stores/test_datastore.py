@@ -26,7 +26,8 @@ from edgespec.drafting.stores.datastore import (
 from edgespec.drafting.stores.indexing import build, skipped_line
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.tokenizer import USER_DEFINED, Tokenizer
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.vocabulary import USER_DEFINED
 from tests.tiny import tiny_gguf
 
 TEXTS = {"a.txt": "hello world, the world is in order\n", "b/c.md": "for the sake of the world\n"}
