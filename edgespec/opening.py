@@ -20,7 +20,7 @@ from edgespec.device.planning import Asked, Plan, plan
 from edgespec.errors import UserError
 from edgespec.export import build_onnx, onnx_folder
 from edgespec.export.architectures import ARCHITECTURES
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models import store
 from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile

@@ -22,7 +22,8 @@ from edgespec.export.bundle import (
 )
 from edgespec.export.quality import Quality, check, held_out, measure
 from edgespec.export.recipe import Recipe
-from edgespec.export.sources import KEPT_LAYERS, Source, open_source
+from edgespec.export.source import KEPT_LAYERS, Source
+from edgespec.export.sources import open_source
 from edgespec.export.vocabulary import Answer, Counts, DraftReport, draft_report, held_out_answers
 from edgespec.export.weights import bits_per_weight
 from edgespec.export.work import Work

@@ -9,7 +9,7 @@ from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.decoder import Decoder
 from edgespec.export.graph import Graph
-from edgespec.export.sources import Source, name_of
+from edgespec.export.source import Source, name_of
 from edgespec.models.onnx_folder import write_manifest
 from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress, silent

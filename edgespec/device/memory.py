@@ -18,7 +18,7 @@ from edgespec.core.runtime import MAX_ROWS, prefill_chunk
 from edgespec.device.machine import cpu_features
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, SUM_BLOCK
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.runtimes.llama_sequences import does_without_flash_attention
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.quants import dequantize
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
+from edgespec.export.to_gguf import with_tokenizer, write_gguf
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
 from edgespec.models.trimmed import (
@@ -82,8 +83,6 @@ def write_trimmed_gguf(source: Source, path: Path, progress: Progress = silent) 
     embedding. The tokenizer is kept under ``edgespec.tokenizer.…``. The file appears when it is
     whole. Raises ``UserError`` where it cannot be written.
     """
-    from edgespec.export.to_gguf import with_tokenizer, write_gguf
-
     if path.exists():
         raise UserError(f"{path} exists; remove it or choose another name")
     shrunken = _Shrunken(with_tokenizer(source))

@@ -17,7 +17,8 @@ import pytest
 
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
-from edgespec.export.sources import KEPT_LAYERS, Source, open_source
+from edgespec.export.source import KEPT_LAYERS, Source
+from edgespec.export.sources import open_source
 from edgespec.export.sources.safetensors import SafetensorsSource
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile, TensorInfo
