@@ -24,7 +24,7 @@ from edgespec.core.statistics import peak_memory_bytes
 from edgespec.device.memory import CACHE_BYTES, CACHE_TYPES, shape_of
 from edgespec.device.planning import Plan
 from edgespec.engine import Engine
-from edgespec.export.sources import name_of
+from edgespec.export.source import name_of
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from edgespec.session import Session

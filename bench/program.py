@@ -22,7 +22,7 @@ from edgespec.bench.report import write_report
 from edgespec.bench.running import EXACT, Running
 from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
-from edgespec.export.sources import name_of
+from edgespec.export.source import name_of
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.opening import Model, find, find_draft

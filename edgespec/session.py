@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from edgespec.config import EngineConfig
     from edgespec.drafting.ngram_cache import NgramCache
     from edgespec.models.chat_template import ChatTemplate
-    from edgespec.models.tokenizer import Detokenizer, Tokenizer
+    from edgespec.models.tokenizer import Tokenizer
+    from edgespec.models.vocabulary import Detokenizer
 
 _KEPT_EVERY_S = 60.0
 """Seconds between two times that what was learnt of answers is kept; it is when the engine closes, too."""

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from edgespec.errors import UserError
-from edgespec.export.sources import name_of
+from edgespec.export.source import name_of
 from edgespec.models.onnx_folder import BUILDER_VERSION
 from edgespec.models.store import locked, reason
 from edgespec.progress import Progress, silent

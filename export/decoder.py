@@ -14,7 +14,7 @@ from edgespec.errors import UserError
 from edgespec.export.architectures.common import Config
 from edgespec.export.graph import MICROSOFT, Graph
 from edgespec.export.quants import FORMATS, SUM_BLOCK, Format, dequantize, pack
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models.gguf import TensorInfo
 from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress

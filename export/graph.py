@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
+from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE
+
 MICROSOFT = "com.microsoft"
 _INLINE_BYTES = 1024  # shape inference wants small constants at hand
 _PAGE = 65536  # mapped tensors begin on a boundary that every operating system can map

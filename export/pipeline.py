@@ -22,7 +22,8 @@ from edgespec.export.bundle import (
 )
 from edgespec.export.quality import Quality, check, held_out, measure
 from edgespec.export.recipe import Recipe
-from edgespec.export.sources import KEPT_LAYERS, TOKEN_IDS, Source, open_source
+from edgespec.export.source import KEPT_LAYERS, Source
+from edgespec.export.sources import open_source
 from edgespec.export.vocabulary import Answer, Counts, DraftReport, draft_report, held_out_answers
 from edgespec.export.weights import bits_per_weight
 from edgespec.export.work import Work
@@ -31,6 +32,7 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.store import sha256_of
 from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress, silent
 
 

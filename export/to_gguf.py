@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import UserError
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models.gguf import BLOCK_FORMATS, TensorInfo
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.decoder import Decoder
-from edgespec.export.graph import MODEL_FILE, WEIGHTS_FILE, Graph
-from edgespec.export.sources import Source, name_of
+from edgespec.export.graph import Graph
+from edgespec.export.source import Source, name_of
+from edgespec.models.onnx_folder import write_manifest
 from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress, silent
 
@@ -43,7 +43,6 @@ def write_onnx(source: Source, folder: Path, progress: Progress = silent) -> Non
         "context": config.context,
         "window": config.window,
         "weight_bytes": decoder.weight_bytes,
-        "files": {n: (folder / n).stat().st_size for n in (MODEL_FILE, WEIGHTS_FILE)},
         "constants": graph.external,
     }
-    (folder / "edgespec.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_manifest(folder, manifest)

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from edgespec.core.runtime import FloatArray, Runtime
 from edgespec.errors import UserError
-from edgespec.models.tokenizer import UNUSED, Tokenizer
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.vocabulary import UNUSED
 from edgespec.progress import Progress, silent
 
 Counts = npt.NDArray[np.int64]

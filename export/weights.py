@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,13 @@ import numpy.typing as npt
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
+from edgespec.export.calibration_data import Layers, States, shared_inputs
 from edgespec.export.gptq import Codes, gptq, inverse_factor
 from edgespec.export.quants import FORMATS, dequantize, encode, row_bytes
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models.gguf import TensorInfo
 from edgespec.models.trimmed import EMBEDDING, HEAD
 from edgespec.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from edgespec.export.calibration import Layers, States
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -161,8 +159,6 @@ def quantize_int4(
     decides which takes which. Then layer by layer, each calibrated on what the quantized layers before
     it make of the text.
     """
-    from edgespec.export.calibration import Layers, shared_inputs
-
     if not windows:
         raise ValueError("int4 needs a text to be calibrated on")
     count = read_config(source.metadata).layers

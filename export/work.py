@@ -11,9 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from edgespec.core.runtime import Runtime
-from edgespec.export.calibration import calibration_windows
+from edgespec.export.calibration_data import calibration_windows
+from edgespec.export.pruning import choose_layers
 from edgespec.export.recipe import Recipe
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
+from edgespec.export.sources.pruned import KeptLayers
+from edgespec.export.sources.trimmed import TrimmedHead, head_rows, write_trimmed_gguf
+from edgespec.export.to_gguf import with_tokenizer, write_gguf
+from edgespec.export.to_onnx import write_onnx
 from edgespec.export.vocabulary import (
     Answer,
     Counts,
@@ -69,16 +74,12 @@ class Work:
         """The source with the layers that are asked for, and the weights where llama.cpp makes them."""
         made, recipe = self.source, self.recipe
         if recipe.keep_layers is not None:
-            from edgespec.export.sources.pruned import KeptLayers, choose_layers
-
             layers = recipe.keep_layers
             if isinstance(layers, int):
                 text = calibration_windows(self.tokenizer)[:_LAYER_WINDOWS]
                 layers = choose_layers(made, layers, text, self.progress)
             made = KeptLayers(made, layers)
         if self._quantizer is not None:
-            from edgespec.export.to_gguf import write_gguf
-
             path = self.scratch / "quantized.gguf"
             write_gguf(made, path, self.progress, quantize=self._quantizer)
             return GGUFFile(path)
@@ -119,15 +120,11 @@ class Work:
         target: Runtime | None,
     ) -> Source:
         """``made`` with the head that is asked for."""
-        from edgespec.export.sources.trimmed import TrimmedHead, head_rows
-
         rows = head_rows(made)[: self.tokenizer.vocab_size]
         sampled = other_answers(answers)
         frequencies = expected_frequencies(samples, sampled, rows, self.whole())
         del rows
         if self.recipe.format == "gguf":
-            from edgespec.export.to_gguf import with_tokenizer
-
             made = with_tokenizer(made)  # whose size it must have had when it is written
         size = self.recipe.trim_vocab
         if size == "auto":
@@ -144,8 +141,6 @@ class Work:
         answers: Sequence[Answer],
         target: Runtime,
     ) -> int:
-        from edgespec.export.sources.trimmed import TrimmedHead
-
         measured = []
         for part in _MEASURED_HEADS:
             path = self.scratch / (f"head-{part}" + ".gguf" * (self.recipe.format == "gguf"))
@@ -167,17 +162,11 @@ class Work:
     def write(self, made: Source, path: Path) -> None:
         """Write a source in the recipe's format."""
         if self.recipe.format == "onnx":
-            from edgespec.export.to_onnx import write_onnx
-
             path.mkdir()
             write_onnx(made, path, self.progress)
         elif TOKEN_IDS in made.metadata:
-            from edgespec.export.sources.trimmed import write_trimmed_gguf
-
             write_trimmed_gguf(made, path, self.progress)
         else:
-            from edgespec.export.to_gguf import write_gguf
-
             write_gguf(made, path, self.progress)
 
     def open(self, path: Path) -> Runtime:

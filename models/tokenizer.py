@@ -1,227 +1,20 @@
-"""Text to token ids and back, from what a model file says: GGUF metadata or a ``tokenizer.json``.
-
-The reference is llama.cpp's own tokenizer (``src/llama-vocab.cpp``): ids are equal to those of
-``llama_tokenize(add_special=False, parse_special=special)``. The merging is done by Hugging Face's
-``tokenizers``; special tokens are found here, because the two libraries find them differently.
-
-Text that came from bytes that are not UTF-8 may hold lone surrogates (Python's
-``surrogateescape``); each is read as one U+FFFD, as llama.cpp reads each invalid byte.
-"""
+"""A model's tokenizer, from and to its files: GGUF metadata or a folder with ``tokenizer.json``."""
 
 from __future__ import annotations
 
-import codecs
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from edgespec.errors import UserError
-
-if TYPE_CHECKING:
-    import tokenizers
-
-    from edgespec.models.gguf import GGUFFile
-
-# tokenizer.ggml.token_type
-_KINDS = range(1, 7)
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = _KINDS
-
-# Where a space is put before a text: nowhere, before its start, or also after each special token;
-# "bare": only where there is none yet.
-SpacePrefix = Literal["never", "always", "bare first", "bare always"]
-
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-SPACE = "\u2581"  # SentencePiece's visible space
-_PREFIX_LENGTH = 4  # special tokens are looked up by this many first characters
+from edgespec.models.gguf import GGUFFile
+from edgespec.models.tokenizer_gguf import from_metadata, to_metadata
+from edgespec.models.tokenizer_json import from_folder, to_folder
+from edgespec.models.trimmed import whole_metadata
+from edgespec.models.vocabulary import TokenizerError, Vocabulary
 
 
-def _byte_alphabet() -> dict[str, bytes]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    pairs = [(chr(byte), byte) for byte in printable]
-    pairs += [(chr(256 + i), byte) for i, byte in enumerate(hidden)]
-    return {char: bytes([byte]) for char, byte in pairs}
-
-
-_BYTES = _byte_alphabet()
-
-
-class TokenizerError(Exception):
-    """What is wrong with a tokenizer's description."""
-
-
-def _utf8(text: str) -> bytes:
-    """The bytes of a vocabulary's string, those that were not UTF-8 as they were."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-@dataclass(frozen=True)
-class SpecialToken:
-    """A token found in the text before anything else. ``control``: never in a user's text."""
-
-    text: str
-    id: int
-    control: bool
-    strip_left: bool = False
-    strip_right: bool = False
-
-
-class Detokenizer:
-    """Turns a stream of ids into text, each character once and only when all its bytes are there.
-
-    Bytes that can never become a character come out as U+FFFD, as Python's incremental decoder
-    has it. All that ``push`` returned plus ``flush`` is what ``Tokenizer.decode`` gives.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool, continues: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special else frozenset()
-        self._strip_space = tokenizer.space_prefix != "never" and not continues
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, ids: Iterable[int]) -> str:
-        """Take more ids; return the text that is now certain (possibly none)."""
-        data = b"".join(self._tokenizer.token_bytes(id) for id in ids if id not in self._skip)
-        if self._strip_space and data:
-            self._strip_space = False
-            data = data.removeprefix(b" ")
-        return self._decoder.decode(data)
-
-    def flush(self) -> str:
-        """End the stream; return what was held back."""
-        return self._decoder.decode(b"", final=True)
-
-
-class Tokenizer:
-    """A model's vocabulary: make one with ``from_gguf`` or ``from_file``.
-
-    ``stop_tokens`` are the ids that end an answer; ``special_ids`` those that have no text of
-    their own; ``add_bos`` says whether the model expects ``bos`` before every text.
-    """
-
-    def __init__(
-        self,
-        model: tokenizers.Tokenizer,
-        tokens: Sequence[str],
-        kinds: Sequence[int],
-        specials: Iterable[SpecialToken],
-        *,
-        byte_level: bool,
-        space_prefix: SpacePrefix,
-        bos: int | None,
-        eos: int | None,
-        add_bos: bool,
-        stop_tokens: Iterable[int],
-        chat_template: str | None,
-    ) -> None:
-        self.model = model
-        self.vocab_size = len(tokens)
-        # The library has nearly all names, so a list of them would only cost memory (Qwen: 13 MB).
-        name = model.id_to_token
-        self._other_names = {id: text for id, text in enumerate(tokens) if name(id) != text}
-        self.kinds = bytes(kind if kind in _KINDS else UNUSED for kind in kinds)
-        self.byte_level = byte_level
-        # Longest first, as llama.cpp looks for them (in bytes; ties by id).
-        self.specials = sorted(specials, key=lambda s: (-len(_utf8(s.text)), s.id))
-        self._ranks: dict[str, list[int]] = {}  # into specials, by the first characters
-        for rank, special in enumerate(self.specials):
-            self._ranks.setdefault(special.text[:_PREFIX_LENGTH], []).append(rank)
-        self.special_ids = frozenset(
-            [s.id for s in self.specials if s.control]
-            + [id for id, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL)]
-        )
-        self.space_prefix = space_prefix
-        self._bare_prefix = space_prefix.startswith("bare")
-        self.bos = bos
-        self.eos = eos
-        self.add_bos = add_bos and bos is not None
-        self.stop_tokens = frozenset(stop_tokens)
-        self.chat_template = chat_template
-
-    def token_text(self, id: int) -> str:
-        """The token as the vocabulary spells it."""
-        text = self._other_names.get(id)
-        return str(self.model.id_to_token(id)) if text is None else text
-
-    def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token stands for; a special token's are its name.
-
-        An id beyond the vocabulary, as heads with padded rows have them, stands for nothing.
-        """
-        if id >= self.vocab_size:
-            return b""
-        text, kind = self.token_text(id), self.kinds[id]
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or id in self.special_ids:
-            return _utf8(text)
-        if kind == BYTE:
-            return bytes([int(text[3:5], 16)])
-        if kind != NORMAL:
-            return b""
-        if not self.byte_level:
-            return _utf8(text.replace(SPACE, " "))
-        return b"".join(_BYTES.get(c) or _utf8(c) for c in text)
-
-    def encode(
-        self, text: str, *, special: bool = False, stand_ins: Mapping[int, str] | None = None
-    ) -> list[int]:
-        """The ids of ``text``, without ``bos``.
-
-        ``special=True`` parses control tokens: only for text that no user wrote. ``stand_ins``
-        (a ``str.translate`` table) gives characters that stand for text never to be parsed; it is
-        put back once the special tokens around it have been found.
-        """
-        ids: list[int] = []
-        prefix = self.space_prefix != "never"
-        for piece in self._cut_specials(LONE_SURROGATE.sub("\ufffd", text), special):
-            if isinstance(piece, int):
-                ids.append(piece)
-                prefix = self.space_prefix.endswith("always")
-                continue
-            if stand_ins:
-                piece = piece.translate(stand_ins)
-            if prefix and not (self._bare_prefix and piece.startswith((" ", SPACE))):
-                piece = " " + piece
-            found = self.model.encode(piece, add_special_tokens=False).ids
-            ids += [id for id in found if id < self.vocab_size]
-            prefix = False
-        return ids
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of ``ids``; a leading space that the tokenizer itself adds is taken off."""
-        stream = self.stream(skip_special=skip_special)
-        return stream.push(ids) + stream.flush()
-
-    def stream(self, *, skip_special: bool = True, continues: bool = False) -> Detokenizer:
-        """A detokenizer for ids as they come.
-
-        ``continues`` says that the text goes on from other text, so that a leading space belongs.
-        """
-        return Detokenizer(self, skip_special=skip_special, continues=continues)
-
-    def control_names(self, text: str) -> list[str]:
-        """The names of control tokens that occur in ``text``, longest first."""
-        return [special.text for special in self._specials_in(text, True) if special.control]
-
-    def _specials_in(self, text: str, control: bool) -> Iterator[SpecialToken]:
-        """The special tokens in ``text``, longest first; without ``control`` only the others."""
-        ranks = [rank for start, ranks in self._ranks.items() if start in text for rank in ranks]
-        for special in map(self.specials.__getitem__, sorted(ranks)):
-            if (control or not special.control) and special.text in text:
-                yield special
-
-    def _cut_specials(self, text: str, control: bool) -> list[str | int]:
-        """Cut ``text`` at its special tokens: the longest token first, each from left to right."""
-        pieces: list[str | int] = [text] if text else []
-        for special in self._specials_in(text, control):
-            pieces = [
-                part
-                for piece in pieces
-                for part in (_cut(piece, special) if isinstance(piece, str) else [piece])
-            ]
-        return pieces
+class Tokenizer(Vocabulary):
+    """A vocabulary that is read from files and written to them."""
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Tokenizer:
@@ -229,8 +22,6 @@ class Tokenizer:
 
         Raises ``UserError`` where it carries none, or one of a kind that is not known here.
         """
-        from edgespec.models.tokenizer_gguf import from_metadata
-
         try:
             return from_metadata(cls, whole_metadata(file.metadata))
         except TokenizerError as error:
@@ -241,8 +32,6 @@ class Tokenizer:
 
         Raises ``UserError`` where GGUF cannot describe the tokenizer.
         """
-        from edgespec.models.tokenizer_gguf import to_metadata
-
         try:
             return to_metadata(self, size)
         except TokenizerError as error:
@@ -256,8 +45,6 @@ class Tokenizer:
 
         Raises ``UserError`` where a file is missing or malformed.
         """
-        from edgespec.models.tokenizer_json import from_folder
-
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         try:
             return from_folder(cls, folder)
@@ -269,32 +56,4 @@ class Tokenizer:
 
         The same tokenizer gives the same bytes.
         """
-        from edgespec.models.tokenizer_json import to_folder
-
         to_folder(self, Path(folder))
-
-
-def whole_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A GGUF file's metadata with its ``tokenizer.…``, where a trimmed draft keeps that under
-    ``edgespec.tokenizer.…``."""
-    aside = any(key.startswith("edgespec.tokenizer.") for key in metadata)
-    return {
-        key.removeprefix("edgespec.") if key.startswith("edgespec.tokenizer.") else key: value
-        for key, value in metadata.items()
-        if not (aside and key.startswith("tokenizer."))
-    }
-
-
-def _cut(text: str, special: SpecialToken) -> list[str | int]:
-    """``text`` split at a special token, its id between the parts."""
-    first, *rest = text.split(special.text)
-    parts = [first]
-    for part in rest:
-        # isspace() of C's locale: ASCII only.
-        if special.strip_left:
-            parts[-1] = parts[-1].rstrip(" \t\n\v\f\r")
-        parts.append(part.lstrip(" \t\n\v\f\r") if special.strip_right else part)
-    pieces: list[str | int] = []
-    for part in parts:
-        pieces += [part, special.id] if part else [special.id]
-    return pieces[:-1]

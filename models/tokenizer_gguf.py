@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgespec.models.pretokenizers import PLAIN_PROBE, PRE_TOKENIZERS, family_of
-from edgespec.models.tokenizer import (
+from edgespec.models.vocabulary import (
     BYTE,
     CONTROL,
     LONE_SURROGATE,
@@ -18,8 +18,9 @@ from edgespec.models.tokenizer import (
     UNUSED,
     USER_DEFINED,
     SpecialToken,
-    Tokenizer,
     TokenizerError,
+    Vocabulary,
+    VocabularyT,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _CODE_ROLES = (
 _BYTE_NAME = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
-def from_metadata(cls: type[Tokenizer], metadata: Mapping[str, Any]) -> Tokenizer:
+def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> VocabularyT:
     """The tokenizer that ``tokenizer.ggml.*`` describes. Raises ``TokenizerError``."""
 
     def get(key: str, default: Any = None) -> Any:
@@ -127,7 +128,7 @@ def from_metadata(cls: type[Tokenizer], metadata: Mapping[str, Any]) -> Tokenize
     )
 
 
-def to_metadata(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+def to_metadata(tokenizer: Vocabulary, size: int) -> dict[str, Any]:
     """``tokenizer.*`` for a model whose embedding has ``size`` rows. Raises ``TokenizerError``.
 
     It is read back and tried on a text, since GGUF has fewer ways to cut and merge than there are.

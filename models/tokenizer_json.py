@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgespec.models.tokenizer import (
+from edgespec.models.tokenizer_gguf import merges_of, missing_name, stop_tokens_of
+from edgespec.models.vocabulary import (
     BYTE,
     CONTROL,
     LONE_SURROGATE,
@@ -18,15 +19,15 @@ from edgespec.models.tokenizer import (
     USER_DEFINED,
     SpacePrefix,
     SpecialToken,
-    Tokenizer,
     TokenizerError,
+    Vocabulary,
+    VocabularyT,
 )
-from edgespec.models.tokenizer_gguf import merges_of, missing_name, stop_tokens_of
 
 _MAX_TOKENS = 1 << 22
 
 
-def from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
+def from_folder(cls: type[VocabularyT], folder: Path) -> VocabularyT:
     """The tokenizer of ``tokenizer.json`` and the files beside it. Raises ``TokenizerError``."""
     description = _read_json(folder / "tokenizer.json")
     config = _read_json(folder / "tokenizer_config.json", {})
@@ -38,12 +39,12 @@ def from_folder(cls: type[Tokenizer], folder: Path) -> Tokenizer:
 
 
 def _from_description(
-    cls: type[Tokenizer],
+    cls: type[VocabularyT],
     description: dict[str, Any],
     config: dict[str, Any],
     generation: dict[str, Any],
     folder: Path,
-) -> Tokenizer:
+) -> VocabularyT:
     import tokenizers
 
     added = description.get("added_tokens") or []
@@ -91,7 +92,7 @@ def _from_description(
     )
 
 
-def to_folder(tokenizer: Tokenizer, folder: Path) -> None:
+def to_folder(tokenizer: Vocabulary, folder: Path) -> None:
     """Write what ``from_folder`` reads, and transformers too.
 
     Left out are tokens that no text has and no merge makes: names of unused ids, and strings that
@@ -118,11 +119,11 @@ def to_folder(tokenizer: Tokenizer, folder: Path) -> None:
         (folder / name).write_bytes(text.encode("utf-8", "replace"))
 
 
-def _name(tokenizer: Tokenizer, id: int | None) -> str | None:
+def _name(tokenizer: Vocabulary, id: int | None) -> str | None:
     return None if id is None else tokenizer.token_text(id)
 
 
-def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
+def _describe(tokenizer: Vocabulary) -> dict[str, Any]:
     """The content of ``tokenizer.json``: the model as it is, and around it what ``encode`` does."""
     description: dict[str, Any] = json.loads(tokenizer.model.to_str())
     model = description["model"]
@@ -243,7 +244,7 @@ def _put_space_prefix(description: dict[str, Any], space_prefix: SpacePrefix) ->
                 part["prepend_scheme"] = space_prefix.removeprefix("bare ")
 
 
-def _bos_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
+def _bos_processor(tokenizer: Vocabulary) -> dict[str, Any] | None:
     """What puts ``bos`` before every text."""
     if not tokenizer.add_bos or tokenizer.bos is None:
         return None
@@ -258,7 +259,7 @@ def _bos_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
     }
 
 
-def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:
+def _decoder(tokenizer: Vocabulary) -> dict[str, Any]:
     if tokenizer.byte_level:
         return {
             "type": "ByteLevel",

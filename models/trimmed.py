@@ -1,8 +1,12 @@
-"""GGUF files whose head has only some tokens' rows: the format that the exporter writes and the runtimes read."""
+"""The format of a GGUF file with a trimmed head: fewer rows in the head than the vocabulary has tokens.
+
+``edgespec.export.sources.trimmed`` writes such files. Runtimes read them with ``whole_embedding``.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,28 @@ from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 
 TOKEN_IDS = "edgespec.token_ids"
-"""Metadata of a model whose head was trimmed: the token that each of its rows is for, ascending."""
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+"""Metadata of a source whose head was trimmed: the token that each of its rows is for, ascending."""
 VOCAB_SIZE = "edgespec.vocab_size"
 """Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+
+
+def whole_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A GGUF file's metadata with its ``tokenizer.…``, where a trimmed draft keeps that under
+    ``edgespec.tokenizer.…``."""
+    aside = any(key.startswith("edgespec.tokenizer.") for key in metadata)
+    return {
+        key.removeprefix("edgespec.") if key.startswith("edgespec.tokenizer.") else key: value
+        for key, value in metadata.items()
+        if not (aside and key.startswith("tokenizer."))
+    }
 
 
 def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8]]:
-    """Of a file that ``write_trimmed_gguf`` wrote: the row of each token, and the mapped rows.
+    """The input embedding of a trimmed GGUF file.
 
-    Raises ``UserError`` where the file does not have as many.
+    Returns the row of each token, ``[vocab_size]``, and the mapped rows, ``[vocab_size, bytes of a
+    row]``. Raises ``UserError`` where the file has fewer rows than tokens.
     """
     info, size = file.tensors.get(EMBEDDING), file.metadata.get(VOCAB_SIZE)
     if info is None or not isinstance(size, int):
@@ -30,7 +46,7 @@ def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
     rest = os.path.getsize(file.path) - info.offset
     if not info.rows <= size <= rest // info.row_bytes:
         raise UserError(f"{file.path} ends before its embedding does; export it again")
-    kept = check_token_ids(file.metadata[TOKEN_IDS], size, file.path)
+    kept = checked_token_ids(file.metadata[TOKEN_IDS], size, file.path)
     if len(kept) != info.rows:
         raise UserError(f"{file.path} has {info.rows} rows for {len(kept)} tokens; export it again")
     rows = np.empty(size, np.intp)
@@ -40,12 +56,18 @@ def whole_embedding(file: GGUFFile) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
 
 
 def kept_first(kept: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """Every token: those kept, ascending, then the others, ascending."""
+    """The tokens in the order of a trimmed file's embedding rows: those kept, then the others.
+
+    Both parts ascend.
+    """
     return np.concatenate([kept, np.setdiff1d(np.arange(size), kept, assume_unique=True)])
 
 
-def check_token_ids(ids: Any, size: int, path: Path) -> npt.NDArray[np.int64]:
-    """``ids`` as an array, if they ascend and are tokens of a vocabulary of ``size``."""
+def checked_token_ids(ids: Any, size: int, path: Path) -> npt.NDArray[np.int64]:
+    """``ids`` as an array, if they ascend and are tokens of a vocabulary of ``size``.
+
+    Raises ``UserError`` that names ``path`` where they are not.
+    """
     array = np.asarray(ids)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"{path}: the tokens to keep are not a list of ids")

@@ -12,7 +12,8 @@ from itertools import islice
 import numpy as np
 
 from edgespec.drafting.vocabulary import Ids
-from edgespec.models.tokenizer import BYTE, Tokenizer
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.vocabulary import BYTE
 
 
 @dataclass(frozen=True)

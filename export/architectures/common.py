@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgespec.errors import UserError
-from edgespec.export.sources import KEPT_LAYERS
+from edgespec.export.source import KEPT_LAYERS
 
 Metadata = Mapping[str, Any]
 HuggingFace = Mapping[str, Any]

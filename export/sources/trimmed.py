@@ -15,18 +15,19 @@ import numpy.typing as npt
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.quants import dequantize
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
+from edgespec.export.to_gguf import with_tokenizer, write_gguf
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
-from edgespec.models.tokenizer import whole_metadata
 from edgespec.models.trimmed import (
     EMBEDDING,
     HEAD,
     TOKEN_IDS,
     VOCAB_SIZE,
-    check_token_ids,
+    checked_token_ids,
     kept_first,
     whole_embedding,
+    whole_metadata,
 )
 from edgespec.progress import Progress, silent
 
@@ -43,7 +44,7 @@ class TrimmedHead:
     def __init__(self, source: Source, token_ids: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self._head = _head_of(source)
         info = source.tensors[self._head]
-        self._ids = check_token_ids(token_ids, info.rows, source.path)
+        self._ids = checked_token_ids(token_ids, info.rows, source.path)
         self._source = source
         self.path = source.path
         self.metadata: Mapping[str, Any] = {**source.metadata, TOKEN_IDS: self._ids.tolist()}
@@ -82,8 +83,6 @@ def write_trimmed_gguf(source: Source, path: Path, progress: Progress = silent) 
     embedding. The tokenizer is kept under ``edgespec.tokenizer.…``. The file appears when it is
     whole. Raises ``UserError`` where it cannot be written.
     """
-    from edgespec.export.to_gguf import with_tokenizer, write_gguf
-
     if path.exists():
         raise UserError(f"{path} exists; remove it or choose another name")
     shrunken = _Shrunken(with_tokenizer(source))

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edgespec.errors import UserError
+from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE
 
 _NO_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """An option of ONNX Runtime that it takes from the environment alone, while it makes a session. Flash
@@ -114,13 +115,13 @@ def open_session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     with loading(folder, "if it is damaged, delete it and it will be built again"):
-        with open(folder / "model.onnx.data", "rb") as file:
+        with open(folder / WEIGHTS_FILE, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         weights, embedding = [], None
         has_own_head = any(name in ("output", "token_embd") for name, *_ in manifest["constants"])
         for name, dtype, shape, offset in manifest["constants"]:
             if name == "embedding" and has_own_head:
-                embedding = Embedding(folder / "model.onnx.data", dtype, shape, offset)
+                embedding = Embedding(folder / WEIGHTS_FILE, dtype, shape, offset)
                 weights.append(ort.OrtValue.ortvalue_from_numpy(embedding.table))
                 options.add_initializer(name, weights[-1])
                 continue
@@ -130,7 +131,7 @@ def open_session(
             weights.append(ort.OrtValue.ortvalue_from_numpy(kept))
             options.add_initializer(name, weights[-1])
         with _read_pages_released(mapping), _no_flash_attention():
-            session = start_session(folder / "model.onnx", options, provider, device)
+            session = start_session(folder / MODEL_FILE, options, provider, device)
     return session, weights, mapping, embedding
 
 

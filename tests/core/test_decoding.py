@@ -36,7 +36,7 @@ NEAR_TIE = 0.1
 def load_torch(path: Path) -> Runtime:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     return TorchRuntime(path, context=128, threads=1)
 

@@ -59,7 +59,7 @@ def assert_agrees_with_torch(path: Path, *, exactly: bool) -> None:
     the logits' deviation, where a wrong rotation, mask, norm or scale makes 0.3 and more."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     expected = TorchRuntime(path, context=64, threads=1).forward(TOKENS)
     found = logits_of(path)

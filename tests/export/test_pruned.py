@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 
 from edgespec.errors import UserError
-from edgespec.export.sources import KEPT_LAYERS
-from edgespec.export.sources.pruned import (
-    KeptLayers,
-    angular_distance,
-    choose_layers,
-    parse_layers,
-)
+from edgespec.export.pruning import angular_distance, choose_layers
+from edgespec.export.source import KEPT_LAYERS
+from edgespec.export.sources.pruned import KeptLayers, parse_layers
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes.onnx import OnnxRuntime

@@ -17,7 +17,8 @@ import pytest
 
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
-from edgespec.export.sources import KEPT_LAYERS, Source, open_source
+from edgespec.export.source import KEPT_LAYERS, Source
+from edgespec.export.sources import open_source
 from edgespec.export.sources.safetensors import SafetensorsSource
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile, TensorInfo
@@ -133,7 +134,7 @@ def test_golden_logits(tmp_path: Path, name: str) -> None:
 def assert_agrees_with_transformers(folder: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     source = open_source(folder)
     expected = TorchRuntime(folder, context=64, threads=1).forward(TOKENS)
@@ -271,7 +272,7 @@ def test_layers_of_a_pruned_model_stay_what_they_were(tmp_path: Path, architectu
     pruned = Changed(whole, names, metadata)
     np.testing.assert_allclose(logits_of(pruned, tmp_path / "pruned"), expected, rtol=0, atol=1e-3)
     pytest.importorskip("torch")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     found = TorchRuntime(pruned, context=64, threads=1).forward(TOKENS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)

@@ -19,7 +19,8 @@ import pytest
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export import to_gguf
-from edgespec.export.sources import Source, open_source
+from edgespec.export.source import Source
+from edgespec.export.sources import open_source
 from edgespec.export.to_gguf import write_gguf
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ def llama_logits(path: Path, tokens: list[int] = TOKENS) -> FloatArray:
 
 def torch_logits(path: Path, tokens: list[int] = TOKENS) -> FloatArray:
     pytest.importorskip("torch", reason="pip install .[torch]")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     return TorchRuntime(path, threads=2).forward(tokens)
 

@@ -13,7 +13,6 @@ import pytest
 from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.export.sources.trimmed import (
     TrimmedGGUF,
     TrimmedHead,
@@ -22,6 +21,7 @@ from edgespec.export.sources.trimmed import (
 )
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.export.gguf_files import set_value
 from tests.tiny import TINY, tiny_gguf

@@ -29,8 +29,9 @@ from edgespec.export.vocabulary import (
     texts_of,
 )
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.tokenizer import UNUSED, Tokenizer
+from edgespec.models.tokenizer import Tokenizer
 from edgespec.models.tokenizer_gguf import from_metadata
+from edgespec.models.vocabulary import UNUSED
 from edgespec.runtimes.onnx import OnnxRuntime
 from tests.tiny import tiny_gguf
 

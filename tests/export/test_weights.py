@@ -14,7 +14,7 @@ from edgespec.errors import UserError
 from edgespec.export import quality
 from edgespec.export.gptq import Codes, gptq, inverse_factor, nearest
 from edgespec.export.quants import dequantize
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.export.to_onnx import write_onnx
 from edgespec.export.weights import (
     MAX_BITS,
@@ -257,8 +257,8 @@ def test_without_torch_int4_is_one_line(source: GGUFFile, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("architecture", TINY)
 def test_layers_one_at_a_time_are_the_model(architecture: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from edgespec.export.calibration import Layers, shared_inputs
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.calibration_data import Layers, shared_inputs
+    from edgespec.export.reference import TorchRuntime
 
     source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture))
     windows = np.random.default_rng(0).integers(0, 256, (2, 40)).tolist()
@@ -332,7 +332,7 @@ def test_int4_of_smollm2_from_float16(smollm2: Path, tmp_path: Path) -> None:
     """At most 3 % of perplexity at no more than 5 bits a weight. These weights were Q4_1 once, whose
     grid is found again: those of another origin lose more."""
     pytest.importorskip("torch")
-    from edgespec.export.calibration import calibration_windows
+    from edgespec.export.calibration_data import calibration_windows
 
     file = GGUFFile(smollm2)
     tokenizer = Tokenizer.from_gguf(file)

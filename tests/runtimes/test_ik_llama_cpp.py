@@ -55,7 +55,7 @@ def test_a_trimmed_draft_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K"])
 def test_agrees_with_torch(tmp_path: Path, quant: str) -> None:
     pytest.importorskip("transformers")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     path = tiny_gguf(tmp_path / "a.gguf", "llama", quant)
     tokens = np.random.default_rng(1).integers(0, 256, 60).tolist()

@@ -90,7 +90,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 def assert_agrees_with_torch(path: Path, bound: float) -> None:
     pytest.importorskip("transformers")
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     tokens = np.random.default_rng(1).integers(0, 256, 60).tolist()
     expected = TorchRuntime(path).forward(tokens)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgespec.errors import UserError
 from edgespec.models import store
-from edgespec.models.tokenizer import NORMAL
+from edgespec.models.vocabulary import NORMAL
 from edgespec.progress import silent
 
 if TYPE_CHECKING:

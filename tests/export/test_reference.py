@@ -28,7 +28,7 @@ class TestTiny(RuntimeContract):
     def loaded(
         cls, architecture: str, tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Runtime]:
-        from edgespec.runtimes.torch import TorchRuntime
+        from edgespec.export.reference import TorchRuntime
 
         # Sliding layers see less than the tests' length.
         path = tmp_path_factory.mktemp("tiny") / "a.gguf"
@@ -42,8 +42,8 @@ class TestTiny(RuntimeContract):
 
 
 def test_a_safetensors_folder_gives_what_the_gguf_file_gives(tmp_path: Path) -> None:
+    from edgespec.export.reference import TorchRuntime, load_model
     from edgespec.models.gguf import GGUFFile
-    from edgespec.runtimes.torch import TorchRuntime, load_model
 
     path = tiny_gguf(tmp_path / "a.gguf", "qwen3")
     load_model(GGUFFile(path)).save_pretrained(tmp_path / "folder")
@@ -53,8 +53,8 @@ def test_a_safetensors_folder_gives_what_the_gguf_file_gives(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_trimmed_head_gives_its_tokens_columns(tmp_path: Path, tied: bool) -> None:
+    from edgespec.export.reference import TorchRuntime
     from edgespec.models.gguf import GGUFFile
-    from edgespec.runtimes.torch import TorchRuntime
 
     source = GGUFFile(tiny_gguf(tmp_path / "a.gguf", tied=tied))
     kept = range(1, 290, 3)
@@ -77,7 +77,7 @@ def test_a_trimmed_head_gives_its_tokens_columns(tmp_path: Path, tied: bool) -> 
 def test_what_it_cannot_run_is_a_user_error(
     tmp_path: Path, change: tuple[str, str], message: str | None
 ) -> None:
-    from edgespec.runtimes.torch import TorchRuntime
+    from edgespec.export.reference import TorchRuntime
 
     path = tiny_gguf(tmp_path / "a.gguf", layers=1)
     old, new = (text.encode() for text in change)

@@ -1,4 +1,4 @@
-"""What enters each product of a model on a text: its layers, run one at a time in float32.
+"""Calibration data: the inputs of each matrix on a text. Layers run one at a time in float32.
 
 Only one layer is in memory, so a model of any size is calibrated in a few gigabytes. The layers are
 those of the torch reference; extra ``[torch]``.
@@ -19,12 +19,12 @@ from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.quality import shipped_text, windows
 from edgespec.export.quants import dequantize
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.export.sources.pruned import KeptLayers
 from edgespec.models.gguf import TensorInfo
 from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.trimmed import EMBEDDING, HEAD
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _FEW = 8
 """Tokens in a vocabulary that nobody uses: enough for those that transformers expects in every one."""
 States = list[FloatArray]
@@ -68,7 +68,7 @@ class Layers:
         """
         import torch
 
-        from edgespec.runtimes.torch import FUSED_LAYER_NAMES, LAYER_NAMES, load_model
+        from edgespec.export.reference import FUSED_LAYER_NAMES, LAYER_NAMES, load_model
 
         model = load_model(_OneLayer(self._source, layer))
         model.model.norm = torch.nn.Identity()

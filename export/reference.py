@@ -19,7 +19,7 @@ from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.architectures.common import Config
 from edgespec.export.quants import FORMATS, dequantize
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.trimmed import TOKEN_IDS
 

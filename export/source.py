@@ -1,0 +1,42 @@
+"""What the exporter reads a model from. Whatever the format, a source looks like a GGUF file:
+GGUF's names of tensors and metadata, and its block formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.models.gguf import TensorInfo
+
+KEPT_LAYERS = "edgespec.kept_layers"
+"""Metadata of a source that lost layers: the layer that each of its layers was, ascending."""
+
+
+class Source(Protocol):
+    """A model: metadata under GGUF's keys, tensors under GGUF's names.
+
+    ``tensor`` gives a tensor's stored bytes, uint8 ``[rows, bytes of a row]``, best mapped and not
+    read. Types are GGUF's (``F32``, ``BF16``, ``Q4_K`` …) and those that only
+    ``edgespec.export.quants.FORMATS`` has.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def tensor(self, name: str) -> npt.NDArray[np.uint8]: ...
+
+
+def name_of(path: Path) -> str:
+    """What to call a model: its file's name without .gguf, or its folder's."""
+    return path.stem if path.suffix == ".gguf" else path.resolve().name
