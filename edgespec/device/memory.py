@@ -1,7 +1,7 @@
 """What a model takes of memory, byte by byte, before anything is loaded (after SpecMemo).
 
 The sizes come from the model's metadata. The constants were measured on Linux, x86-64, Python 3.11,
-onnxruntime 1.31 and llama-cpp-python 0.3.36, in processes of their own (``bench/memory.py``), from
+onnxruntime 1.31 and llama-cpp-python 0.3.36, in processes of their own (``bench/experiments/memory.py``), from
 SmolLM2-135M (49k tokens of vocabulary, 94 MiB) to Qwen2.5-Coder-1.5B (152k, 1066 MiB).
 
 What is counted is resident memory, as the system shows it: pages of files that are mapped count.
