@@ -1,42 +1,51 @@
-"""``results.json`` read back, from anywhere: everything in it is checked against ``results.schema.json``."""
+"""Reads and writes the record of a run: ``results.json``, or ``results.json.gz``, checked against ``results.schema.json``."""
 
 from __future__ import annotations
 
+import gzip
 import json
-import re
-from collections.abc import Iterator, Mapping
+import os
+import zlib
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeVar
+
+from jsonschema import Draft202012Validator
 
 from edgespec.bench.records.results import SCHEMA, Results
 from edgespec.errors import UserError
 
+RESULTS = "results.json"
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
-MOST_BYTES = 512 << 20
-_MOST = 1e18
-"""Of any number."""
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "boolean": bool,
-    "integer": int,
-    "number": (int, float),
-    "null": type(None),
-}
+MAX_BYTES = 512 << 20
+"""Of a record, decompressed: a small compressed file may expand to any size."""
+_MAX_NUMBER = 1e18
+_Number = TypeVar("_Number", int, float)
+
+
+def write_results(results: Results, folder: Path) -> None:
+    """``results.json`` in ``folder``, whole or not at all. Raises ``UserError``."""
+    path = folder / RESULTS
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def load_results(path: Path) -> Results:
-    """A whole run. Raises ``UserError`` for a file that holds none."""
+    """A whole run, from its folder or its file. Raises ``UserError`` for a file that holds none."""
     try:
         if path.is_dir():
-            path = path / "results.json"
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise UserError(f"{path} has {size:,} bytes; a run has at most {MOST_BYTES:,}")
-        data = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+            plain, compressed = path / RESULTS, path / f"{RESULTS}.gz"
+            path = compressed if compressed.exists() and not plain.exists() else plain
+        text = _read(path).decode("utf-8")
+        data = json.loads(text, parse_constant=_float, parse_float=_float, parse_int=_int)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged, or was cut off: {_line(error)}") from error
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}; name the results.json of a run"
+            f"cannot read {path}: {error.strerror}; name the {RESULTS} of a run"
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON, or was cut off: {_line(error)}") from error
@@ -45,8 +54,27 @@ def load_results(path: Path) -> Results:
     return Results.from_json(data)
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+def _read(path: Path) -> bytes:
+    """The bytes of a file, decompressed if its name ends in ``.gz``: at most ``MAX_BYTES``."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is too large; a run has at most {MAX_BYTES:,} bytes")
+    return data
+
+
+def _float(text: str) -> float:
+    return _bounded(float(text))
+
+
+def _int(text: str) -> int:
+    return _bounded(int(text))
+
+
+def _bounded(value: _Number) -> _Number:
+    if not abs(value) <= _MAX_NUMBER:  # nor is NaN
+        raise ValueError(f"a number is out of range: {value:.3g}")
+    return value
 
 
 def _line(what: object) -> str:
@@ -57,9 +85,9 @@ def _problem_of(data: Any) -> str | None:
     """The first thing that is wrong."""
     if isinstance(data, dict) and data.get("schema", SCHEMA) != SCHEMA:
         return f"its schema is {data['schema']!r}; this edgespec reads {SCHEMA}"
-    schema = json.loads(SCHEMA_FILE.read_text("utf-8"))
-    if problem := next(problems(data, schema, schema["$defs"]), None):
-        return problem
+    validator = Draft202012Validator(json.loads(SCHEMA_FILE.read_text("utf-8")))
+    if error := next(validator.iter_errors(data), None):
+        return f"{error.json_path}: {error.message}"
     systems, seen = data["systems"], set()
     for name, system in systems.items():
         if system["name"] != name or {system["baseline"], system["words"]} - {None, *systems}:
@@ -70,48 +98,3 @@ def _problem_of(data: Any) -> str | None:
             return f"answer {key} is there twice, or of no system in it"
         seen.add(key)
     return None
-
-
-def problems(
-    value: Any, schema: Mapping[str, Any], defs: Mapping[str, Any], at: str = "it"
-) -> Iterator[str]:
-    """What is wrong with ``value`` by as much of JSON Schema as ``results.schema.json`` uses."""
-    if "$ref" in schema:
-        schema = defs[schema["$ref"].removeprefix("#/$defs/")]
-    if "const" in schema and value != schema["const"]:
-        yield f"{at} is not {schema['const']}"
-    types = schema.get("type", ())
-    types = [types] if isinstance(types, str) else types
-    allowed = any(isinstance(value, _TYPES[t]) for t in types)
-    if types and (not allowed or (isinstance(value, bool) and "boolean" not in types)):
-        yield f"{at} is not of type {' or '.join(types)}"
-    elif isinstance(value, dict):
-        yield from _problems_of_object(value, schema, defs, at)
-    elif isinstance(value, list):
-        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-            yield f"{at} has {len(value)} items"
-        for i, item in enumerate(value):
-            yield from problems(item, schema.get("items", {}), defs, f"{at}[{i}]")
-    elif isinstance(value, (int, float)) and not schema.get("minimum", -_MOST) <= value <= _MOST:
-        yield f"{at} is out of range"
-
-
-def _problems_of_object(
-    value: dict[str, Any], schema: Mapping[str, Any], defs: Mapping[str, Any], at: str
-) -> Iterator[str]:
-    known = schema.get("properties", {})
-    for name in schema.get("required", ()):
-        if name not in value:
-            yield f"{at} has no {name}"
-    pattern = schema.get("propertyNames", {}).get("pattern", "")
-    other = schema.get("additionalProperties", True)
-    for name, item in value.items():
-        where = f"{at}.{name}"
-        if not re.search(pattern, name):
-            yield f"{where} is no number of tokens"
-        if name in known:
-            yield from problems(item, known[name], defs, where)
-        elif other is False:
-            yield f"{where} is unknown"
-        elif other is not True:
-            yield from problems(item, other, defs, where)

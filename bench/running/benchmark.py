@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +10,7 @@ from typing import Any
 
 from edgespec.bench.energy import Meter, NoMeter, idle_watts, open_meter
 from edgespec.bench.peers import mode_of, parse_peer
+from edgespec.bench.records.files import RESULTS, write_results
 from edgespec.bench.records.results import EXACT, OWN, PLAIN, Results, System
 from edgespec.bench.report.report import write_report
 from edgespec.bench.running.configuration import RunConfig
@@ -29,7 +28,6 @@ from edgespec.progress import Progress, silent
 from edgespec.runtimes.devices import physical_cores
 
 WORKLOADS = PROMPTS / "workloads"
-RESULTS = "results.json"
 WRITTEN = ("report.html", "report.md", "rates.svg", RESULTS)
 _IDLE_S = 10.0
 _LEAST_CONTEXT = 1024
@@ -94,17 +92,6 @@ def fitting(bench: RunConfig, context: int | None, most: int) -> tuple[int, list
     longest = max(needed.values(), default=0)
     context = context or min(most, max(_LEAST_CONTEXT, -(-longest // 256) * 256))
     return context, [p for p in bench.prompts if needed[p.id] <= context]
-
-
-def write_results(results: Results, folder: Path) -> None:
-    """``results.json`` in ``folder``, whole or not at all."""
-    path = folder / RESULTS
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _gguf(found: Model) -> Path:
