@@ -1,5 +1,6 @@
-"""Measures what edgespec claims: the same words, the same model, faster, in little memory.
+"""What ``edgespec bench`` is, and experiments on single claims.
 
-One program a claim, run as ``python -m edgespec.bench.NAME MODEL``: ``exactness``, ``perplexity``,
-``speed`` and ``memory``. Each prints a Markdown table, and writes its figures with ``--json FILE``.
+``workloads`` and ``prompts``: the questions. ``running``: a run. ``records``: what it measured. ``report``: what that
+shows. ``peers``: other systems. ``energy``: meters. ``experiments``: ``python -m edgespec.bench.experiments NAME MODEL``.
+``results``: runs that the README quotes.
 """

@@ -22,7 +22,15 @@ _PUBLIC = {
     "open_runtime": "edgespec.loading",
 }
 
-__all__ = ["Completion", "Engine", "EngineConfig", "Sampling", "Session", "UserError", "open_runtime"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "Sampling",
+    "Session",
+    "UserError",
+    "open_runtime",
+]
 
 
 def __getattr__(name: str) -> Any:  # names are imported when used, so that importing stays quick

@@ -14,7 +14,8 @@ from edgespec.core.runtime import DEFAULT_CONTEXT
 from edgespec.core.runtime_spec import Form, ModelDimensions
 from edgespec.errors import UserError
 from edgespec.export.dimensions import dimensions_of
-from edgespec.export.sources import Source, open_source
+from edgespec.export.source import Source
+from edgespec.export.sources import open_source
 from edgespec.models import store
 from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile

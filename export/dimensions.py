@@ -10,7 +10,7 @@ from edgespec.core.runtime_spec import ModelDimensions
 from edgespec.device.machine import cpu_features
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, SUM_BLOCK
-from edgespec.export.sources import Source
+from edgespec.export.source import Source
 from edgespec.models.onnx_folder import read_manifest
 from edgespec.models.trimmed import TOKEN_IDS
 

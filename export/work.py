@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgespec.core.runtime_spec import Form, LoadOptions
+from edgespec.runtimes import for_form
 from edgespec.core.runtime import Runtime
 from edgespec.export.calibration_data import calibration_windows
 from edgespec.export.pruning import choose_layers
@@ -171,15 +173,12 @@ class Work:
 
     def open(self, path: Path) -> Runtime:
         """What was written, loaded to measure it."""
-        runtime: Runtime
-        if path.is_dir():
-            from edgespec.runtimes.onnx import OnnxRuntime
-
-            runtime = OnnxRuntime(path, context=self.context, exact=False, progress=self.progress)
-        else:
-            from edgespec.runtimes.llama_cpp import LlamaCppRuntime
-
-            runtime = LlamaCppRuntime(path, context=self.context)
+        form: Form = "built" if path.is_dir() else "gguf"
+        spec = for_form(form)
+        if spec is None:
+            raise UserError("no runtime is installed that can measure what was exported")
+        options = LoadOptions(context=self.context, progress=self.progress)
+        runtime = spec.load(path, form, options)
         self.opened.callback(runtime.close)
         return runtime
 
@@ -190,11 +189,9 @@ class Work:
         recipe, path = self.recipe, self.source.path
         if recipe.weights != "exact" or recipe.makes_a_draft:
             found = self.whole()
-        elif recipe.format == "onnx" and path.is_file() and find_spec("llama_cpp") is not None:
-            from edgespec.runtimes.llama_cpp import LlamaCppRuntime
-
+        elif recipe.format == "onnx" and path.is_file() and (spec := for_form("gguf")):
             # two pools of threads would fight
-            found = LlamaCppRuntime(path, context=self.context, threads=1)
+            found = spec.load(path, "gguf", LoadOptions(context=self.context, threads=1))
             self.opened.callback(found.close)
         else:
             return runtime

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, metadata
 
-from edgespec.core.runtime_spec import RuntimeSpec
+from edgespec.core.runtime_spec import Form, RuntimeSpec
 from edgespec.errors import UserError
 
 BUILT_IN = ("onnx", "llama_cpp", "ik_llama_cpp")
@@ -56,3 +56,8 @@ def get(name: str) -> RuntimeSpec:
     if name not in specs():
         raise UserError(f"there is no runtime {name!r}; take {' or '.join(['auto', *specs()])}")
     return specs()[name]
+
+
+def for_form(form: Form) -> RuntimeSpec | None:
+    """The preferred runtime that is installed here and takes ``form``; ``None`` where there is none."""
+    return next((s for s in specs().values() if form in s.forms and not s.why_not_here()), None)

@@ -2,7 +2,7 @@
 
 The readers are our own where a library would estimate what it cannot read, or brings more than it reads; each file
 says what was looked at. Zeus and codecarbon are neither taken nor copied: pandas (and scikit-learn) for a few
-counters, and codecarbon prints nominal power times load where nothing measures.
+counters, and codecarbon prints nominal power times load where nothing metrics.
 """
 
 from __future__ import annotations

@@ -139,20 +139,22 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
     with _extra_installed():
         import matplotlib  # noqa: F401 (a run of hours is not to end without it)
 
-        from edgespec.bench import program
         from edgespec.bench.peers import setup_named
+        from edgespec.bench.running import benchmark
     try:
         if setup_peer is not None:
             click.echo(f"{setup_peer} is ready: {setup_named(setup_peer, progress)}")
             return
         command = shlex.join(["edgespec", *sys.argv[1:]])
-        program.bench(model, output, command=command, tell=tell, progress=progress, **options)
+        benchmark.run_benchmark(
+            model, output, command=command, tell=tell, progress=progress, **options
+        )
     except KeyboardInterrupt:
         tell(f"stopped; what was measured is in {output}, --resume goes on")
         raise
     finally:
         progress.stop()
-    click.echo(", ".join(str(output / name) for name in program.WRITTEN))
+    click.echo(", ".join(str(output / name) for name in benchmark.WRITTEN))
 
 
 @bench.command()
@@ -166,9 +168,9 @@ def compare(before: Path, after: Path) -> None:
       edgespec bench compare before after
     """
     with _extra_installed():
-        from edgespec.bench.comparing import compare as difference
-        from edgespec.bench.comparing import render
-        from edgespec.bench.loading import load_results
+        from edgespec.bench.records.files import load_results
+        from edgespec.bench.report.comparison import compare as difference
+        from edgespec.bench.report.comparison import render
     click.echo(render(difference(load_results(before), load_results(after))))
 
 

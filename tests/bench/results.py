@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgespec.bench.records import Answer, Results, System
+from edgespec.bench.records.results import Answer, Results, System
 
 CATEGORIES = {"chat": 0.25, "code": 0.6, "summarizing": 0.75}
 """How often a drafted token is right."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.bench.common import PROMPTS, Prompt, read_prompts
+from edgespec.bench.workloads import PROMPTS, Prompt, read_prompts
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
 

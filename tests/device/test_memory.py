@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgespec.bench.common import in_child
-from edgespec.bench.memory import Case, fill
+from edgespec.bench.child import in_child
+from edgespec.bench.experiments.memory import Case, fill
 from edgespec.device import memory
 from edgespec.device.memory import (
     CACHE_TYPES,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.bench.common import in_child, own_text
+from edgespec.bench.child import in_child
+from edgespec.bench.workloads import own_text
 from edgespec.core.statistics import peak_memory_bytes
 from edgespec.device.memory import ModelDimensions, shape_of
 from edgespec.device.planning import (

@@ -9,10 +9,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgespec.bench.passes import time_sizes
+from edgespec.bench.experiments.passes import time_sizes
+from edgespec.bench.experiments.switching import Mode, Switch
 from edgespec.bench.peers.workers.common import windows_loss
 from edgespec.bench.peers.workers.serving import serve, timed
-from edgespec.bench.switching import Mode, Switch
 from edgespec.core.runtime import FloatArray
 from edgespec.core.sampling import Sampling
 from edgespec.drafting.model_free import MODEL_FREE

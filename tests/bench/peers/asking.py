@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from edgespec.bench.common import own_text
 from edgespec.bench.peers import PEERS, parse_peer, python_of, workers
 from edgespec.bench.peers.client import Client, checked_answer
+from edgespec.bench.workloads import own_text
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.bench.peers import PEERS, Mode, Peer, environments, setup_named, worker_of
-from edgespec.bench.records import System
+from edgespec.bench.records.results import System
 from edgespec.errors import UserError
 from edgespec.models import store
 

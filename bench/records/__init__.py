@@ -1,0 +1,1 @@
+"""What a run measured: its fields, its files and its journal."""
