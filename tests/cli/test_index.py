@@ -24,7 +24,7 @@ def folder(tmp_path: Path, home: Path) -> Path:
 
 def test_index_list_and_remove(folder: Path, tiny_model: Path, run: Run) -> None:
     built = run("index", folder, "--model", tiny_model)
-    assert built.stdout.startswith("Indexed notes: 1 file with 12 kB of text, ")
+    assert built.stdout.startswith("Indexed notes: 1 file with 12 KiB of text, ")
     assert "[skipped 1 hidden]\n" in built.stderr
     header, row = run("index", "--list").stdout.splitlines()
     assert header.split()[0] == "NAME"
