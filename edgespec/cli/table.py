@@ -7,9 +7,6 @@ import sys
 from collections.abc import Sequence
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 _UNLIMITED = 1 << 16
 """Columns of a console that neither wraps nor cuts a cell."""
@@ -21,6 +18,10 @@ def print_table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> No
     The first ``left`` columns (default: all) are aligned left, the others right. On a terminal
     rich fits the table to the width. Elsewhere each row is one line of plain text.
     """
+    from rich.console import Console  # imported late: no help text needs it
+    from rich.table import Table
+    from rich.text import Text
+
     header, *body = rows
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, name in enumerate(header):

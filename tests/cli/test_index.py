@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.drafting.stores.datastore import Datastore, indexes_dir, kept
+from edgespec.units import format_size
 from tests.cli.conftest import COMMAND, Run, error_of, spawn
 from tests.cli.terminal import Terminal
 
@@ -29,8 +30,8 @@ def test_index_list_and_remove(folder: Path, tiny_model: Path, run: Run) -> None
     header, row = run("index", "--list").stdout.splitlines()
     assert header.split()[0] == "NAME"
     assert row.split() == [
-        *("notes", str(tiny_model), "1", "12", "kB"),
-        *(f"{kept()[0].stat().st_size / 1e3:.0f}", "kB"),
+        *("notes", str(tiny_model), "1", "12", "KiB"),
+        *format_size(kept()[0].stat().st_size).split(),
         *(Datastore(kept()[0]).facts.created[:10], str(folder)),
     ]
     assert run("index", "--remove", "notes").stdout == "Removed notes.\n"
