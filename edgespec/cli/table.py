@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import click
 
@@ -25,7 +26,8 @@ def print_table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> No
     header, *body = rows
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if left is None or i < left else "right")
+        justify: Literal["left", "right"] = "left" if left is None or i < left else "right"
+        table.add_column(name, justify=justify, no_wrap=i == 0, overflow="fold")
     for row in body:
         table.add_row(*map(Text, row))  # Text: a name in brackets is no markup
     if sys.stdout is not None and sys.stdout.isatty():
