@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from edgespec.core.runtime_spec import Form, LoadOptions
-from edgespec.runtimes import for_form
 from edgespec.core.runtime import Runtime
+from edgespec.core.runtime_spec import Form, LoadOptions
 from edgespec.export.calibration_data import calibration_windows
 from edgespec.export.pruning import choose_layers
 from edgespec.export.recipe import Recipe
@@ -41,6 +39,7 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress
+from edgespec.runtimes import for_form
 
 _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
 """What llama.cpp's quantizer makes of ``--weights`` in a GGUF file."""

@@ -18,6 +18,7 @@ from edgespec.bench.running.machine import machine_facts
 from edgespec.bench.running.profiling import profile_pass
 from edgespec.bench.running.runner import Runner
 from edgespec.bench.workloads import PROMPTS, Prompt, first_of_each, read_prompts, taking_turns
+from edgespec.device.machine import physical_cores
 from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.export.source import name_of
@@ -25,7 +26,6 @@ from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.opening import Model, find, find_draft
 from edgespec.progress import Progress, silent
-from edgespec.device.machine import physical_cores
 
 WORKLOADS = PROMPTS / "workloads"
 WRITTEN = ("report.html", "report.md", "rates.svg", RESULTS)

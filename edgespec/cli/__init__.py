@@ -69,7 +69,7 @@ def main() -> None:
     """Run large language models on this machine, faster by speculative decoding.
 
     Drafts are verified by the model itself, so the words are the same with and without them.
-    Models are downloaded when first used; the default one takes 98 MB.
+    Models are downloaded when first used; the default one takes 94 MiB.
 
     \b
     Talk to a model:

@@ -7,6 +7,7 @@ from datetime import datetime
 import click
 
 from edgespec.cli.table import print_table
+from edgespec.units import format_size
 
 
 @click.group()
@@ -41,7 +42,7 @@ def show() -> None:
         header, used = kept.header, datetime.fromtimestamp(kept.modified)
         name = (header.name or header.key) if header else f"not readable: {kept.path.name}"
         entries = f"{header.entries:,}" if header else "-"
-        rows.append((name, entries, f"{kept.size / 2**20:.1f} MiB", f"{used:%Y-%m-%d %H:%M}"))
+        rows.append((name, entries, format_size(kept.size), f"{used:%Y-%m-%d %H:%M}"))
     if len(rows) > 1:
         print_table(rows, left=1)
     state = "is kept" if store.enabled() else "is switched off: neither read nor added to"

@@ -46,7 +46,7 @@ def chat(model: str, explain: bool, max_tokens: int, **options: Any) -> None:
     /help lists the commands: /stats, /why, /reset, /save FILE, /exit.
 
     \b
-    A first conversation (downloads 98 MB once):
+    A first conversation (downloads 94 MiB once):
       edgespec chat
     A model that writes code, with a role to play:
       edgespec chat qwen2.5-coder-1.5b-instruct --system "Answer with code only."

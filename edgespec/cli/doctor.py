@@ -16,6 +16,7 @@ import click
 from edgespec.device import huge_pages, machine
 from edgespec.models import store
 from edgespec.models.catalogue import DEFAULT_MODEL
+from edgespec.units import format_size
 
 _AMX_CURE = (
     "CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse "
@@ -116,7 +117,7 @@ def _version(distribution: str) -> str:
 def _folders() -> Facts:
     for name, folder in (("models", store.models_dir()), ("cache", store.cache_dir())):
         nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-        free = f"{shutil.disk_usage(nearest).free / 1e9:.1f} GB free"
+        free = f"{format_size(shutil.disk_usage(nearest).free)} free"
         advice = "" if _writable(nearest) else "; NOT WRITABLE: set EDGESPEC_HOME to another folder"
         yield name, f"{folder}, {free}{advice}"
 

@@ -9,6 +9,7 @@ import click
 
 from edgespec.cli.progress import ProgressBar
 from edgespec.errors import UserError
+from edgespec.units import format_size
 
 if TYPE_CHECKING:
     from edgespec.engine import Engine
@@ -193,12 +194,12 @@ def _print(exported: Exported) -> None:
     quality, draft, whole = exported.quality, exported.draft, exported.whole
     use = "edgespec chat" if draft is None else "edgespec chat TARGET --draft"
     click.echo(
-        f"{exported.folder}: {exported.size / 1e6:.0f} MB; use it with `{use} {exported.folder}`"
+        f"{exported.folder}: {format_size(exported.size)}; use it with `{use} {exported.folder}`"
     )
     if quality is not None:
         click.echo(
             f"perplexity {quality.perplexity:.3f} on {quality.tokens} tokens held out; "
-            f"{quality.bits_per_weight:.2f} bits a weight, {quality.bytes_per_token / 1e6:.0f} MB read a token"
+            f"{quality.bits_per_weight:.2f} bits a weight, {format_size(quality.bytes_per_token)} read a token"
         )
         if exported.referee is not None:
             click.echo(
@@ -208,7 +209,7 @@ def _print(exported: Exported) -> None:
     if draft is not None and whole is not None:
         click.echo(f"{'a draft pass':<24}{'whole':>12}{'this draft':>12}{'ratio':>8}")
         rows = [
-            ("MB read", whole.weight_bytes / 1e6, draft.weight_bytes / 1e6, "{:.0f}"),
+            ("MiB read", whole.weight_bytes / 2**20, draft.weight_bytes / 2**20, "{:.0f}"),
             ("milliseconds", whole.pass_seconds * 1e3, draft.pass_seconds * 1e3, "{:.2f}"),
             ("coverage", whole.coverage, draft.coverage, "{:.1%}"),
             ("acceptance α", whole.acceptance, draft.acceptance, "{:.1%}"),

@@ -11,6 +11,7 @@ from edgespec.cli.options import notice
 from edgespec.cli.progress import ProgressBar
 from edgespec.cli.table import print_table
 from edgespec.models.catalogue import DEFAULT_MODEL
+from edgespec.units import format_size
 
 
 @click.command()
@@ -76,8 +77,8 @@ def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
         notice(indexing.skipped_line(skipped))
     facts, size = built.facts, built.path.stat().st_size
     click.echo(
-        f"Indexed {facts.name}: {_counted(facts.files, 'file')} with {_size(facts.text_bytes)} of text, "
-        f"{_size(size)} on disk, in {monotonic() - started:.0f} s."
+        f"Indexed {facts.name}: {_counted(facts.files, 'file')} with {format_size(facts.text_bytes)} of text, "
+        f"{format_size(size)} on disk, in {monotonic() - started:.0f} s."
     )
 
 
@@ -102,7 +103,7 @@ def _list() -> None:
             damaged.append(f"{path} is not used: {error}; `edgespec index` builds it again")
             continue
         facts = kept.facts
-        text, size = _size(facts.text_bytes), _size(path.stat().st_size)
+        text, size = format_size(facts.text_bytes), format_size(path.stat().st_size)
         day, of = facts.created[:10], ", ".join(facts.paths)
         cells = (facts.name, facts.model, f"{facts.files:,}", text, size, day, of)
         rows.append(tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in cells))
@@ -114,7 +115,3 @@ def _list() -> None:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

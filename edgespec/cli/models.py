@@ -11,6 +11,7 @@ from edgespec.cli.progress import ProgressBar
 from edgespec.cli.table import print_table
 from edgespec.models import store
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
+from edgespec.units import format_size
 
 
 @click.group()
@@ -42,7 +43,9 @@ def list_models() -> None:
     rows = [("NAME", "SIZE", "LICENSE", "INSTALLED", "WHAT FOR")]
     for entry in load_catalogue().values():
         installed = "yes" if entry.name in here else "-"
-        rows.append((entry.name, _size(entry.size), entry.license, installed, entry.description))
+        rows.append(
+            (entry.name, format_size(entry.size), entry.license, installed, entry.description)
+        )
     print_table(rows)
 
 
@@ -98,7 +101,7 @@ def remove(name: str, yes: bool) -> None:
     """
     found = [model.entry for model in store.installed() if model.entry.name == name.lower()]
     if found and not yes:
-        click.confirm(f"Remove {name} ({_size(found[0].size)})?", abort=True, err=True)
+        click.confirm(f"Remove {name} ({format_size(found[0].size)})?", abort=True, err=True)
     store.remove(name)
     click.echo(f"Removed {name}.")
 
@@ -112,7 +115,7 @@ def _of_entry(entry: CatalogueEntry) -> dict[str, str]:
         "parameters": f"{entry.parameters / 1e6:,.0f} million",
         "quantization": entry.quantization,
         "license": entry.license,
-        "size": _size(entry.size),
+        "size": format_size(entry.size),
         "sha256": entry.sha256 or "as its source states",
         "tokenizer": entry.tokenizer_family,
         "drafts": ", ".join(entry.drafts) or "-",
@@ -133,11 +136,7 @@ def _of_file(path: Path) -> dict[str, str]:
         "architecture": file.architecture or "not stated",
         "context": f"{context} tokens",
         "license": str(file.metadata.get("general.license", "not stated")),
-        "size": _size(path.stat().st_size),
+        "size": format_size(path.stat().st_size),
         "tensors": ", ".join(f"{count} {name}" for name, count in types.most_common()),
         "path": str(path.resolve()),
     }
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,18 +1,39 @@
-"""Columns that line up."""
+"""Tables on stdout."""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import click
 
+_UNLIMITED = 1 << 16
+"""Columns of a console that neither wraps nor cuts a cell."""
+
 
 def print_table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> None:
-    """Print ``rows``, their first ``left`` columns (default: all) aligned left and the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            f"{cell:<{width}}" if left is None or i < left else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  ".join(cells).rstrip())
+    """Print a header row and data rows.
+
+    The first ``left`` columns (default: all) are aligned left, the others right. On a terminal
+    rich fits the table to the width. Elsewhere each row is one line of plain text.
+    """
+    from rich.console import Console  # imported late: no help text needs it
+    from rich.table import Table
+    from rich.text import Text
+
+    header, *body = rows
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, name in enumerate(header):
+        justify: Literal["left", "right"] = "left" if left is None or i < left else "right"
+        table.add_column(name, justify=justify, no_wrap=i == 0, overflow="fold")
+    for row in body:
+        table.add_row(*map(Text, row))  # Text: a name in brackets is no markup
+    if sys.stdout is not None and sys.stdout.isatty():
+        Console(file=sys.stdout).print(table)
+        return
+    plain = io.StringIO()
+    Console(file=plain, width=_UNLIMITED, color_system=None, force_terminal=False).print(table)
+    for line in plain.getvalue().splitlines():
+        click.echo(line.rstrip())

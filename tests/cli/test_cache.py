@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgespec.drafting.stores import ngram_store as store
+from edgespec.units import format_size
 from tests.cli.conftest import Run, error_of
 from tests.drafting.stores.test_ngram_store import keep
 
@@ -17,14 +18,14 @@ def test_nothing_is_kept_yet(home: Path, run: Run) -> None:
 
 
 def test_show(home: Path, run: Run) -> None:
-    keep("one")
+    one = keep("one")
     keep("a model with a long name")
     (store.directory() / "other.ngrams").write_bytes(b"no cache")
     header, *rows, folder = run("cache", "show").stdout.splitlines()
     assert header.split() == ["MODEL", "ENTRIES", "SIZE", "LAST", "USED"]
     cells = {row[: header.index("ENTRIES")].strip(): row.split() for row in rows}
     assert set(cells) == {"one", "a model with a long name", "not readable: other.ngrams"}
-    assert cells["one"][1:4] == ["1", "0.0", "MiB"]
+    assert cells["one"][1:4] == ["1", *format_size(one.stat().st_size).split()]
     assert len({len(row) for row in (header, *rows)}) == 1
     assert folder.endswith(str(store.directory()))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.drafting.stores.datastore import Datastore, index_paths, indexes_dir
+from edgespec.units import format_size
 from tests.cli.conftest import COMMAND, Run, error_of, spawn
 from tests.cli.terminal import Terminal
 
@@ -24,13 +25,13 @@ def folder(tmp_path: Path, home: Path) -> Path:
 
 def test_index_list_and_remove(folder: Path, tiny_model: Path, run: Run) -> None:
     built = run("index", folder, "--model", tiny_model)
-    assert built.stdout.startswith("Indexed notes: 1 file with 12 kB of text, ")
+    assert built.stdout.startswith("Indexed notes: 1 file with 12 KiB of text, ")
     assert "[skipped 1 hidden]\n" in built.stderr
     header, row = run("index", "--list").stdout.splitlines()
     assert header.split()[0] == "NAME"
     assert row.split() == [
-        *("notes", str(tiny_model), "1", "12", "kB"),
-        *(f"{index_paths()[0].stat().st_size / 1e3:.0f}", "kB"),
+        *("notes", str(tiny_model), "1", "12", "KiB"),
+        *format_size(index_paths()[0].stat().st_size).split(),
         *(Datastore(index_paths()[0]).facts.created[:10], str(folder)),
     ]
     assert run("index", "--remove", "notes").stdout == "Removed notes.\n"

@@ -29,7 +29,7 @@ def test_list(fake: Path, run: Run) -> None:
     assert [row.split()[0] for row in rows] == list(load_catalogue())
     column = header.index("INSTALLED")
     assert [row.split()[0] for row in rows if row[column:].startswith("yes")] == [NAME]
-    assert "98 MB" in rows[0]
+    assert "94 MiB" in rows[0]
 
 
 def test_show_a_model_of_the_catalogue(home: Path, run: Run) -> None:
