@@ -135,7 +135,7 @@ class Engine:
                 ),
                 found.tokenizer,
                 ChatTemplate(template, found.tokenizer) if template else None,
-                draft=draft,
+                draft=model_draft,
                 cache=next((each for each in persistent if isinstance(each, NgramCache)), None),
                 config=config,
                 curve=curve,
@@ -155,7 +155,17 @@ class Engine:
     @property
     def draft_model(self) -> Runtime | None:
         """The draft model on its runtime, if one drafts."""
+        return None if self._state.draft is None else self._state.draft.runtime
+
+    @property
+    def draft(self) -> DraftModel | None:
+        """The draft model with what ``assemble`` wants to know of it, if one drafts."""
         return self._state.draft
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The model's chat template, if it has one."""
+        return self._state.template
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -183,19 +193,21 @@ class Engine:
         system: str | None = None,
         sampling: Sampling | None = None,
         acceptance: Rule = "lossless",
+        ignore_stop: bool = False,
         notice: Notice = ignore_notice,
         progress: Progress = silent,
     ) -> Session:
         """A new conversation. Sessions of one engine answer one at a time.
 
         ``acceptance`` is lossless, or a rule that may say what the target alone would not: typical, or
-        entropy (of a draft model's distributions).
+        entropy (of a draft model's distributions). ``ignore_stop``: answers go on after a stop token.
         """
         return Session(
             self._state,
             system=system,
             sampling=sampling,
             acceptance=acceptance,
+            ignore_stop=ignore_stop,
             notice=notice,
             progress=progress,
         )
@@ -265,7 +277,7 @@ class Engine:
             self._state.cache.close()
         self._state.target.close()
         if self._state.draft is not None:
-            self._state.draft.close()
+            self._state.draft.runtime.close()
 
     def __enter__(self) -> Engine:
         return self

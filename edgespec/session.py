@@ -22,6 +22,7 @@ from edgespec.progress import Progress, silent
 from edgespec.simulation.trace import Recording, StepRecord, Trace, record
 
 if TYPE_CHECKING:
+    from edgespec.assemble import DraftModel
     from edgespec.config import EngineConfig
     from edgespec.drafting.ngram_cache import NgramCache
     from edgespec.models.chat_template import ChatTemplate
@@ -52,7 +53,7 @@ class EngineState:
     template: ChatTemplate | None = None
     context: list[int] = field(default_factory=list)
     """The tokens of the last answer's context; those that the target has cached are a prefix of it."""
-    draft: Runtime | None = None
+    draft: DraftModel | None = None
     """The model that a drafter drafts with, if one does."""
     cache: NgramCache | None = None
     """What is learnt of answers for later ones, if a drafter looks there."""
@@ -245,7 +246,7 @@ class Session:
             exact=bool(info.pass_sizes) and self._rule == "lossless",
         )
         if state.draft is not None:
-            stats.draft_pass_cost = state.draft.info.weight_bytes / info.weight_bytes
+            stats.draft_pass_cost = state.draft.runtime.info.weight_bytes / info.weight_bytes
         self.token_ids = []
         limit = info.context if max_tokens is None else max_tokens
         if limit < 0:

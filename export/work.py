@@ -11,6 +11,7 @@ import numpy as np
 
 from edgespec.core.runtime import Runtime
 from edgespec.core.runtime_spec import Form, LoadOptions
+from edgespec.errors import UserError
 from edgespec.export.calibration_data import calibration_windows
 from edgespec.export.pruning import choose_layers
 from edgespec.export.recipe import Recipe

@@ -15,10 +15,10 @@ import click
 from edgespec.bench.running.machine import version_of
 from edgespec.bench.workloads import Prompt, first_of_each, read_prompts
 from edgespec.cli import Failure
-from edgespec.core.runtime import RUNTIMES
+from edgespec.device.machine import cpu_name, physical_cores
 from edgespec.errors import UserError
 from edgespec.models import store
-from edgespec.runtimes.devices import cpu_name, physical_cores
+from edgespec.runtimes import specs
 
 
 def note(line: str) -> None:
@@ -59,7 +59,7 @@ def report(
 
 
 runtime_option = click.option(
-    "--runtime", type=click.Choice(RUNTIMES), default="onnx", show_default=True
+    "--runtime", type=click.Choice(list(specs())), default="onnx", show_default=True
 )
 threads_option = click.option("--threads", type=int, help="Default: one a core.")
 prompts_option = click.option(

@@ -29,6 +29,7 @@ from edgespec.bench.workloads import Prompt, read_prompts
 from edgespec.core.decoding import prefill
 from edgespec.core.runtime import Runtime
 from edgespec.engine import Engine
+from edgespec.runtimes import get
 
 NEAR_TIE = 0.5
 """A smaller difference of two logits may fall either way with another order of summation."""
@@ -66,12 +67,14 @@ def answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[
     """The engine's greedy answers, each to a conversation of its own."""
     found = []
     for number, prompt in enumerate(prompts, 1):
-        completion = engine.generate(prompt.text, max_tokens=max_tokens)
-        figures = completion.statistics
+        session = engine.session()
+        answer = session.chat if engine.can_chat else session.complete
+        for _ in answer(prompt.text, max_tokens=max_tokens):
+            pass
+        figures = session.statistics
         note(f"{number}/{len(prompts)} {prompt.category}, {figures.drafter}")
-        ids = engine.loaded.held[: figures.prompt_tokens]
-        said, tau = completion.token_ids, figures.block_efficiency
-        found.append(Answer(ids, said, tau, figures.exact))
+        tau = figures.block_efficiency
+        found.append(Answer(session.prompt_ids, session.token_ids, tau, figures.exact))
     return found
 
 
@@ -124,11 +127,11 @@ def main(
         for prompt, a, b in zip(prompts, plain, drafted, strict=True):
             if (i := first_difference(a.said, b.said)) is not None:
                 prefix = a.prompt + a.said[:i]
-                gap = logit_gap(engine.loaded.target, prefix, a.said[i], b.said[i])
+                gap = logit_gap(engine.target, prefix, a.said[i], b.said[i])
                 differences.append(Difference(prompt.id, i, gap))
 
     near_ties = sum(difference.gap < NEAR_TIE for difference in differences)
-    allowed = near_ties if runtime == "llama-cpp" else 0
+    allowed = 0 if get(runtime).exact else near_ties
     tau = sum(answer.block_efficiency for answer in drafted) / len(drafted)
     row = [
         f"{len(prompts) - len(differences)} of {len(prompts)}",

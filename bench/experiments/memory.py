@@ -21,14 +21,15 @@ from edgespec.bench.experiments.common import (
 )
 from edgespec.bench.workloads import own_text
 from edgespec.core.decoding import prefill
-from edgespec.core.statistics import peak_memory_bytes
-from edgespec.device.memory import CACHE_BYTES, CACHE_TYPES, shape_of
+from edgespec.core.runtime_spec import RunConfiguration
+from edgespec.device.machine import peak_memory_bytes
 from edgespec.device.planning import Plan
 from edgespec.engine import Engine
+from edgespec.export.dimensions import dimensions_of
 from edgespec.export.source import name_of
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
-from edgespec.session import Session
+from edgespec.runtimes import get
 
 _GENERATED = 32
 
@@ -72,24 +73,23 @@ def fill(case: Case) -> Peaks:
         threads=case.threads,
     ) as engine:
         opened = peak_memory_bytes()
-        parts = engine.loaded
-        tokens = list(islice(cycle(parts.tokenizer.encode(own_text())), case.context - _GENERATED))
-        if parts.draft is not None:  # it may find out soon that it does not pay
-            prefill(parts.draft, tokens[: parts.draft.info.context])
-            parts.draft.truncate(0)
-        prefill(parts.target, tokens)
-        parts.held = tokens  # what the session below finds in the cache
-        words = parts.tokenizer.stream()
+        tokenizer, draft = engine.tokenizer, engine.draft_model
+        tokens = list(islice(cycle(tokenizer.encode(own_text())), case.context - _GENERATED))
+        if draft is not None:  # it may find out soon that it does not pay
+            prefill(draft, tokens[: draft.info.context])
+            draft.truncate(0)
+        words = tokenizer.stream()
         prompt = words.push(tokens) + words.flush()
-        for _ in Session(parts, ignore_stop=True).complete(prompt):
+        for _ in engine.session(ignore_stop=True).complete(prompt):
             pass
         return Peaks(imported, opened, peak_memory_bytes(), engine.info.weight_bytes)
 
 
 def cache_bytes(file: GGUFFile, context: int, runtime: str) -> int:
     """The key-value cache of ``context`` tokens, in the type that ``runtime`` usually has."""
-    numbers = shape_of(file, vocab_size=0).cache_numbers * context
-    return int(numbers * CACHE_BYTES[CACHE_TYPES[runtime][0]])
+    spec = get(runtime)
+    run = RunConfiguration(spec, context, spec.cache_types[0])
+    return spec.memory(dimensions_of(file, vocab_size=0), run).cache
 
 
 def _columns(case: Case, weights: int) -> tuple[dict[str, int], dict[str, float]]:

@@ -43,8 +43,8 @@ class Passes:
 
 def time_sizes(engine: Engine, repeats: int) -> dict[int, list[float]]:
     """Seconds of passes over the sizes, in turn; the first of each is not counted. Leaves ``_CONTEXT`` tokens."""
-    target = engine.loaded.target
-    tokens = engine.loaded.tokenizer.encode(own_text())
+    target = engine.target
+    tokens = engine.tokenizer.encode(own_text())
     target.truncate(0)
     target.forward(tokens[:_CONTEXT], logits="none")
     target.keep(range(_CONTEXT))
@@ -64,7 +64,7 @@ def time_passes(model: str, runtime: str, threads: int | None, repeats: int) -> 
         model, runtime=runtime, draft="none", exact=False, context=1024, threads=threads
     ) as engine:
         seconds = {0: list[float](), **time_sizes(engine, repeats)}
-        target, token = engine.loaded.target, 0
+        target, token = engine.target, 0
         for step in range(_DECODED + 2):  # nor are the first two
             started = perf_counter()
             token = int(target.forward([token])[0].argmax())

@@ -113,8 +113,8 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Compare the onnx runtime's perplexity with llama.cpp's on the same GGUF file."""
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
-    from edgespec.runtimes.onnx import OnnxRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
+    from edgespec.runtimes.onnx.runtime import OnnxRuntime
 
     path = store.resolve(model)
     words = text.read_text("utf-8") if text else own_text()

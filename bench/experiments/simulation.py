@@ -24,7 +24,8 @@ from edgespec.bench.experiments.switching import ALONE, Mode, Switch
 from edgespec.bench.workloads import Prompt
 from edgespec.device.profile_files import read_profile
 from edgespec.engine import Engine
-from edgespec.simulation.simulate import Trace, simulate, write_trace
+from edgespec.simulation.simulate import simulate
+from edgespec.simulation.trace import Trace, write_trace
 
 _MODEL_FREE = ("none", "suffix")
 

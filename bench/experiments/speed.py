@@ -38,7 +38,7 @@ from edgespec.core.runtime import MAX_ROWS
 from edgespec.drafting.model_free import MODEL_FREE
 from edgespec.engine import Engine
 from edgespec.errors import UserError
-from edgespec.session import Loaded, Session
+from edgespec.session import EngineState, Session
 
 PLAIN = Mode("none", False)
 
@@ -69,7 +69,7 @@ class Run:
         return self.tokens / self.decode_s
 
 
-def answer(parts: Loaded, prompt: Prompt, max_tokens: int, stop: bool) -> Session:
+def answer(parts: EngineState, prompt: Prompt, max_tokens: int, stop: bool) -> Session:
     """A session that has answered, past the model's end unless ``stop``."""
     session = Session(parts, ignore_stop=not stop)
     say = session.chat if parts.template else session.complete

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgespec.assemble import assemble
 from edgespec.core.draft import Draft
-from edgespec.core.drafter import Budget, Drafter
-from edgespec.core.latency import LatencyModel
+from edgespec.core.drafter import Budget
+from edgespec.core.latency import LatencyCurve, LatencyModel
 from edgespec.core.scheduler import Scheduler
 from edgespec.device.measuring import measure_curve
-from edgespec.device.profile import LatencyCurve
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.drafting.model_free import model_free, persistent_sources
+from edgespec.drafting.model_free import persistent_sources
 from edgespec.drafting.ngram_cache import NgramCache
 from edgespec.drafting.sources import Source
 from edgespec.drafting.suffix import Suffix
 from edgespec.engine import Engine
-from edgespec.session import Loaded
+from edgespec.session import EngineState
 
 _SIZES = (1, 2, 4, 8, 16)
 """Passes that are timed before anything is decoded."""
@@ -70,13 +70,13 @@ class Switch:
     a ``path`` n-gram caches are read from there, and ``close`` keeps them."""
 
     def __init__(self, engine: Engine, path: Path | None = None) -> None:
-        self.parts = engine.loaded
+        self.engine = engine
         self._path, self._caches = path, list[NgramCache]()
-        self._exact = self.parts.target.info
-        self._model = [d for d in self.parts.scheduler.drafters if isinstance(d, ModelDrafter)]
+        self._exact = engine.target.info
+        self._model = engine.draft
         self._curves: dict[bool, LatencyCurve] = {}
-        self._schedulers: dict[Mode, Scheduler] = {}
-        self.parts.cache = None  # the user's stays as it is
+        self._states: dict[Mode, EngineState] = {}
+        self._current: EngineState | None = None
 
     @property
     def exact_passes(self) -> bool:
@@ -85,44 +85,58 @@ class Switch:
 
     def renew(self) -> None:
         """Begin a round: nothing was learnt yet."""
-        self._schedulers.clear()
+        self._states.clear()
 
     def forget(self) -> None:
         """Of the prompt, what a draft model read in another mode."""
-        for drafter in self._model:
-            drafter.forget()
+        for state in self._states.values():
+            for drafter in state.scheduler.drafters:
+                if isinstance(drafter, ModelDrafter):
+                    drafter.forget()
 
     def close(self) -> None:
         """Keep what was learnt."""
         for cache in self._caches:
             cache.close()
 
-    def to(self, mode: Mode) -> Loaded:
-        """The model as ``Engine.open(draft=…, exact=…)`` would have it."""
-        target = self.parts.target
+    def to(self, mode: Mode) -> EngineState:
+        """What the sessions of ``Engine.open(draft=…, exact=…)`` would share."""
+        target = self.engine.target
         target.info = self._exact if mode.exact else replace(self._exact, pass_sizes=())
         if mode.exact not in self._curves:
             target.truncate(0)
             self._curves[mode.exact] = measure_curve(target, _SIZES, budget_s=5.0)
-        if mode not in self._schedulers:
-            costs = LatencyModel(self._curves[mode.exact])
-            self._schedulers[mode] = Scheduler(self._drafters(mode), costs)
-        self.parts.scheduler = self._schedulers[mode]
-        return self.parts
+        if mode not in self._states:
+            engine = self.engine
+            self._states[mode] = EngineState(
+                target, self._scheduler(mode), engine.tokenizer, engine.template, draft=engine.draft
+            )
+        state = self._states[mode]
+        if state is not self._current:  # the cache holds another state's context
+            target.truncate(0)
+            self._current, state.context = state, []
+        return state
 
-    def _drafters(self, mode: Mode) -> list[Drafter]:
-        draft = mode.draft
-        if draft.startswith("γ = "):
-            return [Fixed([Suffix()], int(draft.removeprefix("γ = ")), width=1)]
-        if draft == ALONE:
-            return [*self._model]
-        name = draft.split("+")[0]
+    def _scheduler(self, mode: Mode) -> Scheduler:
+        draft, curve = mode.draft, self._curves[mode.exact]
         size = self._exact.vocab_size
-        lasting = persistent_sources(name, self.parts.tokenizer, self._exact, "", remember=False)
-        if self._path and lasting and isinstance(lasting[-1], NgramCache):
-            lasting[-1] = NgramCache(self._path, "", size)
-        self._caches += [source for source in lasting if isinstance(source, NgramCache)]
-        drafters = model_free(name, size, lasting)
+        if draft.startswith("γ = "):
+            fixed = Fixed([Suffix()], int(draft.removeprefix("γ = ")), width=1)
+            return Scheduler([fixed], LatencyModel(curve))
+        if draft == ALONE:
+            return assemble("none", size, curve, model=self._model)
+        name = draft.split("+")[0]
+        persistent = persistent_sources(
+            name, self.engine.tokenizer, self._exact, "", remember=False
+        )
+        if self._path and persistent and isinstance(persistent[-1], NgramCache):
+            persistent[-1] = NgramCache(self._path, "", size)
+        self._caches += [source for source in persistent if isinstance(source, NgramCache)]
+        model = self._model if "+" in draft else None
+        scheduler = assemble(name, size, curve, persistent=persistent, model=model)
         if mode.nodes:
-            return [Fixed(d.sources, mode.nodes) for d in drafters if isinstance(d, Hierarchy)]
-        return drafters + (self._model if "+" in draft else [])
+            fixed_drafters = [
+                Fixed(d.sources, mode.nodes) for d in scheduler.drafters if isinstance(d, Hierarchy)
+            ]
+            return Scheduler(fixed_drafters, scheduler.costs)
+        return scheduler

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from edgespec.assemble import DRAFTERS
 from edgespec.bench.peers.environments import python_of, setup
 from edgespec.bench.records.results import OWN, System
-from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgespec.assemble import DRAFTERS
 from edgespec.bench.energy import Meter, NoMeter, idle_watts, open_meter
 from edgespec.bench.peers import mode_of, parse_peer
 from edgespec.bench.records.files import RESULTS, write_results
@@ -19,12 +20,11 @@ from edgespec.bench.running.profiling import profile_pass
 from edgespec.bench.running.runner import Runner
 from edgespec.bench.workloads import PROMPTS, Prompt, first_of_each, read_prompts, taking_turns
 from edgespec.device.machine import physical_cores
-from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.export.source import name_of
+from edgespec.local_model import LocalModel, find, find_draft
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
-from edgespec.opening import Model, find, find_draft
 from edgespec.progress import Progress, silent
 
 WORKLOADS = PROMPTS / "workloads"
@@ -94,7 +94,7 @@ def fitting(bench: RunConfig, context: int | None, most: int) -> tuple[int, list
     return context, [p for p in bench.prompts if needed[p.id] <= context]
 
 
-def _gguf(found: Model) -> Path:
+def _gguf(found: LocalModel) -> Path:
     if found.form != "gguf":
         raise UserError(f"{found.path} is no GGUF file; the bench runs those, as its peers do")
     return found.path

@@ -13,8 +13,8 @@ from edgespec.bench.child import in_child
 from edgespec.bench.workloads import own_text
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
+from edgespec.loading import built_folder
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.opening import built_folder
 from edgespec.progress import Progress, silent
 
 _CONTEXT = 128
@@ -48,7 +48,7 @@ def profile_pass(
 def _decode(folder: Path, tokens: list[int], threads: int, profile: Path) -> int:
     """Decode under the profiler; what a pass reads, in bytes."""
     from edgespec.core.decoding import prefill
-    from edgespec.runtimes.onnx import OnnxRuntime
+    from edgespec.runtimes.onnx.runtime import OnnxRuntime
 
     runtime = OnnxRuntime(folder, context=512, threads=threads, exact=False, profile=profile)
     prefill(runtime, tokens)

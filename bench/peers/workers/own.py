@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from edgespec.assemble import DRAFTERS
 from edgespec.bench.experiments.passes import time_sizes
 from edgespec.bench.experiments.switching import Mode, Switch
 from edgespec.bench.peers.workers.common import windows_loss
@@ -16,9 +17,9 @@ from edgespec.bench.peers.workers.serving import serve, timed
 from edgespec.core.runtime import FloatArray
 from edgespec.core.sampling import Sampling
 from edgespec.drafting.model_free import MODEL_FREE
-from edgespec.engine import DRAFTERS, Engine
+from edgespec.engine import Engine
+from edgespec.local_model import find_draft
 from edgespec.models.gguf import GGUFFile
-from edgespec.opening import find_draft
 from edgespec.progress import silent
 from edgespec.session import Session
 
@@ -34,7 +35,7 @@ class Own:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """A turn of a conversation, or a whole prompt where the model cannot chat."""
-        self.switch.to(self._mode(request["settings"]))
+        self.state = self.switch.to(self._mode(request["settings"]))
         if request["fresh"] or self.session is None:
             self.session = self._fresh_session(request)
         session = self.session
@@ -73,21 +74,21 @@ class Own:
 
     def _mode(self, settings: dict[str, Any]) -> Mode:
         name = settings["draft"] if settings["draft"] in MODEL_FREE else "hierarchy"
-        if name == "hierarchy" and self.engine.loaded.draft:
+        if name == "hierarchy" and self.engine.draft_model:
             name += "+model"
         return Mode(name, settings["exact"] is not False and self.switch.exact_passes)
 
     def _fresh_session(self, request: dict[str, Any]) -> Session:
-        loaded = self.engine.loaded
-        loaded.target.truncate(0)
+        self.engine.target.truncate(0)
+        self.state.context = []
         self.switch.forget()
         names = ("temperature", "top_k", "top_p", "seed")
         sampling = Sampling(**{name: request[name] for name in names})
-        return Session(loaded, sampling=sampling, ignore_stop=not request["stop_ids"])
+        return Session(self.state, sampling=sampling, ignore_stop=not request["stop_ids"])
 
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
         """Of the target, as plain decoding runs it."""
-        target = self.engine.loaded.target
+        target = self.engine.target
 
         def read(chunk: list[int]) -> FloatArray:
             logits = target.forward(chunk)
@@ -114,7 +115,7 @@ def opened(request: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
         threads=request["threads"],
         remember=False,
     )
-    info, model = engine.info, engine.loaded.draft
+    info, model = engine.info, engine.draft_model
     return Own(engine), {
         "version": f"{metadata.version('edgespec')}, {info.runtime} on {info.device}",
         "weights": "as in the file",
