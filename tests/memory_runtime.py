@@ -46,6 +46,7 @@ class MemoryRuntime:
             "memory",
             tuple(pass_sizes),
             trees=not pass_sizes,
+            prefill_chunk=32,
         )
         self.order, self.scale, self.seed, self.period = order, scale, seed, period
         self.mute = list(mute)
@@ -55,6 +56,7 @@ class MemoryRuntime:
         self.parents: list[int] = []
         self.passes: list[int] = []
         self.rows_evaluated = 0
+        self.features: FloatArray | None = None
         self._memo: dict[tuple[Row, ...], FloatArray] = {}
 
     @property
@@ -74,9 +76,15 @@ class MemoryRuntime:
         return self._memo[key]
 
     def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        logits: Logits = "all",
+        features: bool = False,
     ) -> FloatArray:
         assert tokens, "an empty pass"
+        assert not features, "it has none"
         assert all(0 <= t < self.info.vocab_size for t in tokens)
         if self.length + len(tokens) > self.info.context:
             raise ContextOverflow(f"{self.length} + {len(tokens)} > {self.info.context}")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ import pytest
 
 import edgespec
 from edgespec import Completion, Engine, UserError
+from edgespec.config import EngineConfig
 from edgespec.core.latency import LatencyModel
-from edgespec.device.placement import Placement
+from edgespec.device.machine import physical_cores
 from edgespec.device.profile import Profile
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.stores import ngram_store
 from edgespec.export.pipeline import export
 from edgespec.export.recipe import Recipe
+from edgespec.loading import allowed_places, load
+from edgespec.local_model import find
 from edgespec.models import store
-from edgespec.opening import allowed_runtimes, find, load
 from edgespec.progress import silent
-from edgespec.runtimes.devices import PROVIDERS, physical_cores
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.providers import PROVIDERS
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.export.gguf_files import replace_bytes
 from tests.hf_folder import safetensors_folder
 from tests.tiny import tiny_gguf
@@ -92,7 +95,7 @@ def test_an_answer_that_ends(engine: Engine) -> None:
     assert found.finish_reason == "stop"
     assert found.statistics.generated_tokens == len(found.token_ids) < 100
     assert "<|im_end|>" not in found.text
-    tokenizer = engine.loaded.tokenizer
+    tokenizer = engine.tokenizer
     assert found.token_ids[-1] in tokenizer.stop_tokens
     assert tokenizer.decode(found.token_ids[:-1]) == found.text
 
@@ -184,7 +187,7 @@ class Always(LatencyModel):
 def drafting(engine: Engine, alone: bool = False) -> Engine:
     """``engine`` with a draft model that pays whatever this machine is doing meanwhile; ``alone``:
     nothing else drafts."""
-    scheduler = engine.loaded.scheduler
+    scheduler = engine.scheduler
     drafter = scheduler.drafters[-1]
     assert isinstance(drafter, ModelDrafter)
     if alone:
@@ -218,7 +221,7 @@ def test_what_was_said_serves_the_next_engine_unless_it_is_not_to_be_kept(
 ) -> None:
     def answer(**options: bool) -> Completion:
         with Engine.open(tiny, draft="ngram-cache", context=256, **options) as engine:
-            engine.loaded.scheduler.costs = Always(1.0)
+            engine.scheduler.costs = Always(1.0)
             return engine.generate("hello world", chat=False, max_tokens=100)
 
     unkept = answer(remember=False)
@@ -239,7 +242,10 @@ def test_what_was_said_serves_the_next_engine_unless_it_is_not_to_be_kept(
 @pytest.fixture
 def exact_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts whose passes give a row the bits that the target's do, though they are of other sizes."""
-    monkeypatch.setattr("edgespec.engine.load", lambda *a, **o: load(*a, **{**o, "exact": True}))
+    monkeypatch.setattr(
+        "edgespec.engine.load",
+        lambda model, spec, options: load(model, spec, replace(options, exact=True)),
+    )
 
 
 @pytest.mark.usefixtures("exact_drafts")
@@ -284,7 +290,7 @@ def test_a_smaller_model_drafts(runtime: str, tmp_path: Path) -> None:
         plain = engine.generate("hello world", max_tokens=250, chat=False).token_ids
     with drafting(Engine.open(target, draft=str(draft), **options)) as engine:
         found = engine.generate("hello world", max_tokens=250, chat=False)
-        runtimes = engine.loaded.target, engine.loaded.draft
+        runtimes = engine.target, engine.draft_model
     model = runtimes[1]
     assert model is not None
     assert (model.info.runtime, model.info.context) == (runtime, 128)
@@ -295,7 +301,7 @@ def test_a_smaller_model_drafts(runtime: str, tmp_path: Path) -> None:
         assert found.token_ids == plain
 
 
-def test_a_draft_runs_on_llama_cpp_where_onnx_does_not_have_it(tmp_path: Path) -> None:
+def test_a_draft_that_onnx_cannot_run_is_given_to_llama_cpp(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     draft = replace_bytes(tiny_gguf(tmp_path / "a.gguf", layers=1), "llama", "mamba")
     target = tiny_gguf(tmp_path / "b.gguf", layers=1)
@@ -306,7 +312,7 @@ def test_a_draft_runs_on_llama_cpp_where_onnx_does_not_have_it(tmp_path: Path) -
 def test_a_vocabulary_with_a_few_names_that_differ_is_the_same(tmp_path: Path, tiny: Path) -> None:
     draft = replace_bytes(tiny_gguf(tmp_path / "a.gguf", layers=1), "<|im_end|>", "<|i_dont|>")
     with Engine.open(tiny, draft=str(draft)) as engine:
-        drafter = engine.loaded.scheduler.drafters[-1]
+        drafter = engine.scheduler.drafters[-1]
         assert isinstance(drafter, ModelDrafter)
         assert drafter.vocabulary.same
 
@@ -314,12 +320,12 @@ def test_a_vocabulary_with_a_few_names_that_differ_is_the_same(tmp_path: Path, t
 def test_closing_closes_both(tiny: Path) -> None:
     engine = Engine.open(tiny, draft=str(tiny))
     closed = []
-    for runtime in (engine.loaded.target, engine.loaded.draft):
+    for runtime in (engine.target, engine.draft_model):
         assert runtime is not None
         close = runtime.close
         runtime.close = lambda r=runtime, c=close: (closed.append(r), c())  # type: ignore[method-assign, misc]
     engine.close()
-    assert closed == [engine.loaded.target, engine.loaded.draft]
+    assert closed == [engine.target, engine.draft_model]
 
 
 def test_a_target_that_does_not_load_closes_its_draft(
@@ -335,17 +341,23 @@ def test_a_target_that_does_not_load_closes_its_draft(
 def test_exact_is_kept_or_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Auto is what is fastest, unless exactness was asked for."""
     monkeypatch.setattr(
-        "edgespec.opening.find_spec", lambda name: name if name == "llama_cpp" else None
+        "edgespec.runtimes.packages.find_spec",
+        lambda name: None if name == "ik_llama_cpp" else name,
     )
     model = find(str(tiny), silent)
+
+    def allowed_runtimes(runtime: str, exact: bool | None) -> list[str]:
+        config = EngineConfig(str(tiny), runtime=runtime, exact=exact)
+        return [place.runtime.name for place in allowed_places(config, model)]
+
     for exact, allowed in (
         (None, ["onnx", "llama-cpp"]), (False, ["onnx", "llama-cpp"]), (True, ["onnx"])
     ):  # fmt: skip
-        assert allowed_runtimes(Placement("auto", exact=exact), model) == allowed
+        assert allowed_runtimes("auto", exact) == allowed
     with pytest.raises(UserError, match="only the onnx runtime is exact"):
-        allowed_runtimes(Placement("llama-cpp", exact=True), model)
-    monkeypatch.setattr("edgespec.runtimes.onnx.agreeing_sizes", lambda *_: ())
-    monkeypatch.setattr("edgespec.runtimes.onnx.remembered_sizes", lambda *_: None)
+        allowed_runtimes("llama-cpp", True)
+    monkeypatch.setattr("edgespec.runtimes.onnx.runtime.agreeing_sizes", lambda *_: ())
+    monkeypatch.setattr("edgespec.runtimes.onnx.runtime.remembered_sizes", lambda *_: None)
     with Engine.open(tiny, runtime="onnx") as engine:
         assert not engine.info.pass_sizes
     with pytest.raises(UserError, match="no sizes of pass agree bit for bit on cpu here"):
@@ -559,8 +571,8 @@ def test_a_bundle_answers_as_its_source_does(tmp_path: Path, tiny: Path) -> None
         assert found.statistics.drafter == "suffix+ngram-cache+tiny"
         assert found.statistics.drafted > 0
     with Engine.open(tiny, draft=str(tmp_path / "draft")) as engine:
-        assert engine.loaded.draft is not None
-        assert engine.loaded.draft.info.vocab_size == 280
+        assert engine.draft_model is not None
+        assert engine.draft_model.info.vocab_size == 280
     with pytest.raises(UserError, match="holds only a draft"):
         Engine.open(tmp_path / "draft")
     with open(tmp_path / "both" / "model" / "model.onnx.data", "r+b") as file:

@@ -29,8 +29,8 @@ from edgespec.export import build_onnx
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes.onnx import OnnxRuntime
-from edgespec.session import Loaded, Session
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
+from edgespec.session import EngineState, Session
 from tests.onnx_support import ARCHITECTURES
 from tests.tiny import tiny_gguf
 
@@ -90,7 +90,8 @@ def answers(
     target.truncate(0)
     template = ChatTemplate(tokenizer.chat_template, tokenizer)
     session = Session(
-        Loaded(target, Scheduler([drafter], TakesAll()), tokenizer, template), sampling=sampling
+        EngineState(target, Scheduler([drafter], TakesAll()), tokenizer, template),
+        sampling=sampling,
     )
     found, refused = [], 0
     for turn in turns:
@@ -303,7 +304,7 @@ def inexact(request: pytest.FixtureRequest, smollm2: Path, smollm2_onnx: Path) -
         runtime = OnnxRuntime(smollm2_onnx, context=1024, exact=False)
     else:
         pytest.importorskip("llama_cpp")
-        from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+        from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
         runtime = LlamaCppRuntime(smollm2, context=1024, threads=1)  # several wait for each other
     assert runtime.info.trees

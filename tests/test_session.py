@@ -9,11 +9,12 @@ import pytest
 from edgespec.core.drafter import Drafter
 from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Scheduler
-from edgespec.core.statistics import Statistics, peak_memory_bytes
+from edgespec.core.statistics import Statistics
+from edgespec.device.machine import peak_memory_bytes
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.suffix import Suffix
 from edgespec.errors import UserError
-from edgespec.session import Loaded, Session
+from edgespec.session import EngineState, Session
 from tests.memory_runtime import (
     LetterTemplate,
     LetterTokenizer,
@@ -34,7 +35,7 @@ def loaded(
     seed: int = 0,
     pass_sizes: tuple[int, ...] = (2, 4, 6, 8, 16, 32),
     bos: int | None = 1,
-) -> Loaded:
+) -> EngineState:
     """A model that says letters and the stop token, never another control token."""
     tokenizer = LetterTokenizer(bos)
     target = MemoryRuntime(
@@ -46,14 +47,16 @@ def loaded(
         "random": RandomDrafter(target),
     }
     scheduler = Scheduler([makers[drafter]])
-    return Loaded(target, scheduler, cast(Any, tokenizer), cast(Any, LetterTemplate(tokenizer)))
+    return EngineState(
+        target, scheduler, cast(Any, tokenizer), cast(Any, LetterTemplate(tokenizer))
+    )
 
 
-def runtime(model: Loaded) -> MemoryRuntime:
+def runtime(model: EngineState) -> MemoryRuntime:
     return cast(MemoryRuntime, model.target)
 
 
-def consistent(model: Loaded) -> bool:
+def consistent(model: EngineState) -> bool:
     return runtime(model).tokens == model.held[: model.target.length]
 
 

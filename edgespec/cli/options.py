@@ -29,18 +29,30 @@ def _memory_size(ctx: click.Context, param: click.Parameter, value: str | None) 
     return None if value is None else parse_bytes(value)
 
 
-RUNTIMES = ("onnx", "llama-cpp", "ik-llama-cpp")
-"""``edgespec.runtimes.RUNTIMES``, without what importing it costs: a test holds them together."""
+RUNTIMES = "auto|onnx|llama-cpp|ik-llama-cpp"
+"""How help shows the values of ``--runtime``; other packages may add runtimes (``edgespec.runtimes``)."""
+
+
+def _runtime_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value != "auto":
+        from edgespec.runtimes import get
+
+        get(value)  # raises before anything is loaded
+    return value
+
+
+runtime_option = click.option(
+    "--runtime",
+    callback=_runtime_name,
+    metavar=RUNTIMES,
+    default="auto",
+    show_default=True,
+    help="What runs the model.",
+)
 model_argument = click.argument("model", default=DEFAULT_MODEL)
 
 _PLAN_OPTIONS = (
-    click.option(
-        "--runtime",
-        type=click.Choice(["auto", *RUNTIMES]),
-        default="auto",
-        show_default=True,
-        help="What runs the model.",
-    ),
+    runtime_option,
     click.option(
         "--device",
         metavar="auto|cpu|gpu[:N]|npu",

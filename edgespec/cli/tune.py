@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgespec.cli.options import RUNTIMES, model_argument, notice
+from edgespec.cli.options import model_argument, notice, runtime_option
 from edgespec.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -24,13 +24,7 @@ _NOISY = 0.1
 
 @click.command()
 @model_argument
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", *RUNTIMES]),
-    default="auto",
-    show_default=True,
-    help="What to measure; auto: all that can run the model.",
-)
+@runtime_option
 @click.option(
     "--device",
     metavar="auto|cpu|gpu[:N]|npu",
@@ -39,7 +33,9 @@ _NOISY = 0.1
     help="Where it runs.",
 )
 @click.option("--provider", metavar="NAME", help="ONNX Runtime's execution provider.")
-@click.option("--draft", metavar="MODEL", help="Measure the model that drafts for it, too.")
+@click.option(
+    "--draft", metavar="MODEL", default="none", help="Measure the model that drafts for it, too."
+)
 @click.option(
     "--exact/--no-exact",
     default=None,

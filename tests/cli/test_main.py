@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from edgespec.cli import main, options
-from edgespec.core.runtime import RUNTIMES
+from edgespec.cli import main
 from edgespec.engine import Engine
 from edgespec.models import store
+from edgespec.runtimes import specs
 from tests.cli.conftest import COMMAND, Run, error_of
 
 HEAVY = ["numpy", "onnxruntime", "onnx", "rich", "tokenizers", "jinja2", "huggingface_hub"]
@@ -124,5 +124,7 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         run("models", "list")
 
 
-def test_options_name_every_runtime() -> None:
-    assert options.RUNTIMES == RUNTIMES
+def test_a_runtime_that_there_is_not_is_refused_with_the_names_of_those_there_are(run: Run) -> None:
+    error = error_of(run("generate", "--runtime", "tpu", "-p", "x"))
+    assert "there is no runtime 'tpu'" in error
+    assert all(name in error for name in specs())

@@ -16,11 +16,11 @@ import pytest
 from edgespec import tuning
 from edgespec.cli import tune as tune_module
 from edgespec.device import profile, profile_files
+from edgespec.device.machine import physical_cores
 from edgespec.device.profile import Profile
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.progress import Progress, silent
-from edgespec.runtimes.devices import physical_cores
 from tests.cli.conftest import Run, spawn
 from tests.tiny import tiny_gguf
 

@@ -10,17 +10,17 @@ from edgespec.core.decoding import Step, decode, prefill
 from edgespec.core.draft import Draft
 from edgespec.core.drafter import Budget, Drafter, Outcome
 from edgespec.core.latency import LatencyModel
-from edgespec.core.runtime import ContextOverflow, Runtime, prefill_chunk
+from edgespec.core.runtime import ContextOverflow, Runtime
 from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Scheduler
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.suffix import Suffix
 from edgespec.export import build_onnx
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.memory_runtime import CertainDrafter, MemoryRuntime, RandomDrafter, RandomTrees
 from tests.tiny import tiny_gguf
 
-CHUNK = prefill_chunk("memory")
+CHUNK = 32
 Make = Callable[[MemoryRuntime], Drafter]
 DRAFTERS: dict[str, Make] = {
     "ngram": lambda target: Hierarchy([Suffix()]),
@@ -43,7 +43,7 @@ def load_torch(path: Path) -> Runtime:
 
 def load_llama_cpp(path: Path) -> Runtime:
     pytest.importorskip("llama_cpp")
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     return LlamaCppRuntime(path, context=128, threads=1, device="cpu")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgespec.core.latency import LatencyModel
-from edgespec.device.profile import LatencyCurve
+from edgespec.core.latency import LatencyCurve, LatencyModel
 
 ROWS = (1, 2, 4, 8, 16)
 

@@ -10,11 +10,10 @@ import pytest
 from edgespec.core.decoding import decode
 from edgespec.core.draft import EMPTY, Draft
 from edgespec.core.drafter import Budget, Drafter, Outcome
-from edgespec.core.latency import LatencyModel
+from edgespec.core.latency import LatencyCurve, LatencyModel
 from edgespec.core.runtime import FloatArray, Logits, ModelInfo
 from edgespec.core.sampling import Sampling
 from edgespec.core.scheduler import Scheduler, cut
-from edgespec.device.profile import LatencyCurve
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
 from edgespec.drafting.suffix import Suffix

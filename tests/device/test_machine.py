@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from edgespec.device.machine import cpu_name, physical_cores
 from edgespec.errors import UserError
-from edgespec.runtimes.devices import PROVIDERS, choose_provider, cpu_name, physical_cores
+from edgespec.runtimes.onnx.providers import PROVIDERS, choose_provider
 
 CPU, CUDA, DML = "CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider"
 OPENVINO, QNN = "OpenVINOExecutionProvider", "QNNExecutionProvider"

@@ -19,7 +19,7 @@ from edgespec.device.measuring import (
     robust,
 )
 from edgespec.device.profile import Setup
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.memory_runtime import MemoryRuntime
 
 Cost = Callable[[int, int], float]

@@ -1,70 +1,63 @@
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import pytest
 
 from edgespec.bench.child import in_child
 from edgespec.bench.experiments.memory import Case, fill
-from edgespec.device import memory
-from edgespec.device.memory import (
-    CACHE_TYPES,
-    Memory,
-    ModelDimensions,
-    RunConfiguration,
-    built_shape,
-    cache_types,
-    predict,
-    shape_of,
-)
+from edgespec.core.runtime_spec import ModelDimensions, RunConfiguration
+from edgespec.device.memory import Memory, predict
 from edgespec.errors import UserError
+from edgespec.export import dimensions
+from edgespec.export.dimensions import built_dimensions, dimensions_of
+from edgespec.local_model import give_back_memory
 from edgespec.models.gguf import GGUFFile
-from edgespec.opening import give_back_memory
+from edgespec.runtimes import get
 from tests.tiny import tiny_gguf
 
 VOCABULARY = 49152
 
 
 @pytest.fixture(scope="module")
-def shape(smollm2: Path) -> ModelDimensions:
-    return shape_of(GGUFFile(smollm2), VOCABULARY)
+def model(smollm2: Path) -> ModelDimensions:
+    return dimensions_of(GGUFFile(smollm2), VOCABULARY)
 
 
-def test_the_shape_of_smollm2(shape: ModelDimensions, smollm2: Path) -> None:
+def test_the_dimensions_of_smollm2(model: ModelDimensions, smollm2: Path) -> None:
     layers, kv_heads, head_dim = 30, 3, 64
-    assert shape.cache_numbers == layers * 2 * kv_heads * head_dim
-    assert (shape.heads, shape.head_dim, shape.hidden, shape.feed_forward) == (9, 64, 576, 1536)
-    assert (shape.columns, shape.context) == (VOCABULARY, 8192)
-    assert 0.97 * smollm2.stat().st_size < shape.stored_bytes < smollm2.stat().st_size
+    assert model.cache_numbers == layers * 2 * kv_heads * head_dim
+    assert (model.heads, model.head_dim, model.hidden, model.feed_forward) == (9, 64, 576, 1536)
+    assert (model.columns, model.context) == (VOCABULARY, 8192)
+    assert 0.97 * smollm2.stat().st_size < model.stored_bytes < smollm2.stat().st_size
 
 
-def test_a_built_model_has_the_shape_of_its_source(
-    shape: ModelDimensions, smollm2: Path, smollm2_onnx: Path
+def test_a_built_model_has_the_dimensions_of_its_source(
+    model: ModelDimensions, smollm2: Path, smollm2_onnx: Path
 ) -> None:
-    manifest = json.loads((smollm2_onnx / "edgespec.json").read_text())
-    graph = onnx.load(str(smollm2_onnx / "model.onnx"), load_external_data=False).graph
-    built = built_shape(manifest, graph, VOCABULARY)
+    built = built_dimensions(smollm2_onnx, VOCABULARY)
     same = ("vocab_size", "columns", "context", "cache_numbers", "heads", "head_dim", "hidden")
-    assert [getattr(built, name) for name in same] == [getattr(shape, name) for name in same]
-    assert built.matrices == pytest.approx(shape.matrices, abs=100)  # some are fused
-    assert built.packed_bytes == pytest.approx(shape.packed_bytes, rel=0.02)
+    assert [getattr(built, name) for name in same] == [getattr(model, name) for name in same]
+    assert built.matrices == pytest.approx(model.matrices, abs=100)  # some are fused
+    assert built.packed_bytes == pytest.approx(model.packed_bytes, rel=0.02)
 
 
-def test_caches_are_what_their_numbers_take(shape: ModelDimensions) -> None:
+def test_caches_are_what_their_numbers_take(model: ModelDimensions) -> None:
     for runtime, bytes_each in (("onnx", 4), ("llama-cpp", 2)):
         sizes = [
-            predict(shape, RunConfiguration(runtime, context, CACHE_TYPES[runtime][0])).cache
+            predict(
+                model, RunConfiguration(get(runtime), context, get(runtime).cache_types[0])
+            ).cache
             for context in (2048, 4096)
         ]
-        assert sizes[1] - sizes[0] == 2048 * shape.cache_numbers * bytes_each
-    small = predict(shape, RunConfiguration("llama-cpp", 2048, "q8_0")).cache
+        assert sizes[1] - sizes[0] == 2048 * model.cache_numbers * bytes_each
+    small = predict(model, RunConfiguration(get("llama-cpp"), 2048, "q8_0")).cache
     assert (
-        small * 32 * 2 == predict(shape, RunConfiguration("llama-cpp", 2048, "float16")).cache * 34
+        small * 32 * 2
+        == predict(model, RunConfiguration(get("llama-cpp"), 2048, "float16")).cache * 34
     )
 
 
@@ -84,18 +77,19 @@ def test_llama_cpp_keeps_a_tied_embedding_twice_where_it_lays_out_the_head_anew(
     smollm2: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "cpu_features", lambda: features)
+    monkeypatch.setattr(dimensions, "cpu_features", lambda: features)
     file = GGUFFile(smollm2)
     embedding = file.tensors["token_embd.weight"]
     assert embedding.type == "Q8_0"
-    found = shape_of(file, VOCABULARY)
+    found = dimensions_of(file, VOCABULARY)
     more = copies * embedding.nbytes + int(added * math.prod(embedding.shape))
     assert found.llama_bytes == found.stored_bytes + more
     assert (
-        predict(found, RunConfiguration("llama-cpp", 512, "float16")).weights == found.llama_bytes
+        predict(found, RunConfiguration(get("llama-cpp"), 512, "float16")).weights
+        == found.llama_bytes
     )
     assert (
-        predict(found, RunConfiguration("ik-llama-cpp", 512, "float16")).weights
+        predict(found, RunConfiguration(get("ik-llama-cpp"), 512, "float16")).weights
         == found.stored_bytes
     )
 
@@ -103,40 +97,42 @@ def test_llama_cpp_keeps_a_tied_embedding_twice_where_it_lays_out_the_head_anew(
 def test_only_what_products_read_is_laid_out_anew(
     smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "cpu_features", lambda: ("amx_int8",))
+    monkeypatch.setattr(dimensions, "cpu_features", lambda: ("amx_int8",))
     file = GGUFFile(smollm2)
     embedding = file.tensors["token_embd.weight"]
     file.tensors["output.weight"] = replace(embedding, name="output.weight")
-    found = shape_of(file, VOCABULARY)
+    found = dimensions_of(file, VOCABULARY)
     assert found.llama_bytes == found.stored_bytes + math.prod(embedding.shape) // 8
 
 
-def test_every_part_counts(shape: ModelDimensions) -> None:
-    use = RunConfiguration("onnx", 2048, "float32")
-    plain = predict(shape, use)
+def test_every_part_counts(model: ModelDimensions) -> None:
+    use = RunConfiguration(get("onnx"), 2048, "float32")
+    plain = predict(model, use)
     assert plain.total == sum(bytes for _, bytes in plain.components())
     assert plain.generation == plain.total - plain.weights
-    assert predict(shape, use, tables=False).tables == 0 < plain.tables
-    assert predict(shape, replace(use, rows=2)).logits < plain.logits
-    drafted = predict(shape, use, (shape, replace(use, rows=2)))
+    assert predict(model, use, tables=False).tables == 0 < plain.tables
+    assert predict(model, replace(use, rows=2)).logits < plain.logits
+    drafted = predict(model, use, (model, replace(use, rows=2)))
     assert drafted.draft_weights == plain.weights
     assert drafted.total > plain.total + plain.weights + plain.cache
-    other = predict(shape, use, (shape, RunConfiguration("llama-cpp", 2048, "float16", rows=2)))
+    other = predict(
+        model, use, (model, RunConfiguration(get("llama-cpp"), 2048, "float16", rows=2))
+    )
     assert other.python > drafted.python  # two runtimes
 
 
-def test_building_is_counted_where_nothing_is_built(shape: ModelDimensions) -> None:
+def test_building_is_counted_where_nothing_is_built(model: ModelDimensions) -> None:
     def total(source: ModelDimensions, built: bool) -> Memory:
-        return predict(source, RunConfiguration("onnx", 256, "float32", built=built))
+        return predict(source, RunConfiguration(get("onnx"), 256, "float32", built=built))
 
-    large = replace(shape, stored_bytes=10 * shape.stored_bytes)  # as bfloat16 is
+    large = replace(model, stored_bytes=10 * model.stored_bytes)  # as bfloat16 is
     assert total(large, False).total > large.stored_bytes + total(large, False).python
     assert total(large, False).total > total(large, True).total
 
 
-def test_small_heads_have_no_q8_cache(shape: ModelDimensions) -> None:
-    assert cache_types("llama-cpp", shape) == ("float16", "q8_0")
-    assert cache_types("llama-cpp", replace(shape, head_dim=80)) == ("float16",)
+def test_small_heads_have_no_q8_cache(model: ModelDimensions) -> None:
+    assert get("llama-cpp").cache_types_of(model) == ("float16", "q8_0")
+    assert get("llama-cpp").cache_types_of(replace(model, head_dim=80)) == ("float16",)
 
 
 @pytest.mark.parametrize("key", ["block_count", "attention.head_count", "embedding_length"])
@@ -145,14 +141,14 @@ def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, key: str, value: o
     file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
     file.metadata[f"llama.{key}"] = value
     with pytest.raises(UserError, match=f"says llama.{key} = "):
-        shape_of(file, 300)
+        dimensions_of(file, 300)
 
 
 def test_a_file_without_a_head_is_refused(tmp_path: Path) -> None:
     file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
     del file.tensors["output.weight"], file.tensors["token_embd.weight"]
     with pytest.raises(UserError, match=r"no tensor token_embd\.weight"):
-        shape_of(file, 300)
+        dimensions_of(file, 300)
 
 
 def _check(case: Case) -> None:
@@ -200,7 +196,7 @@ def test_onnx_caches_grow_as_they_fill(smollm2_onnx: Path) -> None:
 def _growth(folder: str) -> tuple[list[int], list[int]]:
     """Tokens that were added to a cache of 2048, and the resident bytes that came with them."""
     from edgespec.core.decoding import prefill
-    from edgespec.runtimes.onnx import OnnxRuntime
+    from edgespec.runtimes.onnx.runtime import OnnxRuntime
 
     runtime = OnnxRuntime(Path(folder), context=2048, exact=False)
     added, grown = [], []

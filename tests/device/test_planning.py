@@ -8,8 +8,8 @@ import pytest
 
 from edgespec.bench.child import in_child
 from edgespec.bench.workloads import own_text
-from edgespec.core.statistics import peak_memory_bytes
-from edgespec.device.memory import ModelDimensions, shape_of
+from edgespec.core.runtime_spec import ModelDimensions
+from edgespec.device.machine import peak_memory_bytes
 from edgespec.device.planning import (
     LEAST_CONTEXT,
     Asked,
@@ -20,8 +20,8 @@ from edgespec.device.planning import (
 )
 from edgespec.engine import Engine
 from edgespec.errors import UserError
+from edgespec.export.dimensions import dimensions_of
 from edgespec.models.gguf import GGUFFile
-from edgespec.session import Session
 
 MIB = 1 << 20
 
@@ -60,7 +60,7 @@ def test_amounts_are_shown_rounded_up() -> None:
 
 @pytest.fixture(scope="module")
 def shape(smollm2: Path) -> ModelDimensions:
-    return shape_of(GGUFFile(smollm2), 49152)
+    return dimensions_of(GGUFFile(smollm2), 49152)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def _use(model: str, runtime: str, budget: int, turns: int, tokens: int) -> Used
     plans: list[Plan] = []
     said = counted = answers = 0
     with Engine.open(model, runtime=runtime, memory_budget=budget, planned=plans.append) as engine:
-        session, text = Session(engine.loaded, ignore_stop=True), own_text()
+        session, text = engine.session(ignore_stop=True), own_text()
         for turn in range(turns):
             question = f"{turn}: {text[60 * turn : 60 * turn + 60]}"
             for _ in session.chat(question, max_tokens=tokens):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.runtimes.devices import _linux_power_source, power_source
+from edgespec.device.machine import _linux_power_source, power_source
 
 AC = {"type": "Mains", "online": "1"}
 NO_AC = {"type": "Mains", "online": "0"}

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec.device.profile import LatencyCurve, Profile, Setup, fingerprint, key, setup
+from edgespec.core.latency import LatencyCurve
+from edgespec.device.machine import physical_cores
+from edgespec.device.profile import Profile, Setup, fingerprint, key, setup
 from edgespec.device.profile_files import dumps, load, read_profile, save
 from edgespec.errors import UserError
 from edgespec.models import store
-from edgespec.runtimes.devices import physical_cores
 
 CURVE = LatencyCurve(
     rows=(1, 2, 4, 8),

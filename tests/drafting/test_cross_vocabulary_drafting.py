@@ -21,6 +21,7 @@ from edgespec.engine import Engine
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue
 from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.vocabulary import NORMAL, UNUSED
 from tests.conftest import TEST_MODELS
 from tests.core.acceptance.distributions import assert_caught, check
 from tests.drafting.test_cross_vocabulary import OURS, TEXT, THEIRS, names, tokenizer
@@ -209,7 +210,7 @@ def test_a_model_with_another_tokenizer_drafts(tmp_path: Path, smollm2: Path) ->
     with Engine.open(path, draft="none") as engine:
         plain = engine.generate("the world is", max_tokens=30, chat=False).token_ids
     with Engine.open(path, draft=str(smollm2)) as engine:
-        scheduler = engine.loaded.scheduler
+        scheduler = engine.scheduler
         drafter = scheduler.drafters[-1]
         assert isinstance(drafter, ModelDrafter)
         assert not drafter.vocabulary.same
@@ -229,7 +230,7 @@ def test_smollm2_drafts_for_qwen(smollm2: Path) -> None:
     def said(draft: str) -> tuple[list[list[int]], float]:
         with Engine.open(target, draft=draft, context=512) as engine:
             if draft != "none":
-                scheduler = engine.loaded.scheduler
+                scheduler = engine.scheduler
                 drafter = scheduler.drafters[-1]
                 assert isinstance(drafter, ModelDrafter)
                 scheduler.costs, drafter.follower.costs = Fixed(1.0), Fixed(0.1)

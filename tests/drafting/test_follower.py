@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from edgespec.core.latency import LatencyModel
-from edgespec.core.runtime import FloatArray, prefill_chunk
+from edgespec.core.runtime import FloatArray
 from edgespec.drafting.cascade import Cascade
 from edgespec.drafting.follower import CacheFollower
 from tests.memory_runtime import MemoryRuntime
 
-CHUNK = prefill_chunk("memory")
+CHUNK = 32
 
 
 class PerPass(LatencyModel):

@@ -12,16 +12,16 @@ from edgespec.core.decoding import Step, decode
 from edgespec.core.draft import Draft
 from edgespec.core.drafter import Budget, Drafter, Outcome
 from edgespec.core.latency import LatencyModel
-from edgespec.core.runtime import FloatArray, Logits, prefill_chunk
+from edgespec.core.runtime import FloatArray, Logits
 from edgespec.core.sampling import Sampling, probabilities
 from edgespec.core.scheduler import Scheduler
 from edgespec.core.statistics import Statistics
 from edgespec.drafting.hierarchy import Hierarchy
 from edgespec.drafting.model import ModelDrafter
-from edgespec.session import Loaded, Session
+from edgespec.session import EngineState, Session
 from tests.memory_runtime import LetterTemplate, LetterTokenizer, MemoryRuntime
 
-CHUNK = prefill_chunk("memory")
+CHUNK = 32
 
 
 class Fixed(LatencyModel):
@@ -166,7 +166,7 @@ def test_a_chat_that_outgrows_its_context() -> None:
     def talk(drafter: Drafter) -> tuple[list[dict[str, str]], int]:
         target = MemoryRuntime(34, context=90, pass_sizes=(), mute=range(1, 5), seed=2, scale=3)
         parts = (target, Scheduler([drafter], FLAT), tokenizer, LetterTemplate(tokenizer))
-        session = Session(Loaded(*parts))  # type: ignore[arg-type]
+        session = Session(EngineState(*parts))  # type: ignore[arg-type]
         for turn in ("hello there", "what then", "and more of it", "the end is near", "a b c", "d"):
             list(session.chat(turn, max_tokens=20))
         return session.messages, session.forgotten

@@ -20,7 +20,7 @@ from edgespec.export.decoder import Decoder
 from edgespec.export.graph import Graph
 from edgespec.models.gguf import GGUFFile
 from edgespec.progress import silent
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.tiny import tiny_gguf
 
 

@@ -19,7 +19,7 @@ from edgespec.export import build_onnx
 from edgespec.export.quants import FORMATS
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.export.gguf_files import replace_bytes, set_value
 from tests.onnx_support import ARCHITECTURES, WINDOWS
 from tests.tiny import tiny_gguf
@@ -155,7 +155,7 @@ def test_smollm2_goes_on_as_it_should(smollm2: Path, smollm2_onnx: Path) -> None
 
 def test_llama_cpp_goes_on_likewise(smollm2: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     runtime = LlamaCppRuntime(smollm2, context=128, threads=1)
     assert_goes_on_as_it_should(runtime, smollm2)

@@ -19,7 +19,7 @@ from edgespec.export.sources import open_source
 from edgespec.export.sources.packed import PackedCheckpoint
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.safetensors import Checkpoint
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.hf_folder import safetensors_folder, write_safetensors
 from tests.tiny import tiny_gguf
 

@@ -14,7 +14,7 @@ from edgespec.export.source import KEPT_LAYERS
 from edgespec.export.sources.pruned import KeptLayers, parse_layers
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.onnx_support import ARCHITECTURES
 from tests.tiny import tiny_gguf
 

@@ -25,7 +25,7 @@ from edgespec.export.quality import (
 )
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.tiny import tiny_gguf
 
 

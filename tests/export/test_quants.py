@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from edgespec.device.machine import physical_cores
 from edgespec.export.quants import (
     FORMATS,
     SUM_BLOCK,
@@ -25,8 +26,7 @@ from edgespec.export.quants import (
     row_bytes,
     unpack,
 )
-from edgespec.runtimes.devices import physical_cores
-from edgespec.runtimes.onnx import share_threads
+from edgespec.runtimes.onnx.runtime import share_threads
 from tests.tiny import random_matrix
 
 Array = npt.NDArray[Any]

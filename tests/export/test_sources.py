@@ -23,7 +23,7 @@ from edgespec.export.sources.safetensors import SafetensorsSource
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.safetensors import Checkpoint
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.export.test_decoder import assert_goes_on_as_it_should
 from tests.hf_folder import safetensors_folder, write_safetensors
 from tests.onnx_support import WINDOWS

@@ -70,7 +70,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 def llama_logits(path: Path, tokens: list[int] = TOKENS) -> FloatArray:
     pytest.importorskip("llama_cpp", reason="pip install .[llama]")
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     runtime = LlamaCppRuntime(path, threads=2)
     logits = runtime.forward(tokens).copy()

@@ -22,7 +22,7 @@ from edgespec.export.sources.trimmed import (
 from edgespec.export.to_onnx import write_onnx
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.trimmed import TOKEN_IDS
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.export.gguf_files import set_value
 from tests.tiny import TINY, tiny_gguf
 
@@ -81,7 +81,7 @@ def test_smollm2_on_onnx_has_the_same_columns(
 
 def llama(path: Path, **options: Any) -> Runtime:
     pytest.importorskip("llama_cpp")
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     return LlamaCppRuntime(path, **{"context": 64, "threads": 1, "device": "cpu"} | options)
 

@@ -14,8 +14,9 @@ import pytest
 from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 from edgespec.export.via_optimum import export_with_optimum
+from edgespec.models.optimum_folder import is_optimum_folder
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes.onnx_optimum import OptimumRuntime, is_optimum_folder
+from edgespec.runtimes.onnx.optimum import OptimumRuntime
 
 TOKENIZER = {
     "version": "1.0",

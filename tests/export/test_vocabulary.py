@@ -32,7 +32,7 @@ from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.models.tokenizer_gguf import from_metadata
 from edgespec.models.vocabulary import UNUSED
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.tiny import tiny_gguf
 
 BYTES_AND_SPECIALS = 256 + 3

@@ -29,7 +29,7 @@ from edgespec.export.weights import (
 )
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.tiny import TINY, tiny_gguf
 
 

@@ -13,7 +13,7 @@ from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export.sources.trimmed import TrimmedHead, write_trimmed_gguf
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes.llama_sequences import IK_ARCHITECTURES
+from edgespec.runtimes.ik_llama_cpp import ARCHITECTURES
 from tests.runtimes.contract import RuntimeContract
 from tests.tiny import tiny_gguf
 
@@ -21,12 +21,12 @@ pytest.importorskip("ik_llama_cpp")
 
 
 def load(path: Path, **options: Any) -> Runtime:
-    from edgespec.runtimes.ik_llama_cpp import IkLlamaCppRuntime
+    from edgespec.runtimes.ik_llama_cpp.runtime import IkLlamaCppRuntime
 
     return IkLlamaCppRuntime(path, **{"context": 64, "threads": 1} | options)
 
 
-@pytest.mark.parametrize("architecture", IK_ARCHITECTURES, scope="class")
+@pytest.mark.parametrize("architecture", ARCHITECTURES, scope="class")
 class TestTiny(RuntimeContract):
     tolerance = 0.05  # the cache is in float16, and rows of another pass take another kernel
 

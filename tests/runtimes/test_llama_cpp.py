@@ -23,7 +23,7 @@ pytest.importorskip("llama_cpp")
 
 
 def load(path: Path, **options: Any) -> Runtime:
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     return LlamaCppRuntime(path, **{"context": 64, "threads": 1, "device": "cpu"} | options)
 

@@ -19,8 +19,8 @@ import pytest
 from edgespec.core.runtime import ContextOverflow, FloatArray
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
-from edgespec.runtimes.invariance import PROBED_SIZES
-from edgespec.runtimes.onnx import OnnxRuntime
+from edgespec.runtimes.onnx.invariance import PROBED_SIZES
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.onnx_support import ARCHITECTURES, WINDOWS
 from tests.runtimes.contract import (
     OTHERS,

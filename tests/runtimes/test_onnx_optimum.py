@@ -19,8 +19,9 @@ from edgespec.core.runtime import DEFAULT_CONTEXT, FloatArray
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.graph import Graph
-from edgespec.runtimes.onnx import OnnxRuntime
-from edgespec.runtimes.onnx_optimum import OptimumRuntime, is_optimum_folder
+from edgespec.models.optimum_folder import is_optimum_folder
+from edgespec.runtimes.onnx.optimum import OptimumRuntime
+from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.runtimes.contract import OTHERS, TOKENS, RuntimeContract
 from tests.tiny import tiny_gguf
 

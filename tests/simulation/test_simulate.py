@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 
 from edgespec.core.decoding import decode
-from edgespec.core.latency import LatencyModel
+from edgespec.core.latency import LatencyCurve, LatencyModel
 from edgespec.core.scheduler import Scheduler
-from edgespec.device.profile import LatencyCurve
 from edgespec.device.profile_files import dumps
 from edgespec.drafting.model import ModelDrafter
 from edgespec.errors import UserError
-from edgespec.simulation.simulate import (
+from edgespec.simulation.simulate import predict, simulate
+from edgespec.simulation.trace import (
     Guesses,
     Trace,
-    predict,
     read_trace,
     record,
-    simulate,
     write_trace,
 )
 from tests.device.test_profile import PROFILE

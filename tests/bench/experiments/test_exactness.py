@@ -10,7 +10,6 @@ import pytest
 
 from edgespec.bench.experiments import exactness
 from edgespec.engine import Engine
-from edgespec.session import Session
 from tests.bench.conftest import Run
 
 
@@ -35,7 +34,7 @@ def test_the_program_finds_a_difference(
 
     def wrong_when_drafted(engine: Engine, *rest: Any) -> list[exactness.Answer]:
         found = answers(engine, *rest)
-        if engine.loaded.scheduler.name != "none":
+        if engine.scheduler.name != "none":
             said = found[0].said
             found[0] = replace(found[0], said=[*said[:3], said[3] + 1, *said[4:]])
         return found
@@ -52,10 +51,10 @@ def test_the_gap_is_that_of_the_logits_which_chose_the_token(
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
     with Engine.open(smollm2, draft="none", context=256) as engine:
-        session = Session(engine.loaded)
+        session = engine.session()
         list(session.complete("The capital of France is", max_tokens=4))
-        context = list(engine.loaded.held)
-        target = engine.loaded.target
+        context = list(engine.held)
+        target = engine.target
         gap = exactness.logit_gap(target, context[:-1], context[-1], context[0])
         logits = target.forward([context[-2]])[-1]
         assert gap > 0

@@ -85,7 +85,7 @@ def _loss(path: Path, window: list[int]) -> float:
     """A token's, by llama.cpp."""
     pytest.importorskip("llama_cpp")
     from edgespec.export.quality import log_softmax
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     runtime = LlamaCppRuntime(path, context=512, threads=1, device="cpu")
     scores = log_softmax(runtime.forward(window)[:-1])

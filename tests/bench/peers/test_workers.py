@@ -75,7 +75,7 @@ def own(smollm2: Path, ids: list[int]) -> tuple[list[int], float]:
     """What edgespec's llama.cpp runtime says, and the loss of ``ids``."""
     pytest.importorskip("llama_cpp")
     from edgespec.export.quality import log_softmax
-    from edgespec.runtimes.llama_cpp import LlamaCppRuntime
+    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
 
     runtime = LlamaCppRuntime(smollm2, context=1024, threads=1, device="cpu")
     logits = runtime.forward(ids)

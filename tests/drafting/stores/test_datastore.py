@@ -24,7 +24,6 @@ from edgespec.drafting.stores.indexing import build
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.models.vocabulary import USER_DEFINED
 from tests.drafting.stores.conftest import TEXTS, write
 from tests.tiny import tiny_gguf
 

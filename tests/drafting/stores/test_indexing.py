@@ -19,7 +19,8 @@ from edgespec.drafting.stores.datastore import (
 from edgespec.drafting.stores.indexing import build, skipped_line
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.tokenizer import USER_DEFINED, Tokenizer
+from edgespec.models.tokenizer import Tokenizer
+from edgespec.models.vocabulary import USER_DEFINED
 from tests.drafting.stores.conftest import TEXTS, write
 from tests.tiny import tiny_gguf
 
