@@ -100,6 +100,41 @@ class RuntimeContract:
         self.assert_same(runtime.forward(OTHERS), expected)
         assert runtime.length == 5
 
+    def test_rows_that_are_no_path_are_refused(self, runtime: Runtime) -> None:
+        runtime.forward(TOKENS[:4])
+        for rows in ([1], [0, 2], [0, 1, 2, 3, 4], [-1]):
+            with pytest.raises(ValueError, match="not a path"):
+                runtime.keep(rows)
+        runtime.keep([0, 1])
+        assert runtime.length == 2
+        with pytest.raises(ValueError, match="not a path"):
+            runtime.keep([0])  # of a pass whose rows are forgotten
+        for length in (-1, 3):
+            with pytest.raises(ValueError, match="cannot truncate"):
+                runtime.truncate(length)
+        for parents in ([-1], [0, 0, 1], [-1, 2, 0], [-2, 0, 1]):
+            with pytest.raises(ValueError, match=r"parents|no trees"):
+                runtime.forward(TOKENS[:3], parents)
+        with pytest.raises(ValueError, match="needs a token"):
+            runtime.forward([])
+        assert runtime.length == 2
+
+    def test_features_are_declared(self, runtime: Runtime) -> None:
+        runtime.forward(TOKENS[:4])
+        assert runtime.features is None
+        width = runtime.info.hidden_size
+        if not width:
+            with pytest.raises(ValueError, match="features"):
+                runtime.forward(TOKENS[:4], features=True)
+            return
+        runtime.forward(TOKENS[:4], features=True)
+        assert runtime.features is not None
+        together = runtime.features.copy()
+        assert (together.shape, together.dtype) == ((4, width), np.float32)
+        runtime.forward(TOKENS[:4], logits="last", features=True)
+        assert runtime.features is not None
+        self.assert_same(runtime.features, together[-1:])
+
     def test_overflow(self, runtime: Runtime) -> None:
         context = runtime.info.context
         tokens = (TOKENS * context)[:context]
@@ -119,7 +154,7 @@ class RuntimeContract:
         chain = runtime.forward(TOKENS[:4]).copy()
         self.assert_same(runtime.forward(TOKENS[:4], [-1, 0, 1, 2]), chain)
         if not self.trees:
-            with pytest.raises(NotImplementedError):
+            with pytest.raises(ValueError, match="no trees"):
                 runtime.forward([1, 2], [-1, -1])
             return
         paths = [[0, 1, 3, 5], [0, 1, 4], [0, 2, 6]]
