@@ -23,7 +23,15 @@ from edgespec.models.catalogue import load_catalogue
 from edgespec.models.tokenizer import Tokenizer
 from tests.conftest import TEST_MODELS
 from tests.core.acceptance.distributions import assert_caught, check
-from tests.drafting.test_cross_vocabulary import OURS, TEXT, THEIRS, names, tokenizer
+from tests.drafting.test_cross_vocabulary import (
+    NORMAL,
+    OURS,
+    TEXT,
+    THEIRS,
+    UNUSED,
+    names,
+    tokenizer,
+)
 from tests.drafting.test_model import CHEAP, FLAT, Fixed
 from tests.memory_runtime import CertainDrafter, MemoryRuntime
 from tests.tiny import tiny_gguf
