@@ -41,7 +41,7 @@ def after(source: Retrieval, tokenizer: Tokenizer, text: str, count: int = 8) ->
     return [tokenizer.decode([token]) for token, _ in guesses]
 
 
-def chances(source: Retrieval, tokenizer: Tokenizer, text: str) -> list[float]:
+def rates(source: Retrieval, tokenizer: Tokenizer, text: str) -> list[float]:
     found = source.successors(source.start(tokenizer.encode(text)), 8)
     return [source.priors[kind] for _, kind in found]
 
@@ -70,14 +70,16 @@ def test_priors_rise_with_length_and_agreement() -> None:
     assert (np.diff(table[:, shares]) > 0).all()
 
 
-def test_kinds_tell_length_and_agreement(tmp_path: Path, home: Path, tokenizer: Tokenizer) -> None:
+def test_kinds_depend_on_length_and_agreement(
+    tmp_path: Path, home: Path, tokenizer: Tokenizer
+) -> None:
     source = indexed(tmp_path / "n", tokenizer, "abcdefghij", "uvk", "uvk.", "mnp mnq")
-    [two], [nine] = chances(source, tokenizer, "ab"), chances(source, tokenizer, "abcdefghi")
+    [two], [nine] = rates(source, tokenizer, "ab"), rates(source, tokenizer, "abcdefghi")
     assert two < nine
-    [twice] = chances(source, tokenizer, "uv")
+    [twice] = rates(source, tokenizer, "uv")
     assert two < twice
-    assert [source.priors[0] < chance < two + 0.5 for chance in chances(source, tokenizer, "mn")]
-    first, second = chances(source, tokenizer, "mn")
+    assert all(source.priors[0] < rate < two + 0.5 for rate in rates(source, tokenizer, "mn"))
+    first, second = rates(source, tokenizer, "mn")
     assert first == second < twice
 
 
@@ -187,7 +189,7 @@ def test_opens_nothing_where_there_is_nothing(home: Path, tokenizer: Tokenizer) 
     assert not home.exists()
 
 
-def test_tells_of_an_index_that_is_damaged(
+def test_a_damaged_index_is_reported(
     source: Retrieval, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     indexed(tmp_path / "more", tokenizer, "more words")

@@ -130,7 +130,7 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_what_is_not_whole_is_refused(how: str, folder: Path, tokenizer: Tokenizer) -> None:
+def test_an_incomplete_file_is_refused(how: str, folder: Path, tokenizer: Tokenizer) -> None:
     path = build([folder], tokenizer, "tiny")[0].path
     data = path.read_bytes()
     path.write_bytes(BROKEN[how](data))
@@ -152,7 +152,7 @@ LIES: dict[str, object] = {
 
 
 @pytest.mark.parametrize("field", LIES)
-def test_facts_are_not_believed(field: str, folder: Path, tokenizer: Tokenizer) -> None:
+def test_wrong_facts_are_refused(field: str, folder: Path, tokenizer: Tokenizer) -> None:
     """Not even where their hash is right."""
     store, _ = build([folder], tokenizer, "tiny")
     path, facts = store.path, store.facts
