@@ -1,4 +1,4 @@
-"""How much simulated decoding depends on each tuned constant: recorded answers, decoded again with it halved and doubled."""
+"""How much simulated decoding depends on each tuned constant: replays with it halved and doubled."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _EXCESS = ("margin", "strong")
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a constant does to the simulated tokens per second of a drafter."""
+    """The effect of a constant on the simulated tokens per second of a drafter."""
 
     constant: str
     value: float

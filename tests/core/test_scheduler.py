@@ -103,7 +103,11 @@ class Offers:
 def test_the_drafter_with_the_most_expected_tokens_per_second_drafts_and_all_of_them_learn() -> (
     None
 ):
-    drafters = [Offers("poor", [1, 2], 0.5), Offers("good", [3, 4], 0.9), Offers("fair", [5, 6], 0.8)]
+    drafters = [
+        Offers("poor", [1, 2], 0.5),
+        Offers("good", [3, 4], 0.9),
+        Offers("fair", [5, 6], 0.8),
+    ]
     scheduler = Scheduler(drafters, LatencyModel(USUAL))
     choice = scheduler.choose([1, 2, 3], 50, info(), Sampling())
     assert (choice.drafter, choice.draft.tokens) == ("good", [3, 4])

@@ -92,7 +92,7 @@ def test_many_places_are_sampled_evenly(tmp_path: Path, home: Path, tokenizer: T
     source = indexed(tmp_path / "n", tokenizer, "auvx" * 600 + "buvy" * 300 + "cuvz" * 100)
     place = source.start(tokenizer.encode("quv"))
     assert len(place.positions) == len(set(place.positions)) == 64
-    assert not place.whole
+    assert not place.complete
     assert after(source, tokenizer, "quv") == ["x", "y", "z"]
 
 
@@ -126,7 +126,11 @@ def test_a_walk_finds_what_a_search_does(
             else:  # those of them that match even longer
                 assert set(place.positions) <= set(again.positions)
                 longest += 1
-            assert (place.tail, place.match, place.whole) == (again.tail, again.match, again.whole)
+            assert (place.tail, place.match, place.complete) == (
+                again.tail,
+                again.match,
+                again.complete,
+            )
             matching = context[len(context) - place.match :]
             assert all(tokens[at - place.match : at].tolist() == matching for at in place.positions)
     assert longest
@@ -200,6 +204,6 @@ def test_a_damaged_index_is_reported(
         "retrieval:more"
     ]
     [notice] = notices
-    assert notice == f"the index {path} is not used: it is cut off, or no index; " + (
+    assert notice == f"the index {path} is not used: it is incomplete, or no index; " + (
         "`edgespec index` builds it again"
     )

@@ -112,7 +112,7 @@ def test_cut_short(saved: Path, size: int) -> None:
 
 def test_too_long(saved: Path) -> None:
     alter(saved, lambda content: content.extend(b"\0"))
-    assert "not whole" in ignored(saved)
+    assert "incomplete" in ignored(saved)
 
 
 def test_another_model(saved: Path) -> None:
