@@ -30,7 +30,7 @@ class RetrievalConstants:
     """Constants of retrieval. A kind of guess is a bin of match length and a bin of agreement."""
 
     sampled: int = 64
-    """Places that are looked at where the context's end occurs in more. A guess."""
+    """Places that are read, at most, where the context's end occurs. A guess."""
     most_indexes: int = 16
     """Indexes that are opened. A guess."""
     lengths: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 11, 16)

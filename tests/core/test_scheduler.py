@@ -75,7 +75,7 @@ def test_a_tree_keeps_its_likeliest_tokens_branch_by_branch() -> None:
     assert (kept.tokens, kept.parents) == ([1, 3, 5, 2, 4], [-1, 0, 0, -1, 3])
     assert kept.confidence == [0.6, 0.5, 0.4, 0.3, 0.9]
     assert expected == pytest.approx(1 + 0.6 + 0.3 + 0.6 * 0.5 + 0.3 * 0.9 + 0.6 * 0.4)
-    # a token more is worth a fifth of a pass: the first two branch, and one follows the first
+    # a further token costs a fifth of a pass: the first two branch, and one follows the first
     kept, expected = cut(tree, Budget(8, pass_seconds=lambda rows: 1 + 0.2 * (rows - 1)))
     assert (kept.tokens, kept.parents) == ([1, 3, 2], [-1, 0, -1])
     assert expected == pytest.approx(1 + 0.6 + 0.3 + 0.3)
@@ -200,7 +200,7 @@ def song(rng: np.random.Generator, count: int, agreement: float) -> list[int]:
 def drafted(
     tokens: list[int], make: Callable[[Clock], Drafter], curves: Sequence[tuple[int, LatencyCurve]]
 ) -> list[int]:
-    """Tokens drafted by each pass; from pass ``curves[i][0]`` on, passes take what its curve says."""
+    """Tokens drafted by each pass; from pass ``curves[i][0]`` on, passes take the times of its curve."""
     clock = Clock()
     target = Replay(tokens, curves[0][1], clock, info())
     steps = decode(

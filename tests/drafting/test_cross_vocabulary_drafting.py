@@ -153,7 +153,7 @@ def test_no_draft_changes_the_answer(name: str, penalty: float, temperature: flo
             assert sum(s.drafted for s in steps) > 10
 
 
-# Of the five tokens whose distribution is looked at.
+# Of the five tokens with the distribution under test.
 FIVE = tokenizer(["a", "b", "c", "ab", "ca"], ["a b", "c a"])
 DRAFTS = {
     "of the same": tokenizer(["c", "b", "a", "ab", "bc"], ["a b", "b c"]),
@@ -210,7 +210,7 @@ def test_a_budget_is_kept_however_many_tokens_a_text_becomes() -> None:
 
 
 def test_a_model_with_another_tokenizer_drafts(tmp_path: Path, smollm2: Path) -> None:
-    """The tokens of tiny models are but bytes and a few words, and what they say is no text."""
+    """Tiny models have bytes and a few words as tokens, and their output is no text."""
     path = tiny_gguf(tmp_path / "a.gguf")
     with Engine.open(path, draft="none") as engine:
         plain = engine.generate("the world is", max_tokens=30, chat=False).token_ids

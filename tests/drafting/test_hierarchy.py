@@ -72,7 +72,7 @@ def test_confidence_follows_the_output_tokens() -> None:
 
 
 def test_learns_from_what_was_not_offered() -> None:
-    """Nothing is offered, the target keeps saying what would have been: confidence returns."""
+    """Nothing is offered, the target keeps producing what would have been: confidence returns."""
     drafter = Hierarchy([Suffix()])
     context = [1, 2, 3, 4, 5] * 2
     before = drafter.propose(context, Budget(1)).confidence
@@ -305,7 +305,7 @@ def test_the_name_and_every_source_observes_every_outcome() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_any_sources_and_any_tokens(seed: int) -> None:
-    """Random tables, the suffix and recycling beside them; right words half of the time."""
+    """Random tables, prompt lookup and recycling beside them; right tokens half of the time."""
     random = np.random.default_rng(seed)
     vocab = int(random.integers(2, 12))
 

@@ -93,7 +93,7 @@ def test_remove(folder: Path, tokenizer: Tokenizer) -> None:
         remove("notes")
 
 
-# -- whose tokens ------------------------------------------------------------------------------
+# -- tokenizers -------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_is_known_by_its_tokens(smollm2: Path, tmp_path: Path) -> None:
