@@ -81,7 +81,8 @@ class LatencyCurve:
 class LatencyModel:
     """Seconds that a pass over n tokens takes on this device now.
 
-    ``curve`` was measured. Without one, a pass takes 1 + ``slope`` (n - 1) (default: ``prior_slope``), in units that the first passes show.
+    ``curve`` was measured. Without one, a pass takes 1 + ``slope`` (n - 1) (default: ``prior_slope``), in units that
+    the first passes show.
     The model learns the device's departure from the curve from every pass: one factor for all sizes (load, heat),
     and for each size its own departure from that, shared with neighbouring sizes. A pass that takes half as long
     again shows within five passes; a single hiccup hardly shows. Plain decoding's size, ``plain``, takes the lower of

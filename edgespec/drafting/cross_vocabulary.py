@@ -21,8 +21,8 @@ class CrossVocabularyConstants:
     """Constants of translation between tokenizers. All of them are guesses."""
 
     compared: int = 16
-    """One of so many tokens is compared to find out whether two vocabularies are the same. An error is harmless: a wrong
-    draft only costs time."""
+    """One of so many tokens is compared to find out whether two vocabularies are the same. An error is harmless:
+    a wrong draft only costs time."""
     alike: float = 0.99
     """Least share of equal tokens of two vocabularies that are the same: names of unused tokens differ."""
     longest_run: int = 8
@@ -194,14 +194,14 @@ class CrossVocabulary:
             spelled.append((control, len(ends) + 1, 1.0))
         elif spelled:
             token, end, _ = spelled[-1]
-            begun = spelled[-2][1] if len(spelled) > 1 else 0
-            run = self._runs.get(tuple(tokens[begun:end]), Run())
+            start = spelled[-2][1] if len(spelled) > 1 else 0
+            run = self._runs.get(tuple(tokens[start:end]), Run())
             seen = CONSTANTS.prior_complete + run.complete
             spelled[-1] = token, end, seen / (seen + run.longer)
         return spelled
 
     def _learnt(self, tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, int]:
-        """The token for the longest run of at least two that the target produced as one, and the run's end; -1: none."""
+        """The token for the longest run that the target produced as one, and the run's end; -1: none."""
         for length in range(min(CONSTANTS.longest_run, len(tokens)), 1, -1):
             run = self._runs.get(tuple(tokens[:length]))
             if run and run.complete > run.longer:

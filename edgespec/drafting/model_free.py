@@ -17,8 +17,8 @@ from edgespec.errors import UserError
 from edgespec.models.tokenizer import Tokenizer
 
 MODEL_FREE = ("none", "suffix", "ngram", "ngram-cache", "recycling", "retrieval", "hierarchy")
-"""``suffix`` is prompt lookup; ``ngram`` is its former name. ``hierarchy`` is every source except recycling, which found
-nothing more beside the n-gram cache and takes time at every row."""
+"""``suffix`` is prompt lookup; ``ngram`` is its former name. ``hierarchy`` is every source except recycling, which
+found nothing more beside the n-gram cache and takes time at every row."""
 
 
 def model_free(name: str, vocab_size: int, persistent: Sequence[Source] = ()) -> list[Drafter]:

@@ -76,9 +76,9 @@ Placement = tuple[int, ...]
 class NgramCache:
     """A source of what the target produced after the last 1 to 4 tokens, stored at ``path``.
 
-    ``key`` identifies the tokens' model, see ``ngram_store.key_of``; ``model`` is its name, for people. A file of another
-    model, or a damaged one, is reported to ``notice`` and replaced when this one is saved. With ``path`` ``None`` nothing
-    is read or written.
+    ``key`` identifies the tokens' model, see ``ngram_store.key_of``; ``model`` is its name, for people. A file of
+    another model, or a damaged one, is reported to ``notice`` and replaced when this one is saved. With ``path`` ``None``
+    nothing is read or written.
     """
 
     name = "ngram-cache"

@@ -30,7 +30,7 @@ class RetrievalConstants:
     """Constants of retrieval. A kind of guess is a bin of match length and a bin of agreement."""
 
     sampled: int = 64
-    """Places that are looked at where the context's end occurs in more. A guess."""
+    """Places that are read, at most, where the context's end occurs. A guess."""
     most_indexes: int = 16
     """Indexes that are opened. A guess."""
     lengths: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 11, 16)
@@ -67,7 +67,7 @@ class Placement:
     """The positions after it, all of them or a sample."""
     match: int
     """The number of matching tokens, at most ``DEPTH``."""
-    whole: bool
+    complete: bool
     """Whether ``positions`` are all of them."""
 
 
@@ -108,7 +108,7 @@ class Retrieval:
     def advance(self, place: Placement, token: int) -> Placement:
         """The positions where ``token`` follows, or the result of a new search if there are none."""
         tail = (*place.tail, token)[-DEPTH:]
-        if place.whole:
+        if place.complete:
             tokens = self._datastore.tokens
             size = len(tokens)
             agreeing = ((at + 1) % size for at in place.positions if tokens[at % size] == token)

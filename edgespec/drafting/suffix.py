@@ -11,7 +11,7 @@ from edgespec.drafting.suffix_automaton import SuffixAutomaton
 
 @dataclass(frozen=True)
 class SuffixConstants:
-    """Constants of prompt lookup. All of them are guesses, except where it says otherwise."""
+    """Constants of prompt lookup. Guesses, except for ``prior_tokens``."""
 
     longest: int = 16
     """Matches of so many tokens and more are one kind."""
@@ -20,7 +20,7 @@ class SuffixConstants:
     other_prior: float = 0.1
     """Prior of a token where another followed the match more recently."""
     states: int = 4
-    """Suffixes, the longest first, of which the continuations are looked at."""
+    """Suffixes, the longest first, for which continuations are looked up."""
 
 
 CONSTANTS = SuffixConstants()

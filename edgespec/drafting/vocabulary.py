@@ -25,8 +25,8 @@ class Vocabulary(Protocol):
     def spell(self, tokens: Sequence[int]) -> list[tuple[int, int, float]]:
         """The target's tokens for the draft's ``tokens`` after the context.
 
-        Each with how many of ``tokens`` are begun where it ends, and the chance that it is complete, not the
-        beginning of a longer token of the target.
+        Each with how many of ``tokens`` start before its end, and the chance that it is complete, not the beginning of
+        a longer token of the target.
         """
         ...
 

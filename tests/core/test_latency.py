@@ -24,7 +24,7 @@ def passes(costs: LatencyModel, size: int, seconds: float, count: int) -> None:
         costs.record(size, seconds)
 
 
-def test_a_curve_is_believed_until_passes_say_otherwise() -> None:
+def test_the_curve_holds_until_passes_differ() -> None:
     costs = LatencyModel(curve(per_token=1e-6))
     assert costs.seconds(1) == pytest.approx(0.01)
     assert costs.seconds(3) == pytest.approx(0.012)
@@ -47,7 +47,7 @@ def test_all_sizes_share_the_pace_that_one_shows() -> None:
     assert costs.seconds(16) == pytest.approx(0.05, rel=0.05)
 
 
-def test_a_size_that_costs_more_than_the_curve_says_is_found_out_and_others_keep_theirs() -> None:
+def test_a_size_slower_than_the_curve_is_learnt_and_others_keep_theirs() -> None:
     costs = LatencyModel(curve())
     for _ in range(10):
         passes(costs, 1, 0.01, 1)
@@ -77,7 +77,7 @@ def test_a_hiccup_the_first_pass_of_a_size_and_clocks_that_stand_or_jump_hardly_
         assert costs.seconds(1) == pytest.approx(0.01, rel=0.06)
 
 
-def test_no_size_is_taken_to_cost_more_than_a_larger_one() -> None:
+def test_no_size_takes_longer_than_a_larger_one() -> None:
     """It was measured at a bad moment, and would never be tried."""
     bad = curve()
     seconds = (0.3, *bad.seconds[0][1:])
@@ -85,7 +85,7 @@ def test_no_size_is_taken_to_cost_more_than_a_larger_one() -> None:
     assert costs.seconds(1) == costs.seconds(2) == pytest.approx(0.011)
 
 
-def test_plain_decoding_wants_to_be_seen_now_and_then() -> None:
+def test_plain_decoding_is_measured_again_now_and_then() -> None:
     costs = LatencyModel(curve())
     stale = []
     for _ in range(400):
@@ -114,7 +114,7 @@ def test_a_longer_cache_does_not_look_like_a_slower_machine() -> None:
     assert slow.seconds(1, 0) > 0.018
 
 
-def test_costs_are_finite_whatever_is_recorded() -> None:
+def test_times_are_finite_whatever_is_recorded() -> None:
     rng, costs = np.random.default_rng(0), LatencyModel(curve())
     for _ in range(500):
         costs.record(int(rng.integers(1, 100)), float(10 ** rng.uniform(-9, 9)))

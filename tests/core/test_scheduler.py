@@ -74,7 +74,7 @@ def test_a_tree_keeps_its_likeliest_tokens_branch_by_branch() -> None:
     assert (kept.tokens, kept.parents) == ([1, 3, 5, 2, 4], [-1, 0, 0, -1, 3])
     assert kept.confidence == [0.6, 0.5, 0.4, 0.3, 0.9]
     assert expected == pytest.approx(1 + 0.6 + 0.3 + 0.6 * 0.5 + 0.3 * 0.9 + 0.6 * 0.4)
-    # a token more is worth a fifth of a pass: the first two branch, and one follows the first
+    # a further token costs a fifth of a pass: the first two branch, and one follows the first
     kept, expected = cut(tree, Budget(8, pass_seconds=lambda rows: 1 + 0.2 * (rows - 1)))
     assert (kept.tokens, kept.parents) == ([1, 3, 2], [-1, 0, -1])
     assert expected == pytest.approx(1 + 0.6 + 0.3 + 0.3)
@@ -82,13 +82,13 @@ def test_a_tree_keeps_its_likeliest_tokens_branch_by_branch() -> None:
     assert (kept.tokens, kept.parents) == ([1], None)
 
 
-class Says:
-    """Offers the same tokens with the same confidence, and hears what became of every draft."""
+class Offers:
+    """Offers the same tokens with the same confidence, and records the drafts of all outcomes."""
 
     def __init__(self, name: str, tokens: Sequence[int], confidence: float) -> None:
         self.name, self.tokens, self.confidence = name, tokens, confidence
         self.budgets: list[Budget] = []
-        self.heard: list[Draft] = []
+        self.drafts: list[Draft] = []
 
     def propose(self, context: Sequence[int], budget: Budget) -> Draft:
         self.budgets.append(budget)
@@ -96,13 +96,17 @@ class Says:
         return Draft(tokens, confidence=[self.confidence] * len(tokens)) if tokens else EMPTY
 
     def observe(self, outcome: Outcome) -> None:
-        self.heard.append(outcome.draft)
+        self.drafts.append(outcome.draft)
 
 
 def test_the_drafter_with_the_most_expected_tokens_per_second_drafts_and_all_of_them_learn() -> (
     None
 ):
-    drafters = [Says("poor", [1, 2], 0.5), Says("good", [3, 4], 0.9), Says("fair", [5, 6], 0.8)]
+    drafters = [
+        Offers("poor", [1, 2], 0.5),
+        Offers("good", [3, 4], 0.9),
+        Offers("fair", [5, 6], 0.8),
+    ]
     scheduler = Scheduler(drafters, LatencyModel(USUAL))
     choice = scheduler.choose([1, 2, 3], 50, info(), Sampling())
     assert (choice.drafter, choice.draft.tokens) == ("good", [3, 4])
@@ -115,22 +119,22 @@ def test_the_drafter_with_the_most_expected_tokens_per_second_drafts_and_all_of_
         (pytest.approx(2.71), pytest.approx(0.012)),
     ]
     scheduler.learn(Outcome(choice.draft, 1, [3, 9], np.zeros((3, 30), np.float32)), 3, 0.01, 2)
-    assert all(drafter.heard == [choice.draft] for drafter in drafters)
+    assert all(drafter.drafts == [choice.draft] for drafter in drafters)
     assert scheduler.name == "poor+good+fair"
 
 
-@pytest.mark.parametrize("promised", [0.7, 0.95])
-def test_an_answer_loses_little_to_drafts_that_are_never_right(promised: float) -> None:
-    """Two tokens of 0.7 promise 1.15 times plain decoding's rate, four of 0.95 1.8 times."""
-    dear = curve(lambda n: 0.01 if n == 1 else 0.01 + 0.003 * n)
-    scheduler = Scheduler([wrong := Says("wrong", [1] * 4, promised)], LatencyModel(dear))
+@pytest.mark.parametrize("confidence", [0.7, 0.95])
+def test_an_answer_loses_little_to_drafts_that_are_never_right(confidence: float) -> None:
+    """Two tokens of 0.7 give an expected 1.15 times plain decoding's rate, four of 0.95 1.8 times."""
+    slow = curve(lambda n: 0.01 if n == 1 else 0.01 + 0.003 * n)
+    scheduler = Scheduler([wrong := Offers("wrong", [1] * 4, confidence)], LatencyModel(slow))
     for _ in range(2):  # another answer may lose as much
-        wrong.heard.clear()
-        target = Replay([2] * 200, dear, clock := Clock(), info())
+        wrong.drafts.clear()
+        target = Replay([2] * 200, slow, clock := Clock(), info())
         steps = list(decode(target, scheduler, [2, 2], max_tokens=150, clock=clock))
         assert [step.tokens for step in steps] == [[2]] * 150
-        drafted = sum(map(bool, wrong.heard))
-        if promised > 0.9:
+        drafted = sum(map(bool, wrong.drafts))
+        if confidence > 0.9:
             assert drafted > 100
         else:  # 2 passes and 1.5 may be lost, and each of them loses 0.9
             assert 2 <= drafted <= 4
@@ -155,8 +159,8 @@ class Draws:
         pass
 
 
-def test_where_too_much_was_lost_more_is_asked_for_and_nothing_drawn_is_dropped() -> None:
-    """Dropping what was drawn, for being an unlikely token, would change what is said."""
+def test_after_a_large_loss_drafts_must_expect_more_and_nothing_drawn_is_dropped() -> None:
+    """Dropping what was drawn, for being an unlikely token, would change the distribution of the output."""
     scheduler = Scheduler([draws := Draws()], LatencyModel(USUAL))
     chosen = [scheduler.choose([1, 2], 50, info(), Sampling(1.0)) for _ in range(2)]
     for _ in range(3):
@@ -172,10 +176,10 @@ def test_where_too_much_was_lost_more_is_asked_for_and_nothing_drawn_is_dropped(
     ]
 
 
-def test_nobody_drafts_where_it_does_not_pay_nor_for_the_last_token() -> None:
-    scheduler = Scheduler([Says("good", [3, 4], 0.9)], LatencyModel(STEEP))
+def test_no_draft_where_it_does_not_pay_nor_for_the_last_token() -> None:
+    scheduler = Scheduler([Offers("good", [3, 4], 0.9)], LatencyModel(STEEP))
     assert scheduler.choose([1], 50, info(), Sampling()).drafter == "none"
-    scheduler = Scheduler([Says("good", [3, 4], 0.9)], LatencyModel(FLAT))
+    scheduler = Scheduler([Offers("good", [3, 4], 0.9)], LatencyModel(FLAT))
     assert scheduler.choose([1], 1, info(), Sampling()).draft == EMPTY
     assert len(scheduler.choose([1], 2, info(), Sampling()).draft) == 1
 
@@ -195,7 +199,7 @@ def song(rng: np.random.Generator, count: int, agreement: float) -> list[int]:
 def drafted(
     tokens: list[int], make: Callable[[Clock], Drafter], curves: Sequence[tuple[int, LatencyCurve]]
 ) -> list[int]:
-    """Tokens drafted by each pass; from pass ``curves[i][0]`` on, passes take what its curve says."""
+    """Tokens drafted by each pass; from pass ``curves[i][0]`` on, passes take the times of its curve."""
     clock = Clock()
     target = Replay(tokens, curves[0][1], clock, info())
     steps = decode(
@@ -230,16 +234,16 @@ def model(tokens: list[int], top: float, pass_s: float = 0.001) -> Callable[[Clo
 
 
 @pytest.mark.parametrize("drafter", ["suffix", "model"])
-def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_it_back(
+def test_slower_passes_change_the_choice_within_twenty_and_faster_ones_change_it_back(
     drafter: str,
 ) -> None:
     agreement = 0.5
-    dear = curve(lambda n: 0.01 if n == 1 else 0.015 * (1 + 0.1 * (n - 1)))
+    slow = curve(lambda n: 0.01 if n == 1 else 0.015 * (1 + 0.1 * (n - 1)))
     found = []
     for seed in range(4):
         tokens = song(np.random.default_rng(seed), 3000, agreement)
         make = suffix if drafter == "suffix" else model(tokens, agreement)
-        found.append(drafted(tokens, make, [(0, USUAL), (200, dear), (400, USUAL)])[:900])
+        found.append(drafted(tokens, make, [(0, USUAL), (200, slow), (400, USUAL)])[:900])
     drafts = np.array(found) > 0
     assert drafts[:, 100:200].mean() > 0.3
     assert drafts[:, 220:400].mean() < (0.15 if drafter == "suffix" else 0.2)
@@ -247,7 +251,7 @@ def test_dearer_passes_change_the_choice_within_twenty_and_cheaper_ones_change_i
 
 
 @pytest.mark.parametrize(("seed", "agreement"), [(0, 0.7), (1, 0.5)])
-def test_a_draft_model_that_slows_the_target_down_is_not_taken_for_a_slow_machine(
+def test_a_draft_model_that_slows_the_target_down_does_not_look_like_a_slow_machine(
     seed: int, agreement: float
 ) -> None:
     """Its threads hold cores after its passes: with them drafting loses, and plain decoding does not."""
@@ -277,8 +281,8 @@ def test_a_draft_model_that_slows_the_target_down_is_not_taken_for_a_slow_machin
     target = Disturbed(tokens, USUAL, clock, info())
     scheduler = Scheduler([drafter], LatencyModel(USUAL))
     steps = decode(target, scheduler, tokens[:60], max_tokens=1900, clock=clock)
-    said = sum(len(step.tokens) for step in steps)
-    assert clock.now < 1.1 * 0.01 * said
+    output = sum(len(step.tokens) for step in steps)
+    assert clock.now < 1.1 * 0.01 * output
 
 
 @pytest.mark.parametrize("drafter", ["suffix", "model"])

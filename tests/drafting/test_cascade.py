@@ -34,14 +34,14 @@ def test_the_same_is_drafted_in_fewer_passes(seed: int) -> None:
         assert list(one.tokens[:shorter]) == list(other.tokens[:shorter])
     assert say(model(), alone, list(PROMPT), 300)[0] == plain
     assert say(model(), helped, list(PROMPT), 300)[0] == plain
-    if seed == 0:  # what was said is what this one says, too
+    if seed == 0:  # the draft model agrees with the target
         assert helped.passes < 0.7 * alone.passes
     else:
         assert max(helped.runtime.passes[1:]) > 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("seed", "costs"), [(0, Fixed(1.0, 0.2)), (1, FLAT)])
-def test_the_cache_holds_what_was_said_and_drafted_and_perhaps_a_guess(
+def test_the_cache_has_context_and_draft_and_perhaps_a_guess(
     seed: int, costs: LatencyModel
 ) -> None:
     helped = drafter(PER_PASS, True, seed)
@@ -58,7 +58,7 @@ def test_the_cache_holds_what_was_said_and_drafted_and_perhaps_a_guess(
     assert (unused > 0) == (costs is not FLAT)
 
 
-def test_where_long_passes_are_dear_nothing_is_guessed() -> None:
+def test_nothing_is_guessed_where_long_passes_are_expensive() -> None:
     helped, alone = drafter(PER_TOKEN, True), drafter(PER_TOKEN, False)
     for each in (helped, alone):
         say(model(), each, list(PROMPT), 200)
@@ -75,7 +75,7 @@ def test_what_is_drawn_is_not_guessed() -> None:
     assert runtimes[0] == runtimes[1]
 
 
-def test_the_latest_place_is_followed_and_what_was_read_anew_forgotten() -> None:
+def test_the_latest_place_is_followed_and_changed_text_forgotten() -> None:
     cascade = Cascade()
 
     def guess(context: Sequence[int], drafted: Sequence[int]) -> list[int]:
@@ -96,7 +96,7 @@ def test_the_latest_place_is_followed_and_what_was_read_anew_forgotten() -> None
     assert guess([5, 5], [1, 2, 3]) == []
 
 
-def test_guesses_that_are_wrong_are_given_up_and_tried_again() -> None:
+def test_wrong_guesses_are_given_up_and_tried_again() -> None:
     cascade = Cascade()
     context = [1, 2, 3, 4, 1, 2, 3]
     cascade.read(context, 0)

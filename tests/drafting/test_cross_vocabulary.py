@@ -88,20 +88,20 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
 def test_the_context_is_read_in_the_drafts_tokens_however_it_comes(name: str) -> None:
     """Bit by bit it becomes what the draft's tokenizer makes of the whole."""
     text = CORPUS[name]
-    said = OURS.encode(text)
+    output = OURS.encode(text)
     vocabulary, context = CrossVocabulary(OURS, THEIRS), list[int]()
-    for token in said:
+    for token in output:
         context.append(token)
         own, _, ready = vocabulary.read(context)
         spoken = text_of(OURS, context)
         assert ready == (spoken.decode("utf-8", "ignore").encode() == spoken)
         assert text_of(THEIRS, own[1:]) == spoken.decode("utf-8", "ignore").encode()
-    if said:
-        at_once, _, _ = CrossVocabulary(OURS, THEIRS).read(said)
+    if output:
+        at_once, _, _ = CrossVocabulary(OURS, THEIRS).read(output)
         assert own == at_once == [THEIRS.bos, *THEIRS.encode(text)]
 
 
-def test_what_is_said_to_be_stable_is() -> None:
+def test_stable_tokens_do_not_change() -> None:
     for text in random_texts(60, ["<|user|>"]):
         vocabulary, context = CrossVocabulary(OURS, THEIRS), list[int]()
         before: list[int] = []
@@ -129,7 +129,7 @@ def test_only_the_end_of_the_context_is_read_again(
     assert max(read) <= 40
 
 
-def test_another_context_is_read_anew_and_one_that_was_interrupted() -> None:
+def test_another_context_and_an_interrupted_one_are_read_from_the_start() -> None:
     vocabulary = CrossVocabulary(OURS, THEIRS)
     first, second = OURS.encode("hello world"), OURS.encode("hello there")
     vocabulary.read(first)
@@ -202,7 +202,7 @@ def test_a_drafts_text_becomes_what_the_targets_tokenizer_makes_of_it(name: str)
         assert len(text_of(THEIRS, drafted[: end - 1])) < size
 
 
-def test_a_character_that_is_not_whole_is_not_spelled() -> None:
+def test_an_incomplete_character_is_not_spelled() -> None:
     vocabulary = CrossVocabulary(OURS, THEIRS)
     tokens = THEIRS.encode("a 👍")
     for count in range(2, len(tokens)):
@@ -210,7 +210,7 @@ def test_a_character_that_is_not_whole_is_not_spelled() -> None:
     assert text_of(OURS, spelled(vocabulary, tokens)) == "a 👍".encode()
 
 
-def test_what_the_target_says_as_one_token_is_learnt_however_it_would_be_cut() -> None:
+def test_a_token_of_the_target_is_learnt_for_its_run_of_draft_tokens() -> None:
     odd = tokenizer([*_byte_characters(), "xqz"])  # which no merge makes
     x, q, z, a = (THEIRS.encode(letter)[0] for letter in "xqza")
     vocabulary = CrossVocabulary(odd, THEIRS)
@@ -223,7 +223,7 @@ def test_what_the_target_says_as_one_token_is_learnt_however_it_would_be_cut() -
         ("a", 5),
     ]
     assert names(odd, spelled(vocabulary, [a, x, q, a])) == ["a", "x", "q", "a"]
-    vocabulary.read(odd.encode("xqzxqz"))  # as often as not it says it otherwise
+    vocabulary.read(odd.encode("xqzxqz"))  # half of the time it is cut differently
     assert names(odd, spelled(vocabulary, [x, q, z])) == ["xqz"]
 
 
@@ -271,7 +271,7 @@ def test_a_text_that_the_target_cannot_spell_ends_there() -> None:
     assert spelled(vocabulary, THEIRS.encode("abxab")) == [0, 1]
 
 
-def test_a_token_of_a_byte_gives_way_to_the_character() -> None:
+def test_a_byte_token_comes_after_a_token_of_the_same_character() -> None:
     file = FakeFile(
         model="llama",
         tokens=["<unk>", "<0x61>", "a", "▁a", "b", "▁"],

@@ -24,7 +24,15 @@ from edgespec.models.tokenizer import Tokenizer
 from edgespec.models.vocabulary import NORMAL, UNUSED
 from tests.conftest import TEST_MODELS
 from tests.core.acceptance.distributions import assert_caught, check
-from tests.drafting.test_cross_vocabulary import OURS, TEXT, THEIRS, names, tokenizer
+from tests.drafting.test_cross_vocabulary import (
+    NORMAL,
+    OURS,
+    TEXT,
+    THEIRS,
+    UNUSED,
+    names,
+    tokenizer,
+)
 from tests.drafting.test_model import CHEAP, FLAT, Fixed
 from tests.memory_runtime import CertainDrafter, MemoryRuntime
 from tests.tiny import tiny_gguf
@@ -38,13 +46,13 @@ class Reciter(MemoryRuntime):
         self.tokenizer, self.text = tokenizer, text.encode()
 
     def logits_after(self, rows: Sequence[tuple[int, int]]) -> FloatArray:
-        said = b"".join(
+        output = b"".join(
             self.tokenizer.token_bytes(token)
             for token, _ in rows
             if token not in self.tokenizer.special_ids
         )
         logits = np.zeros(self.info.vocab_size, np.float32)
-        rest = self.text[len(said) :] if self.text.startswith(said) else b""
+        rest = self.text[len(output) :] if self.text.startswith(output) else b""
         following = self.tokenizer.encode(rest.decode(errors="ignore"))
         logits[following[0] if following else self.tokenizer.eos or 0] = 12.0
         return logits
@@ -87,12 +95,12 @@ def test_one_that_knows_the_text_is_accepted(sampling: Sampling) -> None:
     vocabulary = CrossVocabulary(OURS, THEIRS)
     drafter = InStep(draft, OURS.vocab_size, CHEAP, vocabulary=vocabulary, cascade=True)
     context = OURS.encode("hello")
-    said, steps = say(target, drafter, context, 50, sampling)
-    assert OURS.decode(said).startswith(text[5:60])
+    output, steps = say(target, drafter, context, 50, sampling)
+    assert OURS.decode(output).startswith(text[5:60])
     drafted, accepted = sum(s.drafted for s in steps), sum(s.accepted for s in steps)
     if sampling.greedy:  # what both have is not all of the text: of these alone fewer are right
         assert accepted > 0.85 * drafted
-        assert len(said) > 4 * len(steps)
+        assert len(output) > 4 * len(steps)
     else:
         assert accepted > 20
 
@@ -119,10 +127,8 @@ HOSTILE = {
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_nothing_that_a_draft_says_changes_the_answer(
-    name: str, penalty: float, temperature: float
-) -> None:
-    """Sampled, what is said depends on what was drafted; it must still be said."""
+def test_no_draft_changes_the_answer(name: str, penalty: float, temperature: float) -> None:
+    """Sampled output depends on what was drafted; it must still be output."""
     sampling = Sampling(temperature, repetition_penalty=penalty, seed=0)
     theirs = HOSTILE[name]
     for seed in range(2):
@@ -140,15 +146,15 @@ def test_nothing_that_a_draft_says_changes_the_answer(
             vocabulary=CrossVocabulary(A_TO_E, theirs),
             cascade=True,
         )
-        said, steps = say(targets[1], drafter, [0, 1, 2], 120, sampling)
-        assert len(said) == 120
+        output, steps = say(targets[1], drafter, [0, 1, 2], 120, sampling)
+        assert len(output) == 120
         if sampling.greedy:
-            assert said == plain
+            assert output == plain
         if name == "another":
             assert sum(s.drafted for s in steps) > 10
 
 
-# Of the five tokens whose distribution is looked at.
+# Of the five tokens with the distribution under test.
 FIVE = tokenizer(["a", "b", "c", "ab", "ca"], ["a b", "c a"])
 DRAFTS = {
     "of the same": tokenizer(["c", "b", "a", "ab", "bc"], ["a b", "b c"]),
@@ -205,7 +211,7 @@ def test_a_budget_is_kept_however_many_tokens_a_text_becomes() -> None:
 
 
 def test_a_model_with_another_tokenizer_drafts(tmp_path: Path, smollm2: Path) -> None:
-    """The tokens of tiny models are but bytes and a few words, and what they say is no text."""
+    """Tiny models have bytes and a few words as tokens, and their output is no text."""
     path = tiny_gguf(tmp_path / "a.gguf")
     with Engine.open(path, draft="none") as engine:
         plain = engine.generate("the world is", max_tokens=30, chat=False).token_ids
@@ -227,7 +233,7 @@ def test_smollm2_drafts_for_qwen(smollm2: Path) -> None:
     target = store.pull(load_catalogue()["qwen2.5-coder-1.5b-instruct"], directory=TEST_MODELS)
     prompts = ["Write a function that merges two sorted lists.", "Beschreibe Köln, mit Emojis."]
 
-    def said(draft: str) -> tuple[list[list[int]], float]:
+    def generate(draft: str) -> tuple[list[list[int]], float]:
         with Engine.open(target, draft=draft, context=512) as engine:
             if draft != "none":
                 scheduler = engine.scheduler
@@ -237,8 +243,8 @@ def test_smollm2_drafts_for_qwen(smollm2: Path) -> None:
             found = [engine.generate(prompt, max_tokens=60) for prompt in prompts]
             return [f.token_ids for f in found], found[0].statistics.block_efficiency
 
-    plain, _ = said("none")
-    drafted, block_efficiency = said(str(smollm2))
+    plain, _ = generate("none")
+    drafted, block_efficiency = generate(str(smollm2))
     assert drafted == plain
     assert block_efficiency > 1.5
 

@@ -15,11 +15,11 @@ from edgespec.drafting.suffix import Suffix
 NOTHING = np.empty((0, 0), dtype=np.float32)
 
 
-def told(drafter: Hierarchy, context: list[int], said: list[int], nodes: int = 8) -> Draft:
-    """Propose, let the target say ``said``, and go on from there."""
+def step(drafter: Hierarchy, context: list[int], output: list[int], nodes: int = 8) -> Draft:
+    """Propose, observe ``output`` of the target, and extend the context by it."""
     draft = drafter.propose(context, Budget(nodes))
-    drafter.observe(Outcome(draft, 0, said, NOTHING))
-    context += said
+    drafter.observe(Outcome(draft, 0, output, NOTHING))
+    context += output
     return draft
 
 
@@ -55,30 +55,30 @@ def test_confidence_grows_with_the_match() -> None:
     assert confidence[0] == 2 / 5
 
 
-def test_confidence_follows_what_the_target_says() -> None:
+def test_confidence_follows_the_output_tokens() -> None:
     for right in (True, False):
         drafter, rng = Hierarchy([Suffix()]), np.random.default_rng(0)
         context = [1, 2, 3, 4]
-        first = told(drafter, context, [1]).confidence
+        first = step(drafter, context, [1]).confidence
         assert not first
         seen: list[float] = []
         for _ in range(200):
             draft = drafter.propose(context, Budget(1))
-            said = draft.tokens[0] if right and len(draft) else int(rng.integers(5, 25))
-            drafter.observe(Outcome(draft, 0, [said], NOTHING))
-            context.append(said)
+            output = draft.tokens[0] if right and len(draft) else int(rng.integers(5, 25))
+            drafter.observe(Outcome(draft, 0, [output], NOTHING))
+            context.append(output)
             seen += draft.confidence or []
         assert seen[-1] > 0.9 if right else seen[-1] < 0.3
 
 
 def test_learns_from_what_was_not_offered() -> None:
-    """Nothing is offered, the target keeps saying what would have been: confidence returns."""
+    """Nothing is offered, the target keeps producing what would have been: confidence returns."""
     drafter = Hierarchy([Suffix()])
     context = [1, 2, 3, 4, 5] * 2
     before = drafter.propose(context, Budget(1)).confidence
     assert before is not None
     for i in range(30):
-        told(drafter, context, [1 + i % 5], nodes=0)
+        step(drafter, context, [1 + i % 5], nodes=0)
     after = drafter.propose(context, Budget(1)).confidence
     assert after is not None
     assert after[0] > before[0]
@@ -86,7 +86,7 @@ def test_learns_from_what_was_not_offered() -> None:
 
 def test_learning_stops_at_the_first_difference() -> None:
     drafter, context = Hierarchy([Suffix()]), [1, 2, 3, 4, 9, 5, 6, 7, 1]
-    told(drafter, context, [2, 9])  # a match of 1 was right, one of 2 wrong
+    step(drafter, context, [2, 9])  # a match of 1 was right, one of 2 wrong
     confidence = drafter.propose(context, Budget(5)).confidence
     assert confidence is not None
     assert confidence[0] > 1 / 4
@@ -98,10 +98,10 @@ def test_estimates_begin_again_with_every_prompt() -> None:
     drafter, context = Hierarchy([Suffix()]), [1, 2, 3] * 3
     fresh = drafter.propose(context, Budget(3)).confidence
     for i in range(30):
-        told(drafter, context, [1 + i % 3])
+        step(drafter, context, [1 + i % 3])
     learnt = drafter.propose(context, Budget(3)).confidence
     drafter.observe(Outcome(Draft(), 0, [1], NOTHING))
-    context += [1, 2, 3]  # one said, two more by the user
+    context += [1, 2, 3]  # one output, two more by the user
     assert drafter.propose(context, Budget(3)).confidence == [16 / 19] * 3
     assert fresh is not None
     assert learnt is not None
@@ -112,7 +112,7 @@ def test_estimates_begin_again_with_every_prompt() -> None:
 
 
 class Table:
-    """Knows what follows a token, each guess with its kind; kinds promise ``priors``."""
+    """Knows what follows a token, each guess with its kind; ``priors`` are those of the kinds."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Table:
             persistent,
             name,
         )
-        self.heard: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
 
     def start(self, context: Sequence[int]) -> int:
         return context[-1]
@@ -139,16 +139,16 @@ class Table:
         return token
 
     def observe(self, outcome: Outcome) -> None:
-        self.heard.append(outcome)
+        self.outcomes.append(outcome)
 
 
 TREE = {0: [(1, 0), (2, 1), (3, 2)], 1: [(4, 0), (5, 1)], 2: [(6, 0)], 4: [(7, 0)]}
 
 
-def say(drafter: Hierarchy, context: list[int], said: list[int], budget: Budget) -> Draft:
+def say(drafter: Hierarchy, context: list[int], output: list[int], budget: Budget) -> Draft:
     draft = drafter.propose(context, budget)
-    drafter.observe(Outcome(draft, 0, said, NOTHING))
-    context += said
+    drafter.observe(Outcome(draft, 0, output, NOTHING))
+    context += output
     return draft
 
 
@@ -186,7 +186,7 @@ def test_several_branch_and_the_likeliest_paths_come_first() -> None:
     assert (few.tokens, few.parents) == ([1, 4, 2], [-1, 0, -1])
 
 
-def test_where_sources_agree_there_is_one_candidate_as_good_as_the_best_says() -> None:
+def test_agreeing_sources_give_one_candidate_with_the_best_rate() -> None:
     one, two = Table({0: [(1, 1), (2, 2)]}), Table({0: [(2, 1), (1, 0)]})
     draft = Hierarchy([one, two]).propose([0], Budget(8, width=4))
     assert (draft.tokens, draft.confidence) == ([1, 2], [0.8, 0.6])
@@ -197,7 +197,7 @@ def test_a_token_of_one_source_is_followed_by_what_another_knows() -> None:
     assert draft.tokens == [1, 2]
 
 
-def test_how_much_agreement_is_worth_is_learnt() -> None:
+def test_the_rate_of_agreement_is_learnt() -> None:
     """Each source is right half of the time, but always where they agree: about 0.5 for either alone."""
     random = np.random.default_rng(0)
     one, two = Table({}, [0.5]), Table({}, [0.5])
@@ -214,7 +214,7 @@ def test_how_much_agreement_is_worth_is_learnt() -> None:
     assert 0.3 < first_rate(drafter, context) < 0.7
 
 
-def test_estimates_of_lasting_sources_outlast_a_prompt_and_others_do_not() -> None:
+def test_estimates_of_persistent_sources_outlast_a_prompt_and_others_do_not() -> None:
     rates = {}
     for persistent in (True, False):
         drafter, context = Hierarchy([Table({0: [(1, 0)]}, [0.5], persistent)]), [0]
@@ -228,18 +228,18 @@ def test_estimates_of_lasting_sources_outlast_a_prompt_and_others_do_not() -> No
     assert rates[False][1] == 0.5
 
 
-def test_guesses_that_were_wrong_of_late_cost_trust_in_every_kind_until_the_next_prompt() -> None:
+def test_recent_wrong_guesses_cost_trust_in_every_kind_until_the_next_prompt() -> None:
     source = Table({0: [(1, 0)], 2: [(3, 1)]}, [0.5, 0.5], persistent=True)
     drafter, context = Hierarchy([source]), [0]
     for _ in range(10):
         say(drafter, context, [0], Budget(1))
     say(drafter, context, [2], Budget(1))
-    assert first_rate(drafter, context) < 0.45  # another kind of guess, which was never judged
+    assert first_rate(drafter, context) < 0.45  # another kind of guess, which was never verified
     context += [2]  # by the user
     assert first_rate(drafter, context) == 0.5
 
 
-def test_what_a_passing_source_agreed_to_is_forgotten_with_it() -> None:
+def test_agreement_with_a_source_that_does_not_persist_is_forgotten() -> None:
     drafter = Hierarchy(
         [Table({0: [(1, 0)]}, [0.5]), Table({0: [(1, 0)]}, [0.7], persistent=False)]
     )
@@ -256,7 +256,7 @@ def test_looks_and_learns_though_nothing_may_be_offered() -> None:
     drafter, context = Hierarchy([table]), [0]
     for _ in range(30):
         assert not say(drafter, context, [0], Budget(0))
-    assert len(table.heard) == 30
+    assert len(table.outcomes) == 30
     assert first_rate(drafter, context) < 0.1
 
 
@@ -286,7 +286,7 @@ def test_padding_is_filled_even_with_unlikely_guesses(width: int) -> None:
     assert len(likely.propose([0], Budget(20, width))) == 4  # 0.5 ** 5 < 0.05
 
 
-def test_a_source_that_raises_is_heard() -> None:
+def test_an_error_of_a_source_is_raised() -> None:
     class Broken(Table):
         def successors(self, place: int, count: int) -> Sequence[tuple[int, int]]:
             raise ZeroDivisionError
@@ -295,17 +295,17 @@ def test_a_source_that_raises_is_heard() -> None:
         Hierarchy([Table(TREE), Broken(TREE)]).propose([0], Budget(2))
 
 
-def test_names_and_all_sources_hear_of_every_outcome() -> None:
+def test_the_name_and_every_source_observes_every_outcome() -> None:
     sources = [Table(TREE, name="one"), Table(TREE, name="two")]
     drafter = Hierarchy(sources)
     assert (drafter.name, Hierarchy([]).name) == ("one+two", "none")
     say(drafter, [0], [1, 4, 9], Budget(8, width=4))
-    assert [[list(o.said) for o in source.heard] for source in sources] == [[[1, 4, 9]]] * 2
+    assert [[list(o.said) for o in source.outcomes] for source in sources] == [[[1, 4, 9]]] * 2
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_any_sources_and_any_words(seed: int) -> None:
-    """Random tables, the suffix and recycling beside them; right words half of the time."""
+def test_any_sources_and_any_tokens(seed: int) -> None:
+    """Random tables, prompt lookup and recycling beside them; right tokens half of the time."""
     random = np.random.default_rng(seed)
     vocab = int(random.integers(2, 12))
 
@@ -350,18 +350,18 @@ def test_any_sources_and_any_words(seed: int) -> None:
             tokens = [draft.tokens[i] for i in siblings]
             assert len(set(tokens)) == len(tokens) <= width
             branched += len(tokens) > 1
-        said, row = list[int](), 0
-        while len(said) < 6:
+        output, row = list[int](), 0
+        while len(output) < 6:
             following = draft.children()[row]
             if not following or random.random() < 0.5:
                 break
             row = 1 + int(random.choice(following))
-            said.append(draft.tokens[row - 1])
-        accepted = len(said)
-        said.append(int(random.integers(vocab)))
+            output.append(draft.tokens[row - 1])
+        accepted = len(output)
+        output.append(int(random.integers(vocab)))
         logits = random.standard_normal((1 + len(draft), vocab)).astype(np.float32)
-        drafter.observe(Outcome(draft, accepted, said, logits))
-        context += said
+        drafter.observe(Outcome(draft, accepted, output, logits))
+        context += output
         if random.random() < 0.05:
             context.append(int(random.integers(vocab)))  # a prompt
     assert branched > 20

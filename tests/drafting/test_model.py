@@ -99,7 +99,7 @@ def say(
     sampling: Sampling | None = None,
     costs: LatencyModel = FLAT,
 ) -> tuple[list[int], list[Step]]:
-    """What is said after ``context``, and the steps."""
+    """The output tokens after ``context``, and the steps."""
     before = len(context)
     scheduler = Scheduler([drafter], costs)
     steps = list(decode(target, scheduler, context, max_tokens=max_tokens, sampling=sampling))
@@ -118,8 +118,8 @@ def test_the_cache_is_in_step_through_acceptance_and_rejection(
     sampling = Sampling(repetition_penalty=penalty)
     plain, _ = say(model(pass_sizes=pass_sizes), Hierarchy([]), list(PROMPT), sampling=sampling)
     drafter = Watched(model(seed=seed), 12, CHEAP)
-    said, steps = say(model(pass_sizes=pass_sizes), drafter, list(PROMPT), sampling=sampling)
-    assert said == plain
+    output, steps = say(model(pass_sizes=pass_sizes), drafter, list(PROMPT), sampling=sampling)
+    assert output == plain
     found = {(s.accepted > 0, s.accepted < s.drafted) for s in steps if s.drafted}
     # the model itself is always right; another one right and wrong, from the first token or later
     assert found == ({(True, False)} if seed == 0 else {(True, False), (True, True), (False, True)})
@@ -185,7 +185,7 @@ def test_a_draft_asked_twice_is_the_same() -> None:
     assert drafter.propose(context, budget) == drafter.propose(context, budget)
 
 
-def test_long_prompts_are_taken_in_by_chunks() -> None:
+def test_long_prompts_are_read_in_chunks() -> None:
     runtime = model()
     context = np.random.default_rng(0).integers(0, 12, 3 * CHUNK + 5).tolist()
     drafter = Watched(runtime, 12, CHEAP)
@@ -194,7 +194,7 @@ def test_long_prompts_are_taken_in_by_chunks() -> None:
     assert drafter.passes == 1, "a prompt's passes are not counted"
 
 
-def test_a_prompt_too_long_for_what_is_still_to_be_said_is_not_taken_in() -> None:
+def test_a_prompt_too_long_for_the_rest_of_the_answer_is_not_read() -> None:
     costs = Fixed(0.01, 0.3)
     context = [0, 1, 2, 3, 4] * 100
 
@@ -213,8 +213,8 @@ def test_a_prompt_too_long_for_what_is_still_to_be_said_is_not_taken_in() -> Non
 def test_a_draft_with_a_shorter_context_stops_there(capacity: int) -> None:
     plain, _ = say(model(), Hierarchy([]), list(PROMPT))
     drafter = Watched(model(context=capacity), 12, CHEAP)
-    said, steps = say(model(), drafter, list(PROMPT))
-    assert said == plain
+    output, steps = say(model(), drafter, list(PROMPT))
+    assert output == plain
     drafted = [step.drafted for step in steps]
     assert (max(drafted) > 0) == (capacity > 4)
     assert max(drafted[-40:]) == 0
@@ -224,8 +224,8 @@ def test_a_draft_with_a_shorter_context_stops_there(capacity: int) -> None:
 
 def test_the_end_of_the_targets_context() -> None:
     drafter = Watched(model(context=30), 12, CHEAP)
-    said, _ = say(model(context=30), drafter, list(PROMPT))
-    assert len(said) == 30 - len(PROMPT) + 1
+    output, _ = say(model(context=30), drafter, list(PROMPT))
+    assert len(output) == 30 - len(PROMPT) + 1
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -234,9 +234,9 @@ def test_a_trimmed_head_drafts_its_own_tokens_under_their_ids(greedy: bool) -> N
     sampling = Sampling(0.0 if greedy else 1.0, repetition_penalty=1.1, seed=3)
     drafter = Watched(Trimmed(model(), kept), 12, CHEAP)
     target = model()
-    said, _ = say(target, drafter, list(PROMPT), 200, sampling)
+    output, _ = say(target, drafter, list(PROMPT), 200, sampling)
     if greedy:
-        assert said == say(model(), Hierarchy([]), list(PROMPT), 200, sampling)[0]
+        assert output == say(model(), Hierarchy([]), list(PROMPT), 200, sampling)[0]
     offered = {token for o in drafter.outcomes for token in o.draft.tokens}
     assert len(offered) > 3
     assert offered <= set(kept)
@@ -271,8 +271,8 @@ def test_vocabularies_may_differ_in_their_padding(draft_size: int, greedy: bool)
     target = MemoryRuntime(vocab_size=12, scale=3.0, pass_sizes=())
     runtime = MemoryRuntime(vocab_size=draft_size, scale=3.0, seed=4, pass_sizes=())
     drafter = ModelDrafter(runtime, 12, CHEAP)
-    said, steps = say(target, drafter, [1, 2, 11], 150, sampling)
-    assert any(token >= 8 for token in said)
+    output, steps = say(target, drafter, [1, 2, 11], 150, sampling)
+    assert any(token >= 8 for token in output)
     assert sum(step.drafted for step in steps) > 20
     if draft_size > 12:  # it would have liked to
         assert any(runtime.logits_after(runtime.cache[:i]).argmax() >= 12 for i in range(2, 60))

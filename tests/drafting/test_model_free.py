@@ -63,17 +63,19 @@ def test_nothing_indexed_is_an_error_of_retrieval_alone(tokenizer: Tokenizer, ho
     assert [source.name for source in sources] == ["ngram-cache"]
 
 
-def test_an_index_that_cannot_be_used_is_told(
+def test_an_index_that_cannot_be_used_is_reported(
     tokenizer: Tokenizer, home: Path, tmp_path: Path
 ) -> None:
     indexed(tokenizer, tmp_path)
     [path] = datastore.index_paths()
     path.write_bytes(path.read_bytes()[:100])
-    told: list[str] = []
-    sources = persistent_sources("hierarchy", tokenizer, info(tokenizer), "f", notice=told.append)
+    notices: list[str] = []
+    sources = persistent_sources(
+        "hierarchy", tokenizer, info(tokenizer), "f", notice=notices.append
+    )
     assert [source.name for source in sources] == ["ngram-cache"]
-    assert len(told) == 1
-    assert str(path) in told[0]
+    assert len(notices) == 1
+    assert str(path) in notices[0]
 
 
 def test_nothing_is_kept_where_the_cache_is_off(tokenizer: Tokenizer, home: Path) -> None:

@@ -57,7 +57,7 @@ def test_drafting_begins_again_when_it_would_pay() -> None:
     assert sum(step.accepted for step in steps) > 30
 
 
-def test_a_machine_that_was_busy_does_not_make_the_draft_look_dear_for_good() -> None:
+def test_a_machine_that_was_busy_does_not_make_the_draft_look_expensive_for_good() -> None:
     pace = 10.0
 
     class Paced(Fixed):
@@ -96,9 +96,9 @@ def test_nothing_is_tried_again_in_an_answer_that_lost_too_much() -> None:
             choice = scheduler.choose(context, 1000, target.info, Sampling())
             logits = target.forward([context[-1], *choice.draft.tokens])
             target.keep([0])
-            said = [int(logits[0].argmax())]
-            drafter.observe(Outcome(choice.draft, 0, said, logits))
-            context += said
+            output = [int(logits[0].argmax())]
+            drafter.observe(Outcome(choice.draft, 0, output, logits))
+            context += output
         assert (drafter.passes > before) == tried
 
 

@@ -29,10 +29,10 @@ def answer(cache: Source, prompt: Sequence[int], tokens: Sequence[int], step: in
     """Say ``tokens`` after ``prompt``, ``step`` at a time; the context."""
     context = list(prompt)
     for i in range(0, len(tokens), step):
-        said = tokens[i : i + step]
+        output = tokens[i : i + step]
         cache.start(context)
-        cache.observe(Outcome(Draft(said[:-1]), len(said) - 1, said, LOGITS))
-        context.extend(said)
+        cache.observe(Outcome(Draft(output[:-1]), len(output) - 1, output, LOGITS))
+        context.extend(output)
     return context
 
 
@@ -40,7 +40,7 @@ def after(cache: NgramCache, place: Sequence[int], count: int = 8) -> list[int]:
     return [token for token, _ in cache.successors(cache.start(list(place)), count)]
 
 
-def test_what_was_said_is_guessed_at_once() -> None:
+def test_output_is_guessed_at_once() -> None:
     cache = new()
     context = answer(cache, [1], [10, 11, 12, 10])
     assert after(cache, context) == [11]
@@ -84,7 +84,7 @@ def test_a_walk_goes_on_from_a_guess() -> None:
     assert len(place) == ORDERS
 
 
-def test_the_most_frequent_comes_first_and_its_kind_promises_more() -> None:
+def test_the_most_frequent_comes_first_and_its_kind_has_a_higher_prior() -> None:
     cache = new()
     answer(cache, [1], [10])
     once = cache.successors((1,), 4)[0][1]
@@ -144,7 +144,7 @@ def test_no_count_overflows() -> None:
 
 
 def remembered(repeats: int, later: int) -> int:
-    """How many of 30 n-grams, each said ``repeats`` times, a small table knows ``later`` tokens on."""
+    """How many of 30 n-grams, each output ``repeats`` times, a small table knows ``later`` tokens on."""
     cache = new(max_bytes=BUCKET_BYTES * 64)
     for token in range(1, 31):
         for _ in range(repeats):
@@ -154,7 +154,7 @@ def remembered(repeats: int, later: int) -> int:
     return sum(after(cache, [token]) == [10] for token in range(1, 31))
 
 
-def test_what_was_said_more_often_is_forgotten_later() -> None:
+def test_more_frequent_output_is_forgotten_later() -> None:
     assert [remembered(repeats, 100) for repeats in (1, 4)] == [30, 30]
     assert remembered(1, 650) < 10 < 20 < remembered(4, 650)
     assert remembered(4, 3000) == 0, "nothing is kept for ever"
@@ -237,15 +237,15 @@ def test_a_long_history_stays_within_its_bound(
 
 def test_growing_loses_nothing(tmp_path: Path) -> None:
     cache, small = new(), new(max_bytes=1 << 18)
-    said = np.random.default_rng(2).permutation(VOCAB)[:10_000].tolist()
-    for i in range(0, len(said), 200):
+    output = np.random.default_rng(2).permutation(VOCAB)[:10_000].tolist()
+    for i in range(0, len(output), 200):
         for each in (cache, small):
-            answer(each, said[i : i + 1], said[i + 1 : i + 200])
+            answer(each, output[i : i + 1], output[i + 1 : i + 200])
     assert cache.nbytes > 4 * small.nbytes
     recalled = [
-        sum(after(each, [a], 1) == [b] for a, b in pairwise(said)) for each in (cache, small)
+        sum(after(each, [a], 1) == [b] for a, b in pairwise(output)) for each in (cache, small)
     ]
-    assert recalled[0] > 0.98 * len(said) > 2 * recalled[1]
+    assert recalled[0] > 0.98 * len(output) > 2 * recalled[1]
 
 
 # -- across sessions -----------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def said_at_random(cache: NgramCache, seed: int) -> None:
     answer(cache, [0], rng.integers(0, 9, 200).tolist())
 
 
-def test_a_session_knows_what_the_last_one_said(tmp_path: Path) -> None:
+def test_a_session_knows_the_output_of_the_last_one(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.ngrams"
     with_notice: list[str] = []
     first = new(path, notice=with_notice.append)
@@ -280,7 +280,7 @@ def test_in_memory_only() -> None:
     assert cache.entries == 0
 
 
-def test_nothing_said_nothing_written(tmp_path: Path) -> None:
+def test_without_output_nothing_is_written(tmp_path: Path) -> None:
     cache = new(tmp_path / "folder" / "a.ngrams")
     cache.start([1, 2])
     cache.close()
@@ -350,7 +350,7 @@ def test_tables_of_different_sizes_merge(larger: int, tmp_path: Path) -> None:
     assert caches[1].nbytes == sizes[1 - larger]
 
 
-def test_a_larger_file_is_cut_to_what_is_worth_most(tmp_path: Path) -> None:
+def test_a_larger_file_is_cut_to_the_most_valuable_n_grams(tmp_path: Path) -> None:
     path = tmp_path / "a.ngrams"
     large = new(path, max_bytes=1 << 16)
     for token in range(300):

@@ -18,7 +18,7 @@ def row(*tokens: int, vocab_size: int = V, step: float = 3.0) -> np.ndarray:
     return logits
 
 
-def heard(source: Recycling, last: int, draft: Draft, *rows: np.ndarray) -> None:
+def observe(source: Recycling, last: int, draft: Draft, *rows: np.ndarray) -> None:
     source.start([0, last])
     source.observe(Outcome(draft, 0, [0], np.stack(rows)))
 
@@ -29,7 +29,7 @@ def after(source: Recycling, token: int, count: int = 8) -> list[int]:
 
 def test_the_eight_likeliest_of_a_row_in_their_order() -> None:
     source, logits = Recycling(V), np.random.default_rng(0).standard_normal(V).astype(np.float32)
-    heard(source, 5, EMPTY, logits)
+    observe(source, 5, EMPTY, logits)
     assert after(source, 5) == np.argsort(-logits)[:8].tolist()
     assert after(source, 5, 3) == np.argsort(-logits)[:3].tolist()
     for other in set(range(V)) - {5}:
@@ -41,7 +41,7 @@ def test_rows_of_a_tree_are_learnt_by_their_tokens_those_of_rejected_branches_to
     source = Recycling(V)
     tree = Draft([11, 12, 13, 14], parents=[-1, -1, 0, 1])
     first = [20, 21, 22, 23, 24]
-    heard(source, 10, tree, *(row(token, 30) for token in first))
+    observe(source, 10, tree, *(row(token, 30) for token in first))
     for token, best in zip((10, *tree.tokens), first, strict=True):
         assert after(source, token, 2) == [best, 30]
 
@@ -49,20 +49,20 @@ def test_rows_of_a_tree_are_learnt_by_their_tokens_those_of_rejected_branches_to
 def test_a_tokens_rows_count_half_as_much_as_the_ones_after_them() -> None:
     """Halves, then quarters: what many rows favoured stays, and what none favours any more goes."""
     source = Recycling(V)
-    heard(source, 7, Draft([7, 8]), row(1, 2), row(3, 1), row(5, 6))
+    observe(source, 7, Draft([7, 8]), row(1, 2), row(3, 1), row(5, 6))
     assert after(source, 7, 3) == [1, 3, 2]  # a half and a bit, a half, a bit
-    heard(source, 7, EMPTY, row(9, 1))
+    observe(source, 7, EMPTY, row(9, 1))
     assert after(source, 7, 3) == [9, 1, 3]
     assert source._shares[7, :3] == pytest.approx([0.476, 0.274, 0.238], abs=0.001)
     for _ in range(20):
-        heard(source, 7, EMPTY, row(*range(20, 28), step=0.5))
+        observe(source, 7, EMPTY, row(*range(20, 28), step=0.5))
     assert after(source, 7) == list(range(20, 28))
     assert source._shares[7].sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_walk_goes_on_from_the_guess() -> None:
     source = Recycling(V)
-    heard(source, 1, Draft([2]), row(2, 3), row(4, 5))
+    observe(source, 1, Draft([2]), row(2, 3), row(4, 5))
     place = source.advance(source.start([1]), 2)
     assert [token for token, _ in source.successors(place, 2)] == [4, 5]
     assert source.successors(source.advance(place, 4), 2) == []
@@ -70,10 +70,10 @@ def test_a_walk_goes_on_from_the_guess() -> None:
 
 def test_a_kind_is_a_guesss_rank_and_its_share_in_tenths() -> None:
     source = Recycling(V)
-    heard(source, 1, EMPTY, row(2, 3, 4, 5, 6, step=np.log(2.0)))  # 16, 8, 4, 2 and 1 of 31
+    observe(source, 1, EMPTY, row(2, 3, 4, 5, 6, step=np.log(2.0)))  # 16, 8, 4, 2 and 1 of 31
     kinds = [kind for _, kind in source.successors(source.start([1]), 8)]
     assert kinds[:6] == [5, 11 + 2, 22 + 1, 33, 33, 33]
-    heard(source, 2, EMPTY, row(3, step=200.0))  # a whole share
+    observe(source, 2, EMPTY, row(3, step=200.0))  # a whole share
     assert source.successors(source.start([2]), 1) == [(3, 10)]
     assert len(source.priors) == 44
     assert source.priors[:11] == sorted(source.priors[:11])
@@ -84,17 +84,17 @@ def test_a_kind_is_a_guesss_rank_and_its_share_in_tenths() -> None:
 def test_tiny_vocabularies(vocab_size: int) -> None:
     source = Recycling(vocab_size)
     logits = np.arange(vocab_size, dtype=np.float32)
-    heard(source, 0, EMPTY, logits)
+    observe(source, 0, EMPTY, logits)
     assert after(source, 0) == list(range(vocab_size))[::-1][:8]
 
 
 def test_ties_are_different_tokens() -> None:
     source = Recycling(V)
-    heard(source, 0, EMPTY, np.zeros(V, np.float32))
+    observe(source, 0, EMPTY, np.zeros(V, np.float32))
     found = source.successors(source.start([0]), 8)
     assert len({token for token, _ in found}) == 8
     assert found[0][1] == 1, "an eighth: not sure of the first at all"
-    heard(source, 1, EMPTY, np.repeat(np.float32([1, 0]), V // 2))
+    observe(source, 1, EMPTY, np.repeat(np.float32([1, 0]), V // 2))
     assert {*after(source, 1)} <= {*range(V // 2)}
 
 

@@ -41,7 +41,7 @@ def after(source: Retrieval, tokenizer: Tokenizer, text: str, count: int = 8) ->
     return [tokenizer.decode([token]) for token, _ in guesses]
 
 
-def chances(source: Retrieval, tokenizer: Tokenizer, text: str) -> list[float]:
+def rates(source: Retrieval, tokenizer: Tokenizer, text: str) -> list[float]:
     found = source.successors(source.start(tokenizer.encode(text)), 8)
     return [source.priors[kind] for _, kind in found]
 
@@ -70,14 +70,16 @@ def test_priors_rise_with_length_and_agreement() -> None:
     assert (np.diff(table[:, shares]) > 0).all()
 
 
-def test_kinds_tell_length_and_agreement(tmp_path: Path, home: Path, tokenizer: Tokenizer) -> None:
+def test_kinds_depend_on_length_and_agreement(
+    tmp_path: Path, home: Path, tokenizer: Tokenizer
+) -> None:
     source = indexed(tmp_path / "n", tokenizer, "abcdefghij", "uvk", "uvk.", "mnp mnq")
-    [two], [nine] = chances(source, tokenizer, "ab"), chances(source, tokenizer, "abcdefghi")
+    [two], [nine] = rates(source, tokenizer, "ab"), rates(source, tokenizer, "abcdefghi")
     assert two < nine
-    [twice] = chances(source, tokenizer, "uv")
+    [twice] = rates(source, tokenizer, "uv")
     assert two < twice
-    assert [source.priors[0] < chance < two + 0.5 for chance in chances(source, tokenizer, "mn")]
-    first, second = chances(source, tokenizer, "mn")
+    assert all(source.priors[0] < rate < two + 0.5 for rate in rates(source, tokenizer, "mn"))
+    first, second = rates(source, tokenizer, "mn")
     assert first == second < twice
 
 
@@ -90,7 +92,7 @@ def test_many_places_are_sampled_evenly(tmp_path: Path, home: Path, tokenizer: T
     source = indexed(tmp_path / "n", tokenizer, "auvx" * 600 + "buvy" * 300 + "cuvz" * 100)
     place = source.start(tokenizer.encode("quv"))
     assert len(place.positions) == len(set(place.positions)) == 64
-    assert not place.whole
+    assert not place.complete
     assert after(source, tokenizer, "quv") == ["x", "y", "z"]
 
 
@@ -124,7 +126,11 @@ def test_a_walk_finds_what_a_search_does(
             else:  # those of them that match even longer
                 assert set(place.positions) <= set(again.positions)
                 longest += 1
-            assert (place.tail, place.match, place.whole) == (again.tail, again.match, again.whole)
+            assert (place.tail, place.match, place.complete) == (
+                again.tail,
+                again.match,
+                again.complete,
+            )
             matching = context[len(context) - place.match :]
             assert all(tokens[at - place.match : at].tolist() == matching for at in place.positions)
     assert longest
@@ -187,7 +193,7 @@ def test_opens_nothing_where_there_is_nothing(home: Path, tokenizer: Tokenizer) 
     assert not home.exists()
 
 
-def test_tells_of_an_index_that_is_damaged(
+def test_a_damaged_index_is_reported(
     source: Retrieval, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     indexed(tmp_path / "more", tokenizer, "more words")
@@ -198,6 +204,6 @@ def test_tells_of_an_index_that_is_damaged(
         "retrieval:more"
     ]
     [notice] = notices
-    assert notice == f"the index {path} is not used: it is cut off, or no index; " + (
+    assert notice == f"the index {path} is not used: it is incomplete, or no index; " + (
         "`edgespec index` builds it again"
     )

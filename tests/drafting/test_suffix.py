@@ -44,7 +44,7 @@ def test_every_kind_has_a_prior() -> None:
     assert not Suffix.persistent
 
 
-def test_a_walk_follows_what_was_said_and_loses_the_match_where_that_was_not() -> None:
+def test_a_walk_follows_the_context_and_loses_the_match_elsewhere() -> None:
     source = Suffix()
     place = source.start([1, 2, 3, 4, 5, 9, 1, 2])
     longer = source.advance(place, 3)

@@ -61,10 +61,10 @@ def test_knows_what_followed_a_match_and_its_shorter_suffixes_last(
     tokens, index = stream(vocabulary, seed), SuffixAutomaton()
     for i, token in enumerate(tokens):
         index.append(token)
-        said = tokens[: i + 1]
+        output = tokens[: i + 1]
         state, match = index.place
         while state > 0:
-            assert index.latest[state] == followers(said, said[-match:])
+            assert index.latest[state] == followers(output, output[-match:])
             state = index.link[state]
             match = index.length[state]
     assert index.latest[0] == ()
@@ -78,26 +78,26 @@ def test_a_step_leads_where_appending_to_a_copy_would(vocabulary: int, seed: int
         index.append(token)
         if i % 10:
             continue
-        said = tokens[: i + 1]
-        for following in {*random.choice(said, 2).tolist(), vocabulary}:
+        output = tokens[: i + 1]
+        for following in {*random.choice(output, 2).tolist(), vocabulary}:
             state, match = index.step(index.place, following)
             copy = deepcopy(index)
             copy.append(following)
             assert match == copy.place[1]
-            suffix = [*said, following][len(said) + 1 - match :]
-            assert index.latest[state] == (followers(said, suffix) if match else ())
+            suffix = [*output, following][len(output) + 1 - match :]
+            assert index.latest[state] == (followers(output, suffix) if match else ())
 
 
-def test_steps_lead_to_the_longest_suffix_of_the_path_that_was_said() -> None:
+def test_steps_lead_to_the_longest_suffix_of_the_path_that_occurred() -> None:
     random = np.random.default_rng(0)
     tokens = random.integers(0, 3, 80).tolist()
     index = indexed(tokens)
-    said = {tuple(tokens[i:j]) for i in range(80) for j in range(i + 1, 81)}
+    output = {tuple(tokens[i:j]) for i in range(80) for j in range(i + 1, 81)}
     place, path = index.place, list(tokens)
-    for token in random.integers(0, 4, 200).tolist():  # 3 was never said
+    for token in random.integers(0, 4, 200).tolist():  # 3 never occurs
         place = index.step(place, token)
         path.append(token)
-        longest = max((n for n in range(81) if tuple(path[-n:]) in said), default=0)
+        longest = max((n for n in range(81) if tuple(path[-n:]) in output), default=0)
         assert place[1] == longest
         assert (place[0] == 0) == (longest == 0)
 

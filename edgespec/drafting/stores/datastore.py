@@ -1,10 +1,10 @@
 """Datastores: the user's own files as tokens, sorted so that what followed any text is found at once.
 
 A file has tokens, positions and starts (uint32), then facts in JSON, then ``_TRAILER``. The tokens are those of all
-texts, with ``SEPARATOR`` after each and ``DEPTH`` of them at the start. The positions are of tokens that follow another
-one of their text, sorted by the ``DEPTH`` tokens before them read backwards (a suffix array of the reversed text). So all
-places where a context's end occurs are neighbours. The starts are where the positions after each token begin, so that
-a search has a short range and touches few pages.
+texts, with ``SEPARATOR`` after each and ``DEPTH`` of them at the start. The positions are of tokens that follow
+another one of their text, sorted by the ``DEPTH`` tokens before them read backwards (a suffix array of the reversed
+text). So all places where a context's end occurs are neighbours. The starts are where the positions after each token
+begin, so that a search has a short range and touches few pages.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _read_facts(data: memoryview) -> Facts:
     """The facts in the file ``data``. Raises ``ValueError`` if it is not complete."""
     trailer = bytes(data[-_TRAILER.size :])
     if len(trailer) < _TRAILER.size or not trailer.endswith(_MAGIC):
-        raise ValueError("it is cut off, or no index")
+        raise ValueError("it is incomplete, or no index")
     digest, length, version, _ = _TRAILER.unpack(trailer)
     if version != _VERSION:
         raise ValueError(f"it has version {version} of the format, not {_VERSION}")
@@ -186,7 +186,7 @@ def _read_facts(data: memoryview) -> Facts:
         raise ValueError("it is of a machine with another byte order")
     counts = (facts.tokens, facts.positions, facts.starts)
     if min(counts) < 1 or 4 * sum(counts) + len(text) != end:
-        raise ValueError("its size is not what it says")
+        raise ValueError("its size does not match its facts")
     return facts
 
 
@@ -198,7 +198,7 @@ def _parse(text: bytes) -> Facts:
     types = {"int": int, "str": str, "list[str]": list}
     expected = {field.name: types[str(field.type)] for field in fields(Facts)}
     if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != expected:
-        raise ValueError("it does not say what it is")
+        raise ValueError("its facts are not valid")
     if not all(isinstance(path, str) for path in found["paths"]):
-        raise ValueError("it does not say what it is of")
+        raise ValueError("its paths are not valid")
     return Facts(**found)

@@ -1,7 +1,8 @@
 """The n-gram caches on disk: one file a model, and whether caches are enabled. See ``docs/cache.md``.
 
-A file is a header and the table as it is in memory: reading it is one read and a checksum. It is replaced by a rename,
-under a lock that the system releases when its holder dies. So a killed process or a full disk leaves the file as it was.
+A file is a header and the table as it is in memory: reading it is one read and a checksum. It is replaced by a
+rename, under a lock that the system releases when its holder dies. So a killed process or a full disk leaves the file
+as it was.
 """
 
 from __future__ import annotations
@@ -140,10 +141,10 @@ def read(path: Path, key: str, vocab_size: int) -> tuple[Header, Slots]:
         if header.key != key or header.vocab_size != vocab_size:
             raise ValueError("it is of another model")
         if os.fstat(file.fileno()).st_size != _START + header.buckets * BUCKET_BYTES:
-            raise ValueError("it is not whole")
+            raise ValueError("it is incomplete")
         slots = np.zeros((header.buckets, WAYS), SLOT)
         if file.readinto(slots.view(np.uint8).data) != slots.nbytes:
-            raise ValueError("it is not whole")
+            raise ValueError("it is incomplete")
     if zlib.crc32(slots.view(np.uint8).data) != header.checksum:
         raise ValueError("its checksum is wrong")
     # A file with a valid checksum may still be crafted: no guess may be beyond the vocabulary.

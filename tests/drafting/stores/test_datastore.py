@@ -93,7 +93,7 @@ def test_remove(folder: Path, tokenizer: Tokenizer) -> None:
         remove("notes")
 
 
-# -- whose tokens ------------------------------------------------------------------------------
+# -- tokenizers -------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_is_known_by_its_tokens(smollm2: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_what_is_not_whole_is_refused(how: str, folder: Path, tokenizer: Tokenizer) -> None:
+def test_an_incomplete_file_is_refused(how: str, folder: Path, tokenizer: Tokenizer) -> None:
     path = build([folder], tokenizer, "tiny")[0].path
     data = path.read_bytes()
     path.write_bytes(BROKEN[how](data))
@@ -138,7 +138,7 @@ def test_what_is_not_whole_is_refused(how: str, folder: Path, tokenizer: Tokeniz
         Datastore(path)
 
 
-LIES: dict[str, object] = {
+WRONG_FACTS: dict[str, object] = {
     "tokens": 10**12,
     "positions": -1,
     "starts": 0,
@@ -151,20 +151,20 @@ LIES: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("field", LIES)
-def test_facts_are_not_believed(field: str, folder: Path, tokenizer: Tokenizer) -> None:
-    """Not even where their hash is right."""
+@pytest.mark.parametrize("field", WRONG_FACTS)
+def test_wrong_facts_are_refused(field: str, folder: Path, tokenizer: Tokenizer) -> None:
+    """Even if their hash is right."""
     store, _ = build([folder], tokenizer, "tiny")
     path, facts = store.path, store.facts
     del store  # Windows does not let an open file be changed
     data = path.read_bytes()[: 4 * (facts.tokens + facts.positions + facts.starts)]
-    text = json.dumps(asdict(facts) | {field: LIES[field]}).encode()
-    for lie in (text, b"[" * 100_000, b"null"):
+    text = json.dumps(asdict(facts) | {field: WRONG_FACTS[field]}).encode()
+    for wrong in (text, b"[" * 100_000, b"null"):
         trailer = datastore._TRAILER.pack(
-            hashlib.sha256(lie).digest(), len(lie), 1, b"edgespec index"
+            hashlib.sha256(wrong).digest(), len(wrong), 1, b"edgespec index"
         )
-        path.write_bytes(data + lie + trailer)
-        with pytest.raises(ValueError, match=r"it is|it does|its size|Expecting"):
+        path.write_bytes(data + wrong + trailer)
+        with pytest.raises(ValueError, match=r"it is|its facts|its paths|its size|Expecting"):
             Datastore(path)
 
 

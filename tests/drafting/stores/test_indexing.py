@@ -79,7 +79,7 @@ def test_tokens_that_are_found_before_others(prefix: str, tmp_path: Path, home: 
     assert store.tokens.tolist()[DEPTH:] == [*expected[0], SEPARATOR, *expected[1], SEPARATOR]
 
 
-def test_skips_what_is_no_text_and_says_why(
+def test_skips_what_is_no_text_and_gives_the_reason(
     folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "MAX_FILE", 1 << 20)
@@ -188,7 +188,7 @@ def test_another_folder_of_the_same_name(
         build([other], tokenizer, "tiny")
     build([other], tokenizer, "tiny", "my.notes")
     assert len(index_paths()) == 2
-    store, _ = build([other], tokenizer, "tiny", "NOTES")  # said by name
+    store, _ = build([other], tokenizer, "tiny", "NOTES")  # names ignore case
     assert texts_in(store, tokenizer) == ["other words"]
     assert len(index_paths()) == 2
 

@@ -51,23 +51,23 @@ def alter(path: Path, change: Callable[[bytearray], object], checksums: bool = F
 
 
 def ignored(path: Path) -> str:
-    """That the file is not used, told once, and replaced by the next save; what is told."""
-    told: list[str] = []
-    cache = NgramCache(path, KEY, VOCAB, max_bytes=1 << 14, notice=told.append)
+    """The notice of a file that is not used; it comes once, and the next save replaces the file."""
+    notices: list[str] = []
+    cache = NgramCache(path, KEY, VOCAB, max_bytes=1 << 14, notice=notices.append)
     assert cache.entries == 0
     answer(cache, [20], [21])
     cache.save()
-    [line] = told
+    [line] = notices
     assert "\n" not in line
     assert str(path) in line
-    again = NgramCache(path, KEY, VOCAB, max_bytes=1 << 14, notice=told.append)
+    again = NgramCache(path, KEY, VOCAB, max_bytes=1 << 14, notice=notices.append)
     assert after(again, [20]) == [21]
     assert after(again, [10]) == []
-    assert len(told) == 1
+    assert len(notices) == 1
     return line
 
 
-def test_what_a_file_says_of_itself(saved: Path) -> None:
+def test_the_header_of_a_file(saved: Path) -> None:
     header, slots = files.read(saved, KEY, VOCAB)
     assert (header.name, header.key, header.vocab_size) == ("a model", KEY, VOCAB)
     assert (header.entries, header.clock, header.buckets) == (1, 1, len(slots))
@@ -112,15 +112,15 @@ def test_cut_short(saved: Path, size: int) -> None:
 
 def test_too_long(saved: Path) -> None:
     alter(saved, lambda content: content.extend(b"\0"))
-    assert "not whole" in ignored(saved)
+    assert "incomplete" in ignored(saved)
 
 
 def test_another_model(saved: Path) -> None:
-    told: list[str] = []
+    notices: list[str] = []
     for key, vocab_size in (("other", VOCAB), (KEY, VOCAB + 1)):
-        assert NgramCache(saved, key, vocab_size, notice=told.append).entries == 0
-    assert len(told) == 2
-    assert all("of another model" in line for line in told)
+        assert NgramCache(saved, key, vocab_size, notice=notices.append).entries == 0
+    assert len(notices) == 2
+    assert all("of another model" in line for line in notices)
 
 
 def test_another_version(saved: Path) -> None:
@@ -236,11 +236,11 @@ def test_killed_at_any_moment(path: Path) -> None:
         assert header.entries >= seen, "an older file"
         seen = header.entries
     assert seen
-    told: list[str] = []
-    cache = new(path, notice=told.append)
+    notices: list[str] = []
+    cache = new(path, notice=notices.append)
     answer(cache, [10_000], [10_001])
     cache.close()
-    assert told == [], "the lock is free"
+    assert notices == [], "the lock is free"
     files_left = {file.name for file in path.parent.iterdir()}
     assert files_left <= {path.name, ".lock"}, "what the killed left is used up"
     assert files.read(path, KEY, VOCAB)[0].entries == seen + 1
@@ -296,23 +296,23 @@ def test_a_full_disk(saved: Path) -> None:
     before = saved.read_bytes()
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", FULL, str(saved)]
-    told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert told.stderr == ""
-    [line] = told.stdout.splitlines()
+    shown = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    [line] = shown.stdout.splitlines()
     assert str(saved.parent) in line
     assert saved.read_bytes() == before
     assert {file.name for file in saved.parent.iterdir()} <= {saved.name, ".lock"}
 
 
-def test_a_lock_that_is_not_given_back(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_not_released(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_LOCK_S", 0.05)
-    told: list[str] = []
-    cache = new(saved, max_bytes=1 << 14, notice=told.append)
+    notices: list[str] = []
+    cache = new(saved, max_bytes=1 << 14, notice=notices.append)
     answer(cache, [20], [21])
     with files.locked(saved.parent):
         cache.save()
         cache.save()
-    [line] = told
+    [line] = notices
     assert "another process" in line
     cache.close()
     assert after(new(saved), [20]) == [21]
@@ -320,12 +320,12 @@ def test_a_lock_that_is_not_given_back(saved: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told: list[str] = []
-    cache = new(tmp_path / "file" / "a.ngrams", notice=told.append)
+    notices: list[str] = []
+    cache = new(tmp_path / "file" / "a.ngrams", notice=notices.append)
     answer(cache, [1], [2])
     cache.save()
     cache.close()
-    assert told
+    assert notices
     assert after(cache, [1]) == []
 
 
@@ -340,13 +340,13 @@ def keep(model: str) -> Path:
     return files.path_of(key)
 
 
-def test_keys_tell_everything_apart() -> None:
+def test_keys_differ_for_every_identity() -> None:
     keys = {files.key_of("a", 1), files.key_of("a", 2), files.key_of("b", 1), files.key_of("a1")}
     assert len(keys) == 4
     assert all(len(key) == 32 and key.isalnum() for key in keys)
 
 
-def test_what_is_kept(home: Path) -> None:
+def test_cache_files_are_listed(home: Path) -> None:
     assert files.cache_files() == []
     assert files.clear() == 0
     paths = [keep("one"), keep("two"), keep("a long\nname " * 30)]
