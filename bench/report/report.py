@@ -11,7 +11,7 @@ from edgespec.bench.report import metrics, plots
 from edgespec.bench.report.conclusions import conclusions
 from edgespec.bench.report.formatting import UNKNOWN, estimated, gigabytes, number, percent, three
 from edgespec.bench.report.intervals import Estimate
-from edgespec.bench.report.layout import Block, Pictures, Section, Table, alone, html, markdown
+from edgespec.bench.report.layout import Block, Pictures, Section, Table, html, markdown, standalone
 from edgespec.bench.report.metrics import Metrics
 from edgespec.bench.report.plots import Found, Missing, Picture
 from edgespec.errors import UserError
@@ -33,7 +33,7 @@ def write_report(results: Results, folder: Path) -> None:
     _write(folder / "report.md", markdown(title, [*before, *after]))
     drawn = list(plots.pictures(results, found))
     if isinstance(drawn[0], Picture):
-        _write(folder / "rates.svg", alone(drawn[0].plots[0][1]))
+        _write(folder / "rates.svg", standalone(drawn[0].plots[0][1]))
     _write(folder / "report.html", html(title, [*before, _drawn(drawn), *after]))
 
 
