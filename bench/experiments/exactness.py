@@ -109,7 +109,7 @@ def main(
 ) -> None:
     """Compare the greedy tokens of `--draft none` and of --draft, both with `--exact`.
 
-    Exits with 1 if they differ (llama-cpp: other than at a near tie).
+    Exits with 1 if they differ, other than at a near tie where the runtime is not exact.
     """
     prompts = read_prompts()[:count]
 
@@ -128,13 +128,14 @@ def main(
                 differences.append(Difference(prompt.id, i, gap))
 
     near_ties = sum(difference.gap < NEAR_TIE for difference in differences)
-    allowed = near_ties if runtime == "llama-cpp" else 0
+    exact = all(answer.exact for answer in plain + drafted)
+    allowed = 0 if exact else near_ties
     tau = sum(answer.block_efficiency for answer in drafted) / len(drafted)
     row = [
         f"{len(prompts) - len(differences)} of {len(prompts)}",
         str(near_ties),
         str(len(differences) - near_ties),
-        "yes" if all(answer.exact for answer in plain + drafted) else "no",
+        "yes" if exact else "no",
         str(sum(len(answer.said) for answer in drafted)),
         f"{tau:.2f}",
     ]
