@@ -36,10 +36,10 @@ NEAR_TIE = 0.5
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids of a prompt and of what was said, and the tokens said in a target pass."""
+    """Token ids of a prompt and of its answer, and the tokens per target pass."""
 
     prompt: list[int]
-    said: list[int]
+    tokens: list[int]
     block_efficiency: float
     exact: bool
 
@@ -70,8 +70,8 @@ def answers(engine: Engine, prompts: Sequence[Prompt], max_tokens: int) -> list[
         figures = completion.statistics
         note(f"{number}/{len(prompts)} {prompt.category}, {figures.drafter}")
         ids = engine.loaded.held[: figures.prompt_tokens]
-        said, tau = completion.token_ids, figures.block_efficiency
-        found.append(Answer(ids, said, tau, figures.exact))
+        tokens, tau = completion.token_ids, figures.block_efficiency
+        found.append(Answer(ids, tokens, tau, figures.exact))
     return found
 
 
@@ -122,9 +122,9 @@ def main(
     with open_engine(draft) as engine:
         drafted = answers(engine, prompts, max_tokens)
         for prompt, a, b in zip(prompts, plain, drafted, strict=True):
-            if (i := first_difference(a.said, b.said)) is not None:
-                prefix = a.prompt + a.said[:i]
-                gap = logit_gap(engine.loaded.target, prefix, a.said[i], b.said[i])
+            if (i := first_difference(a.tokens, b.tokens)) is not None:
+                prefix = a.prompt + a.tokens[:i]
+                gap = logit_gap(engine.loaded.target, prefix, a.tokens[i], b.tokens[i])
                 differences.append(Difference(prompt.id, i, gap))
 
     near_ties = sum(difference.gap < NEAR_TIE for difference in differences)
@@ -136,7 +136,7 @@ def main(
         str(near_ties),
         str(len(differences) - near_ties),
         "yes" if exact else "no",
-        str(sum(len(answer.said) for answer in drafted)),
+        str(sum(len(answer.tokens) for answer in drafted)),
         f"{tau:.2f}",
     ]
     tables = [

@@ -20,7 +20,7 @@ AS_IN_FILE = "as in the file"
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of one system. What a system does not tell is ``None``."""
+    """One answer of one system. What a system does not report is ``None``."""
 
     system: str
     prompt: int
@@ -29,13 +29,13 @@ class Answer:
     round: int
     prompt_tokens: int
     token_ids: list[int]
-    """What was said, the stop token included."""
+    """Output tokens, the stop token included."""
     ttft_s: float
     """From the request to the first tokens."""
     decode_s: float
     """From the first tokens to the last."""
     first_tokens: int = 1
-    """How many tokens came first: a step of speculation may say several."""
+    """How many tokens came first: a step of speculation may output several."""
     cpu_s: float | None = None
     """Processor time of the system's processes, of all cores."""
     energy_j: float | None = None
@@ -52,7 +52,7 @@ class Answer:
     by_drafter: dict[str, list[int]] = field(default_factory=dict)
     """Tokens drafted and accepted, by who drafted."""
     by_rows: dict[int, list[float]] = field(default_factory=dict)
-    """By tokens in a pass: steps, tokens said, seconds of the passes."""
+    """By tokens in a pass: steps, output tokens, seconds of the passes."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Answer:
@@ -61,7 +61,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """How many were said."""
+        """How many tokens were output."""
         return len(self.token_ids)
 
     @property
@@ -80,11 +80,11 @@ class System:
     peer: str
     """``OWN``, or a name in ``peers.PEERS``."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What its worker is told when it opens the model."""
+    """What its worker receives when it opens the model."""
     baseline: str | None = None
     """The system that is its plain decoding; ``None`` for those themselves."""
     words: str | None = None
-    """The system whose words its greedy answers must be, token for token; ``None``: nobody's."""
+    """The system that its greedy answers must equal, token for token; ``None``: no system."""
     version: str = ""
     weights: str = ""
     """What it really runs: ``AS_IN_FILE``, or how they were converted."""

@@ -225,7 +225,7 @@ def _sums(
 
 
 def _equality(a: Results, b: Results, name: str) -> Change | None:
-    """Share of greedy answers that are those of the system whose words they must be, or of the baseline."""
+    """Share of greedy answers with the same tokens as the system that they must equal, or as the baseline."""
     one, other = (r.systems[name].words or r.systems[name].baseline for r in (a, b))
     if one is None or one != other or a.settings["temperature"] > 0:
         return None

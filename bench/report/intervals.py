@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 LEVEL = 0.95
 FEWEST = 5
-"""Prompts, below which there is no interval: draws of so few say nothing of others."""
+"""With fewer prompts there is no interval: they do not represent others."""
 
 Figures = NDArray[np.float64]
 Statistic = Callable[[Figures], Any]
@@ -51,7 +51,7 @@ def interval(value: float, samples: Figures, prompts: int) -> Estimate:
 
 
 def bootstrap(rows: Figures, statistic: Statistic) -> Estimate | None:
-    """``None`` where there is nothing to tell."""
+    """``None`` where there are no rows, or the statistic is not finite."""
     if not len(rows):
         return None
     value, samples = resampled(rows, statistic)

@@ -108,14 +108,16 @@ def _facts(path: Path, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _meter(prefer: str | None, tell: Callable[[str], None]) -> tuple[Meter | None, dict[str, Any]]:
+def _meter(
+    prefer: str | None, notify: Callable[[str], None]
+) -> tuple[Meter | None, dict[str, Any]]:
     try:
         meter = open_meter(prefer)
     except NoMeter as reason:
         if prefer:
             raise UserError(f"--meter {reason}") from reason
         return None, {"reader": None, "why_not": str(reason), "idle_w": None, "error": None}
-    tell(f"measuring what the machine draws at rest, {_IDLE_S:.0f} s")
+    notify(f"measuring what the machine draws at rest, {_IDLE_S:.0f} s")
     watts, spread = idle_watts(meter, _IDLE_S)
     return meter, {
         "reader": meter.name,
@@ -149,7 +151,7 @@ def run_benchmark(
     meter: str | None = None,
     resume: bool = False,
     command: str = "",
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> Results:
     """Measure, and write what ``WRITTEN`` names into ``folder``.
@@ -179,7 +181,7 @@ def run_benchmark(
     plan = RunConfig(path, draft, tokenizer, template, asked, **settings)
     settings["context"], fits = fitting(plan, context, found.context)
     if len(fits) < len(asked):
-        tell(f"{len(asked) - len(fits)} prompts do not fit in a context of {settings['context']}")
+        notify(f"{len(asked) - len(fits)} prompts do not fit in a context of {settings['context']}")
     if not fits:
         raise UserError("no prompt is left to answer; give others, or a longer --context")
     plan = RunConfig(path, draft, tokenizer, template, fits, **settings)
@@ -196,13 +198,13 @@ def run_benchmark(
         systems={system.name: system for system in systems},
         answers=[],
     )
-    reader, results.energy = _meter(meter, tell)
+    reader, results.energy = _meter(meter, notify)
     try:
         running = Runner(plan, results, folder, resume=resume, meter=reader, progress=progress)
         try:
-            running.run(tell)
+            running.run(notify)
             if profile and results.answers:
-                tell("profiling a pass")
+                notify("profiling a pass")
                 bandwidth, threads = results.machine["bandwidth"], settings["threads"]
                 results.profile = profile_pass(path, tokenizer, bandwidth, threads, progress)
                 results.profile["own_share"] = own_share(results)
