@@ -88,13 +88,13 @@ def test_last_words_are_of_this_worker_and_obey_no_terminal(start: Start) -> Non
 
 def test_a_worker_that_hangs_is_killed(start: Start) -> None:
     client = start(START + "    time.sleep(600)\n")
-    assert fails(client, 0.5) == "said nothing for 0.5 s"
+    assert fails(client, 0.5) == "did not reply for 0.5 s"
     assert not client.pids
 
 
 def test_a_worker_that_reads_nothing_hangs_nobody(start: Start) -> None:
     client = start("import time\ntime.sleep(600)\n")
-    assert fails(client, 0.5, text="a" * 5_000_000) == "said nothing for 0.5 s"
+    assert fails(client, 0.5, text="a" * 5_000_000) == "did not reply for 0.5 s"
 
 
 def test_a_worker_that_does_not_end_is_killed(
@@ -142,7 +142,7 @@ def test_who_speaks_unasked_is_not_believed(start: Start) -> None:
     client = start("print('{}', flush=True)\nprint('{}', flush=True)\n" + ECHO)
     while client._replies.qsize() < 2:
         time.sleep(0.01)
-    assert fails(client) == "answered garbage: spoke without being asked"
+    assert fails(client) == "answered garbage: replied without a request"
 
 
 def test_an_error_reply_leaves_the_worker(start: Start) -> None:
