@@ -1,4 +1,4 @@
-"""What a run of the bench found: one JSON file, ``results.json``. Times are in seconds, sizes in bytes."""
+"""The record of a run: one JSON file, ``results.json``. Times are in seconds, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 SCHEMA = 1
 """Changes with the meaning of a field."""
 OWN = "edgespec"
-"""The peer that edgespec is to the others."""
+"""The peer name of edgespec itself."""
 PLAIN = "edgespec none"
 """Plain decoding, which every system is compared with."""
 EXACT = "edgespec none --exact"
 """Plain decoding in the passes that verify drafts: drafted answers must have its tokens, bit for bit."""
 AS_IN_FILE = "as in the file"
-"""Weights that were not converted, or to nothing else."""
+"""Weights that were not converted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Answer:
     own_s: float | None = None
     """Of the decoding steps: drafting, the target's passes, and all else."""
     by_drafter: dict[str, list[int]] = field(default_factory=dict)
-    """Tokens drafted and accepted, by who drafted."""
+    """Tokens drafted and accepted, by drafter."""
     by_rows: dict[int, list[float]] = field(default_factory=dict)
     """By tokens in a pass: steps, output tokens, seconds of the passes."""
 
@@ -87,14 +87,14 @@ class System:
     """The system that its greedy answers must equal, token for token; ``None``: no system."""
     version: str = ""
     weights: str = ""
-    """What it really runs: ``AS_IN_FILE``, or how they were converted."""
+    """The weights that run: ``AS_IN_FILE``, or how they were converted."""
     weight_bytes: int | None = None
     """Read by one pass."""
     draft_weight_bytes: int | None = None
     parameters: int | None = None
     draft_parameters: int | None = None
     perplexity: float | None = None
-    """Of what it really runs, over the bench's text, where it had to convert and for the reference."""
+    """Of the weights that run, over the bench's text; where they were converted, and for the reference."""
     open_s: float | None = None
     peak_memory_bytes: int | None = None
     """The largest resident memory of its processes, together."""

@@ -1,7 +1,7 @@
-"""What changed between two runs, and whether it is more than noise.
+"""Compares two runs: what changed, and whether it is more than noise.
 
 A system's figures are divided by those of its plain decoding in the same run, prompt by prompt, before the runs
-are compared: what the machine did, it did to both. Only plain decoding itself has no such yardstick.
+are compared: a slower machine slows both. Only plain decoding itself has no such reference.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def _common_cause(changes: Iterable[Change]) -> list[str]:
 
 
 def render(comparison: Comparison) -> str:
-    """For people: the verdict first."""
+    """The comparison as text: changes first, then tables."""
     changed = comparison.changed
     lines = [
         f"{len(changed)} of {len(comparison.changes)} figures changed by more than noise:"

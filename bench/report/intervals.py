@@ -1,4 +1,4 @@
-"""How sure a figure is: the bootstrap over prompts.
+"""Confidence intervals by the bootstrap over prompts.
 
 Intervals hold 95 %: percentiles over ``RESAMPLES`` draws of as many prompts, with replacement. A prompt is
 drawn with all its rounds and turns, which are not independent of each other.
@@ -21,7 +21,7 @@ FEWEST = 5
 
 Figures = NDArray[np.float64]
 Statistic = Callable[[Figures], Any]
-"""From (…, prompts, figures) to (…): what the prompts come to."""
+"""From (…, prompts, figures) to (…)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def resampled(rows: Figures, statistic: Statistic) -> tuple[float, Figures]:
 
 
 def interval(value: float, samples: Figures, prompts: int) -> Estimate:
-    """What ``resampled`` gave, as an estimate from so many prompts."""
+    """The estimate of ``resampled``'s value and samples, from so many prompts."""
     if prompts < FEWEST or not len(samples):
         return Estimate(value, -math.inf, math.inf)
     tail = (1 - LEVEL) / 2

@@ -1,4 +1,4 @@
-"""How a report is laid out, as Markdown and as a page: whatever its words and names hold, they are shown as text."""
+"""Renders a report as Markdown and as an HTML page; all texts are escaped."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
-    """Not figures."""
+    """Its cells are words, not figures."""
 
 
 @dataclass(frozen=True)
 class Warned:
-    """What a reader must see first."""
+    """A warning."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of one plot each: side by side, where the page is wide enough."""
+    """Pictures of one plot each, side by side where the page is wide enough."""
 
     pictures: Sequence[Picture]
 
@@ -45,12 +45,12 @@ Section = tuple[str, list[Block]]
 
 
 def _flat(text: object) -> str:
-    """One line, whatever a name brings along."""
+    """One line without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def _marked(text: str) -> str:
-    """Not Markdown, whatever it looks like."""
+    """Escaped: none of it is Markdown."""
     return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", _flat(text))
 
 

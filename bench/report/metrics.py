@@ -1,4 +1,4 @@
-"""What the answers of a run come to, and how sure that is. Pure functions over ``Results``."""
+"""The metrics of a run with their confidence intervals. Pure functions over ``Results``."""
 
 from __future__ import annotations
 
