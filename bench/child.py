@@ -1,4 +1,4 @@
-"""Calls in a fresh process, whose threads and memory are its own."""
+"""Calls a function in a fresh process, with threads and memory of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
-    """Call ``function`` in a fresh process, whose threads and memory are its own."""
+    """Call ``function`` in a fresh process; return what it returns, or raise what it raises."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

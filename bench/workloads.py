@@ -20,7 +20,7 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is asked, a turn after the other."""
+    """The user messages of a conversation, in order."""
 
     id: int
     category: str

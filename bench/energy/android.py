@@ -28,7 +28,7 @@ Run = Callable[[Sequence[str]], str]
 
 
 class Amps:
-    """Of a current in µA or mA, whichever the first one is in. Raises ``ValueError`` where that cannot be told."""
+    """Of a current in µA or mA, by the first value. Raises ``ValueError`` where the unit is ambiguous."""
 
     unit: float | None = None
 
@@ -41,7 +41,9 @@ class Amps:
                 )
             self.unit = 1e-3 if size <= 5000 else 1e-6
         if size * self.unit > MAX_AMPS:
-            raise ValueError(f"a current of {size * self.unit:g} A is none of a device like this")
+            raise ValueError(
+                f"a current of {size * self.unit:g} A is too much for a device like this"
+            )
         return size * self.unit
 
 
@@ -65,7 +67,7 @@ def read_termux(text: str) -> list[Battery]:
         power = Amps()(int(state["current"])) * volts(int(state["voltage"]))
         return [Battery("battery", state["status"] == "DISCHARGING", power)]
     except (LookupError, TypeError) as error:
-        raise ValueError(f"termux-battery-status does not say {error}") from None
+        raise ValueError(f"termux-battery-status does not report {error}") from None
 
 
 def read_dumpsys(text: str, amps: Amps) -> list[Battery]:
@@ -89,7 +91,7 @@ def read_dumpsys(text: str, amps: Amps) -> list[Battery]:
             return [Battery("battery", discharging, amps(current) * u)]
         charge = int(found["Charge counter"])
     except LookupError as error:
-        raise ValueError(f"dumpsys battery does not say {error}") from None
+        raise ValueError(f"dumpsys battery does not report {error}") from None
     if charge < 20_000:
         raise ValueError(f"a charge of {charge} is not in µAh")
     return [Battery("battery", discharging, coulombs=charge * 3600e-6, volts=u)]

@@ -2,9 +2,9 @@
 
 Taken: ``zeus-apple-silicon`` (of Zeus' authors, tested, no dependencies), imported here alone:
 ``pip install zeus-apple-silicon``. Not taken: ``powermetrics``, which reads the same and wants root; asitop and its
-like print what that says.
+like print its output.
 
-Apple calls these figures estimates, and warns against comparing devices by them: ``what`` says so.
+Apple calls these figures estimates, and warns against comparing devices by them: ``what`` repeats that.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Read: Linux's /sys/class/power_supply, macOS's ``ioreg``, Windows' ``CallNtPowerInformation``. Not taken: psutil's
 ``sensors_battery`` gives whole percents, which measure nothing so short as an answer.
 
-On mains the battery tells nothing of the machine: there is no meter then, and one is lost when the plug goes in.
+On mains the battery does not show what the machine draws: there is no meter then, and it is lost when the plug goes in.
 A power sensor is integrated where there is one; else what is left in the battery is watched as it falls, in the
 gauge's steps (often 10 mWh: 36 J).
 """
@@ -30,13 +30,13 @@ from .meter import Clock, Meter, MeterLost, NoMeter, Polled, Power, read_number,
 T = TypeVar("T")
 
 MAX_WATTS = 500.0
-"""No machine draws more from its battery: a figure that says so is wrong."""
+"""No machine draws more from its battery: a larger figure is wrong."""
 WHAT = "the whole machine from its battery"
 
 
 @dataclass(frozen=True)
 class Battery:
-    """One battery at one moment, in V, A, W. What it does not tell is ``None``."""
+    """One battery at one moment, in V, A, W. What it does not report is ``None``."""
 
     name: str
     discharging: bool
@@ -50,7 +50,7 @@ class Battery:
 
 
 class OnMains(Exception):
-    """The machine does not run from its battery; says how it is seen."""
+    """The machine does not run from its battery; the text says how that is known."""
 
 
 Read = Callable[[], list[Battery]]
@@ -94,14 +94,14 @@ class Gauge(Polled):
         volts = 1.0 if self._by_energy else battery.volts
         left = battery.joules if self._by_energy else battery.coulombs
         if left is None or volts is None:
-            raise ValueError(f"{battery.name} does not say what is left in it")
+            raise ValueError(f"{battery.name} does not report what is left in it")
         return left, volts
 
 
 def discharge(
     read: Read, interval: float, what: str = WHAT, *, clock: Clock = time.perf_counter
 ) -> Polled:
-    """A meter over batteries: their power where they all tell it, else what is left in them."""
+    """A meter over batteries: their power where all report it, else what is left in them."""
 
     def checked() -> list[Battery]:
         try:
@@ -127,7 +127,7 @@ def discharge(
     active = [b for b in batteries if b.discharging]
     if not active:
         raise NoMeter(f"{batteries[0].name} is not discharging")
-    if all(b.watts for b in active):  # 0 W is what a battery without a sensor says
+    if all(b.watts for b in active):  # a battery without a sensor reports 0 W
         name = f"battery {', '.join(b.name for b in batteries)}"
         return Power(name, what, watts, interval=interval, clock=clock)
     return Gauge(what, checked, interval, clock)

@@ -14,7 +14,7 @@ Clock = Callable[[], float]
 
 
 class NoMeter(Exception):
-    """Nothing measures here. The text says why and, where that can be, what to do."""
+    """Nothing measures here. The text gives the reason and, where possible, what to do."""
 
 
 class MeterLost(Exception):
@@ -36,7 +36,7 @@ class Meter(Protocol):
         """Largest relative error, by sampling alone, of a reading over so long.
 
         The counter's step and how seldom it is refreshed; what the sensor itself is wrong by is not
-        known here (docs/energy.md). 1 or more: the reading says nothing.
+        known here (docs/energy.md). 1 or more: the reading is useless.
         """
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Polled(ABC):
         return max(self.interval, self._refresh, self._clock() - self._changed)
 
     def _has_changed(self) -> None:
-        """The sensor said something new: it is refreshed as seldom as the longest time between two of these."""
+        """The sensor has a new value: it is refreshed as seldom as the longest time between two of these."""
         now = self._clock()
         self._refresh = max(self._refresh, now - self._changed)
         self._changed = now

@@ -35,7 +35,7 @@ def open_meter(
         meter = _open(library, clock)
     except (library.NVMLError, MeterLost, NoMeter) as error:
         library.nvmlShutdown()
-        raise NoMeter(f"the GPU does not say what it draws ({error})") from None
+        raise NoMeter(f"the GPU does not report what it draws ({error})") from None
     meter.on_close = library.nvmlShutdown
     if watch:
         meter.watch()

@@ -20,7 +20,7 @@ from pathlib import Path
 from .meter import Clock, Meter, MeterLost, NoMeter, Polled, read_number, read_text
 
 MAX_WATTS = 1000.0
-"""No package draws more: a counter that says so was reset, or wrapped unseen."""
+"""No package draws more: a counter that shows more was reset, or wrapped unseen."""
 REFRESH_S = 0.001
 STEP_J = 2.0**-14
 """Of the counters in the processor, as Intel's manual (volume 3, 15.10) and AMD's have them, or finer."""

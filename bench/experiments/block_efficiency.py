@@ -55,7 +55,7 @@ def converse(switch: Switch, mode: Mode, prompt: Prompt, max_tokens: int) -> lis
 
 
 def efficiency_table(turns: Sequence[Turn]) -> str:
-    """Per category and of all: answers and tokens, then for each drafter τ and the share of its guesses that was said."""
+    """Per category and of all: answers and tokens, then for each drafter τ and α."""
     drafts = list(dict.fromkeys(turn.draft for turn in turns))
     categories = [*dict.fromkeys(turn.category for turn in turns), "**all**"]
     rows = []
@@ -108,7 +108,7 @@ def main(
 ) -> None:
     """Greedy conversations, one after the other, from which each drafter learns as it goes.
 
-    Nothing is timed: what that gains, and when such drafts pay, tells `python -m edgespec.bench.experiments speed`.
+    Nothing is timed: `python -m edgespec.bench.experiments speed` measures what such drafts gain.
     """
     prompts = chosen_prompts(path, per_category)
     turns: list[Turn] = []

@@ -14,7 +14,6 @@ import click
 
 from edgespec.bench.running.machine import version_of
 from edgespec.bench.workloads import Prompt, first_of_each, read_prompts
-from edgespec.cli import Failure
 from edgespec.device.machine import cpu_name, physical_cores
 from edgespec.errors import UserError
 from edgespec.models import store

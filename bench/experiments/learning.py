@@ -1,4 +1,4 @@
-"""What the n-gram cache gains by the second day: the same kind of task again, in another process."""
+"""The speed-up by what the n-gram cache learned in an earlier process, on tasks of the same kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def day(model: str, runtime: str, name: str, cache: Path, max_tokens: int) -> di
         ]
         run(switch, PLAIN, prompts[0], 8, False)  # warms everything up
         for number, prompt in enumerate(prompts, 1):
-            learnt = run(switch, mode, prompt, max_tokens, False)  # once: twice would be by heart
+            # once: a second answer would only repeat the first
+            learnt = run(switch, mode, prompt, max_tokens, False)
             runs += [learnt, run(switch, PLAIN, prompt, max_tokens, False)]
             note(f"{name}: {number}/{len(prompts)}: {speedups(runs, mode)[prompt.id]:.2f}×")
         switch.close()

@@ -83,7 +83,7 @@ def compare(reference: Runtime, other: Runtime, window: list[int], sums: Compari
 
 
 def requantize(source: Path, folder: Path, kind: str) -> Path:
-    """A copy of ``source`` in ``folder`` whose matrices llama.cpp has turned into ``kind``."""
+    """A copy of ``source`` in ``folder``, with its matrices quantized to ``kind`` by llama.cpp."""
     import llama_cpp
 
     kinds = {name.removeprefix("LLAMA_FTYPE_MOSTLY_"): name for name in dir(llama_cpp)}

@@ -1,4 +1,4 @@
-"""How well `edgespec plan --device-profile FILE --trace FILE` foretells: predicted beside measured."""
+"""How well `edgespec plan --device-profile FILE --trace FILE` predicts: simulated speed beside measured speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgespec.bench.experiments.switching import ALONE, Mode, Switch
 from edgespec.bench.workloads import Prompt
 from edgespec.device.profile_files import read_profile
 from edgespec.engine import Engine
-from edgespec.simulation.simulate import simulate
+from edgespec.simulation.simulate import Prediction, simulate
 from edgespec.simulation.trace import Trace, write_trace
 
 _MODEL_FREE = ("none", "suffix")
@@ -46,6 +46,23 @@ def measure(
                 traces.append(session.trace())
         note(f"{number}/{len(prompts)} {prompt.category}")
     return {draft: tokens[draft] / seconds[draft] for draft in seconds}, traces
+
+
+def rows_of(predictions: list[Prediction], measured: dict[str, float]) -> list[list[str]]:
+    """Per drafter: measured and predicted tokens/s, their ratio, and the predicted τ."""
+    rows = []
+    for prediction in predictions:
+        rate = measured[prediction.drafter if prediction.drafter in _MODEL_FREE else ALONE]
+        rows.append(
+            [
+                prediction.drafter,
+                f"{rate:.1f}",
+                f"{prediction.tokens_per_s:.1f}",
+                f"{prediction.tokens_per_s / rate:.3f}",
+                f"{prediction.block_efficiency:.2f}",
+            ]
+        )
+    return rows
 
 
 @experiment
@@ -73,7 +90,7 @@ def main(
     max_tokens: int,
     json_path: Path | None,
 ) -> None:
-    """Greedy answers with each drafter, and what the profiles and the answers' traces say of them."""
+    """Measure greedy answers with each drafter, and simulate them from the profiles and the answers' traces."""
     for file in profiles:
         read_profile(file)  # before minutes of measuring
     prompts = chosen_prompts(path, per_category)
@@ -87,19 +104,8 @@ def main(
         paths = [Path(folder) / f"{number}.json" for number in range(len(traces))]
         for trace, file in zip(traces, paths, strict=True):
             write_trace(trace, file)
-        found = simulate(profiles, paths)
-    rows = []
-    for prediction in found:
-        rate = measured[prediction.drafter if prediction.drafter in _MODEL_FREE else ALONE]
-        rows.append(
-            [
-                prediction.drafter,
-                f"{rate:.1f}",
-                f"{prediction.tokens_per_s:.1f}",
-                f"{prediction.tokens_per_s / rate:.3f}",
-                f"{prediction.block_efficiency:.2f}",
-            ]
-        )
+        simulated = simulate(profiles, paths)
+    rows = rows_of(simulated, measured)
     headers = ["draft", "measured, tokens/s", "predicted", "predicted / measured", "predicted τ"]
     title = f"Simulation: {runtime}, {len(prompts)} answers of {max_tokens} tokens"
     report(title, machine(model), [table(headers, rows)], json_path, rows)

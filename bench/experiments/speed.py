@@ -1,7 +1,7 @@
-"""What speculation gains against plain decoding of the same weights, drafter by drafter.
+"""The speed-up of each drafter over plain decoding of the same weights.
 
 Plain decoding is the fastest that the runtime has: nothing drafted and passes not padded.
-Measurements alternate, so that a machine that slows down slows down everything that is compared.
+Measurements alternate, so that a machine that slows down affects everything that is compared.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Run:
     decode_s: float
     draft_s: float
     own_s: float
-    """In the steps, but in neither a pass nor drafting: the engine's own work."""
+    """In the steps, but in neither a pass nor drafting: the engine's overhead."""
     wall_s: float
     """From the first decoding step to the end, streaming included."""
     pass_s: float
@@ -72,8 +72,8 @@ class Run:
 def answer(parts: EngineState, prompt: Prompt, max_tokens: int, stop: bool) -> Session:
     """A session that has answered, past the model's end unless ``stop``."""
     session = Session(parts, ignore_stop=not stop)
-    say = session.chat if parts.template else session.complete
-    for _ in say(prompt.text, max_tokens=max_tokens):
+    respond = session.chat if parts.template else session.complete
+    for _ in respond(prompt.text, max_tokens=max_tokens):
         pass
     return session
 
@@ -145,7 +145,7 @@ def by_category(runs: Sequence[Run]) -> dict[str, list[int]]:
 
 def gains_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
     """Per category: plain decoding's time over the mode's, the median of the rounds and their range,
-    and of the prompts the worst; then tokens a pass and the share of what was drafted that was said."""
+    and the worst prompt; then τ and α."""
     gains = {mode: speedups(runs, mode) for mode in modes}
 
     def cell(mode: Mode, prompts: Sequence[int]) -> str:
@@ -193,7 +193,7 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
     many answers are the same words as plain decoding's, or, where passes are padded, as the first mode's."""
     rows = []
     first = modes[0] if modes[0].exact else PLAIN
-    words = {run.prompt: run.said for run in runs if run.mode == first.name}
+    expected = {run.prompt: run.said for run in runs if run.mode == first.name}
     for mode in [PLAIN, *modes]:
         own = [run for run in runs if run.mode == mode.name]
         tokens, decode_s = sum(r.tokens for r in own), sum(r.decode_s for r in own)
@@ -211,7 +211,7 @@ def modes_table(runs: Sequence[Run], modes: Sequence[Mode]) -> str:
                 f"{1e3 * sum(r.draft_s for r in own) / passes:.2f}",
                 f"{sum(r.own_s for r in own) / decode_s:.2%}",
                 f"{1 - sum(r.pass_s for r in own) / sum(r.wall_s for r in own):.2%}",
-                f"{sum(r.said == words[r.prompt] for r in own)} of {len(own)}",
+                f"{sum(r.said == expected[r.prompt] for r in own)} of {len(own)}",
             ]
         )
     headers = ["drafts", "tokens/s", "geometric mean", "worst", "τ", "α", "drafting, ms a step"]

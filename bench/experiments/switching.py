@@ -66,7 +66,7 @@ class Fixed(Hierarchy):
 
 class Switch:
     """Puts one loaded model, which was opened exact, into any mode. What drafters and costs learn is
-    each mode's own, and none of it lasts beyond ``renew``: an answer is not to be learnt by heart. With
+    each mode's own, and none of it lasts beyond ``renew``: a drafter must not copy the answer of an earlier round. With
     a ``path`` n-gram caches are read from there, and ``close`` keeps them."""
 
     def __init__(self, engine: Engine, path: Path | None = None) -> None:

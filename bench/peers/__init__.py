@@ -1,6 +1,6 @@
 """The systems that people would otherwise use, measured by the same bench.
 
-``PEERS`` says what they are. ``parse_peer`` reads ``--peer``: ``NAME``, ``NAME:MODE``,
+``PEERS`` lists them. ``parse_peer`` reads ``--peer``: ``NAME``, ``NAME:MODE``,
 ``NAME:MODE?SETTING=VALUE&SETTING=VALUE``, and for a program of the user's own ``…=PATH`` at the end.
 """
 
@@ -31,7 +31,7 @@ class Mode:
     """A way to run a peer: a system of the bench."""
 
     why: str
-    """Why these settings: what its documentation says is best on a processor without a GPU."""
+    """Why these settings: what its documentation recommends on a processor without a GPU."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All can be overridden, by values of the same type."""
     draft: bool = False
@@ -55,13 +55,13 @@ class Peer:
     """Whether it makes files of its own of the model's, once, which may take most of a machine's memory."""
     takes: float = 2.0
     """Times the bytes of the model's file and the draft's that it takes of memory at most, while it loads them or
-    says its perplexity."""
+    evaluates its perplexity."""
 
 
 _LLAMA_CPP_PYTHON = {"n_batch": 512, "n_gpu_layers": 0, "flash_attn": False}
 _IK = {"n_batch": 512, "repack": True, "flash_attn": True}
 _SERVER = {"flags": ""}
-_LOOKUP = "The server's defaults: the 48 tokens that followed when the last 12 were said before."
+_LOOKUP = "The server's defaults: the 48 tokens that followed the last occurrence of the last 12."
 
 
 def _lookup(kind: str) -> dict[str, Any]:
@@ -304,7 +304,9 @@ def _program(peer: Peer, path: str | None) -> str | None:
     if path is None:
         if found := shutil.which(peer.program):
             return found
-        raise UserError(f"there is no {peer.program} in PATH; say --peer {peer.name}=PATH of yours")
+        raise UserError(
+            f"there is no {peer.program} in PATH; give --peer {peer.name}=PATH of yours"
+        )
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"there is no file {path}")

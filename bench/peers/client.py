@@ -22,7 +22,7 @@ import psutil
 MAX_LINE = 64 << 20
 """Bytes of a reply."""
 _GRACE_S = 5.0
-"""Given to a worker that is told to end."""
+"""Given to a worker to end by itself."""
 _CLOCK_S = 1e-3
 """By which a worker's clock may differ from ours."""
 _FAMILIAR_S = 5.0
@@ -32,7 +32,7 @@ _MAX_TEXT = 300
 
 
 class PeerFailure(Exception):
-    """One line: what a worker did instead of answering."""
+    """One line: how a worker failed to answer."""
 
 
 class Client:
@@ -112,13 +112,13 @@ class Client:
         return reply
 
     def close(self) -> None:
-        """End it and all that it started: asked first, then killed. Never raises."""
+        """End it and all that it started: first by closing its stdin, then by killing it. Never raises."""
         self._end(_GRACE_S)
 
     def _ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         data = json.dumps(message).encode() + b"\n"
         if not self._replies.empty():
-            self._failed("spoke without being asked")
+            self._failed("replied without a request")
         started = perf_counter()
         # In a thread: a worker that does not read would hold us up for ever.
         self._writer = threading.Thread(target=self._write, args=[data], daemon=True)
@@ -126,7 +126,7 @@ class Client:
         line = self._next_line(started + timeout_s)
         wall_s = perf_counter() - started
         if line is None:
-            raise PeerFailure(f"said nothing for {timeout_s:g} s")
+            raise PeerFailure(f"did not reply for {timeout_s:g} s")
         if not line.endswith(b"\n"):
             self._failed(f"a line of more than {MAX_LINE} bytes")
         try:
@@ -169,8 +169,8 @@ class Client:
         with self._log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - 4096))
-            said = log.read().decode("utf-8", "replace")
-        last = [line for line in said.splitlines() if line.strip()][-1:]
+            output = log.read().decode("utf-8", "replace")
+        last = [line for line in output.splitlines() if line.strip()][-1:]
         return ": ".join([how, *map(_line, last)])
 
     def _read(self) -> None:
@@ -259,7 +259,7 @@ def checked_answer(
     if not isinstance(ids, list) or not all(_count(i) and i < vocab_size for i in ids):
         _garbage(f"its token ids are not all whole numbers from 0 to {vocab_size - 1}")
     if not 1 <= len(ids) <= limit:
-        _garbage(f"it said {len(ids)} tokens, asked for 1 to {limit}")
+        _garbage(f"it output {len(ids)} tokens; 1 to {limit} were requested")
     if stops.intersection(ids[:-1]):
         _garbage("it went on after a stop token")
     for name in _COUNTS & set(known):
@@ -274,7 +274,7 @@ def checked_answer(
     if not first or first > len(ids):
         _garbage(f"first_tokens is {first} of {len(ids)}")
     if took > reply["wall_s"] + _CLOCK_S:
-        _garbage(f"it says that it took {took:.3f} s, it took {reply['wall_s']:.3f} s")
+        _garbage(f"it reports {took:.3f} s, but took {reply['wall_s']:.3f} s")
     drafted, accepted = known.get("drafted"), known.get("accepted")
     if drafted is not None and accepted is not None and accepted > drafted:
         _garbage(f"it accepted {accepted} of {drafted} drafted tokens")

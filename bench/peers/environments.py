@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgespec.bench.peers import Peer
 
 INSTALLED = "installed.txt"
-"""In an environment: what ``pip freeze`` said of it."""
+"""In an environment: the output of ``pip freeze``."""
 _REQUIRED = "requirements.txt"
 """In an environment: what it was made for."""
 
@@ -76,7 +76,7 @@ def _make(peer: Peer, folder: Path, progress: Progress) -> None:
 
 
 def _pip(environment: Path, peer: Peer, log: Path, *arguments: str) -> str:
-    """What this Python's pip prints on stdout; all that it says goes to ``log``, too."""
+    """What this Python's pip prints on stdout; all output goes to ``log``, too."""
     pip = [sys.executable, "-m", "pip", "--python", str(_python(environment))]
     pip += ["--disable-pip-version-check", "--no-input"]
     variables = os.environ | {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
@@ -91,10 +91,10 @@ def _pip(environment: Path, peer: Peer, log: Path, *arguments: str) -> str:
     )
     log.write_text(done.stdout + done.stderr, "utf-8")
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        errors = [line for line in said if line.startswith("ERROR")] or said
+        output = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
+        errors = [line for line in output if line.startswith("ERROR")] or output
         why = errors[-1].removeprefix("ERROR: ")[:300]
-        raise UserError(f"pip cannot install {peer.name}: {why}; all that it said is in {log}")
+        raise UserError(f"pip cannot install {peer.name}: {why}; its output is in {log}")
     return done.stdout
 
 

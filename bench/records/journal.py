@@ -1,4 +1,4 @@
-"""What a run has measured so far, on disk: a run that is stopped goes on where it was."""
+"""The measurements of a run so far, on disk, so that a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edgespec.errors import UserError
 
 @dataclass
 class Journal:
-    """A file of JSON lines: what the run is, then what happened."""
+    """A file of JSON lines: a header that identifies the run, then its events."""
 
     path: Path
     found: list[dict[str, Any]] = field(default_factory=list)
-    """What it had when it was opened."""
+    """The events that the file had when it was opened."""
 
     @classmethod
     def begin(cls, folder: Path, header: dict[str, Any], resume: bool) -> Journal:
-        """A new one in ``folder``, or to ``resume`` the one there. Raises ``UserError`` where the two cannot be."""
+        """Start a journal in ``folder``, or ``resume`` the one there. Raises ``UserError`` where that is not possible."""
         path = folder / "journal.jsonl"
         header = json.loads(json.dumps(header))
         try:
@@ -53,6 +53,6 @@ class Journal:
         return cls(path, found)
 
     def add(self, **what: Any) -> None:
-        """Keep a line."""
+        """Append an event."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(what) + "\n")

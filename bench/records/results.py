@@ -1,4 +1,4 @@
-"""What a run of the bench found: one JSON file, ``results.json``. Times are in seconds, sizes in bytes."""
+"""The record of a run: one JSON file, ``results.json``. Times are in seconds, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 SCHEMA = 1
 """Changes with the meaning of a field."""
 OWN = "edgespec"
-"""The peer that edgespec is to the others."""
+"""The peer name of edgespec itself."""
 PLAIN = "edgespec none"
 """Plain decoding, which every system is compared with."""
 EXACT = "edgespec none --exact"
 """Plain decoding in the passes that verify drafts: drafted answers must have its tokens, bit for bit."""
 AS_IN_FILE = "as in the file"
-"""Weights that were not converted, or to nothing else."""
+"""Weights that were not converted."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of one system. What a system does not tell is ``None``."""
+    """One answer of one system. What a system does not report is ``None``."""
 
     system: str
     prompt: int
@@ -29,13 +29,13 @@ class Answer:
     round: int
     prompt_tokens: int
     token_ids: list[int]
-    """What was said, the stop token included."""
+    """Output tokens, the stop token included."""
     ttft_s: float
     """From the request to the first tokens."""
     decode_s: float
     """From the first tokens to the last."""
     first_tokens: int = 1
-    """How many tokens came first: a step of speculation may say several."""
+    """How many tokens came first: a step of speculation may output several."""
     cpu_s: float | None = None
     """Processor time of the system's processes, of all cores."""
     energy_j: float | None = None
@@ -50,9 +50,9 @@ class Answer:
     own_s: float | None = None
     """Of the decoding steps: drafting, the target's passes, and all else."""
     by_drafter: dict[str, list[int]] = field(default_factory=dict)
-    """Tokens drafted and accepted, by who drafted."""
+    """Tokens drafted and accepted, by drafter."""
     by_rows: dict[int, list[float]] = field(default_factory=dict)
-    """By tokens in a pass: steps, tokens said, seconds of the passes."""
+    """By tokens in a pass: steps, output tokens, seconds of the passes."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Answer:
@@ -61,7 +61,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """How many were said."""
+        """How many tokens were output."""
         return len(self.token_ids)
 
     @property
@@ -80,21 +80,21 @@ class System:
     peer: str
     """``OWN``, or a name in ``peers.PEERS``."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What its worker is told when it opens the model."""
+    """What its worker receives when it opens the model."""
     baseline: str | None = None
     """The system that is its plain decoding; ``None`` for those themselves."""
     words: str | None = None
-    """The system whose words its greedy answers must be, token for token; ``None``: nobody's."""
+    """The system that its greedy answers must equal, token for token; ``None``: no system."""
     version: str = ""
     weights: str = ""
-    """What it really runs: ``AS_IN_FILE``, or how they were converted."""
+    """The weights that run: ``AS_IN_FILE``, or how they were converted."""
     weight_bytes: int | None = None
     """Read by one pass."""
     draft_weight_bytes: int | None = None
     parameters: int | None = None
     draft_parameters: int | None = None
     perplexity: float | None = None
-    """Of what it really runs, over the bench's text, where it had to convert and for the reference."""
+    """Of the weights that run, over the bench's text; where they were converted, and for the reference."""
     open_s: float | None = None
     peak_memory_bytes: int | None = None
     """The largest resident memory of its processes, together."""

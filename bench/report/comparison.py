@@ -1,15 +1,20 @@
-"""What changed between two runs, and whether it is more than noise.
+"""Compares two runs: what changed, and whether it is more than noise.
 
 A system's figures are divided by those of its plain decoding in the same run, prompt by prompt, before the runs
-are compared: what the machine did, it did to both. Only plain decoding itself has no such yardstick.
+are compared: a slower machine slows both. Only plain decoding itself has no such reference.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from edgespec.bench.records.results import PLAIN, Answer, Results
 from edgespec.bench.report import intervals, metrics
@@ -21,6 +26,8 @@ FLOOR = 0.03
 _MAY_DIFFER = ("command", "rounds")
 """Of the settings."""
 _EQUAL = "equal answers"
+_WIDTH = 110
+"""Characters of a table."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,7 @@ def _sums(
 
 
 def _equality(a: Results, b: Results, name: str) -> Change | None:
-    """Share of greedy answers that are those of the system whose words they must be, or of the baseline."""
+    """Share of greedy answers with the same tokens as the system that they must equal, or as the baseline."""
     one, other = (r.systems[name].words or r.systems[name].baseline for r in (a, b))
     if one is None or one != other or a.settings["temperature"] > 0:
         return None
@@ -286,7 +293,7 @@ def _common_cause(changes: Iterable[Change]) -> list[str]:
 
 
 def render(comparison: Comparison) -> str:
-    """For people: the verdict first."""
+    """The comparison as text: changes first, then tables."""
     changed = comparison.changed
     lines = [
         f"{len(changed)} of {len(comparison.changes)} figures changed by more than noise:"
@@ -297,10 +304,10 @@ def render(comparison: Comparison) -> str:
     figures = dict.fromkeys(change.figure for change in comparison.changes)
     for figure in figures:
         rows = [c for c in comparison.changes if c.figure == figure]
-        lines += ["", figure, *_table(rows)]
+        lines += ["", _table(figure, rows)]
     if comparison.absolute:
         title = "decode tokens/s of plain decoding, not corrected for what the machine did"
-        lines += ["", title, *_table(comparison.absolute)]
+        lines += ["", _table(title, comparison.absolute)]
     lines += [
         "",
         f"Over {comparison.prompts} prompts of both runs; intervals of 95 %. More than noise: an interval, "
@@ -312,24 +319,30 @@ def render(comparison: Comparison) -> str:
 
 def _sentence(change: Change) -> str:
     unit = "points" if change.figure == _EQUAL else "%"
-    return f"{change.system}: {change.figure}: {100 * change.by:+.1f} {unit}{_interval(change)}"
+    interval = f" ({text})" if (text := _interval(change)) else ""
+    return f"{change.system}: {change.figure}: {100 * change.by:+.1f} {unit}{interval}"
 
 
 def _interval(change: Change) -> str:
     effect = change.effect
     if not np.isfinite(effect.low):
-        return " (too few prompts for an interval)"
-    return f" ({effect.low:.3f} to {effect.high:.3f})" if effect.low < effect.high else ""
+        return "too few prompts"
+    return f"{effect.low:.3f} to {effect.high:.3f}" if effect.low < effect.high else ""
 
 
-def _table(changes: list[Change]) -> list[str]:
-    width = max(len(change.system) for change in changes)
-    return [
-        f"  {c.system:<{width}}  {_number(c, c.before)} → {_number(c, c.after)}  "
-        f"{'difference' if c.figure == _EQUAL else 'ratio'} {c.effect.value:.3f}{_interval(c)}"
-        f"{'  CHANGED' if c.changed else ''}"
-        for c in changes
-    ]
+def _table(title: str, changes: Sequence[Change]) -> str:
+    difference = changes[0].figure == _EQUAL
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    table.add_column("system", overflow="fold")
+    for header in ("before", "after", "difference" if difference else "ratio", "interval"):
+        table.add_column(header, justify="right")
+    table.add_column("")
+    for c in changes:
+        cells = (_number(c, c.before), _number(c, c.after), f"{c.effect.value:.3f}", _interval(c))
+        table.add_row(*map(Text, (c.system, *cells, "CHANGED" if c.changed else "")))
+    with io.StringIO() as file:
+        Console(file=file, width=_WIDTH).print(table)
+        return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
 def _number(change: Change, value: float) -> str:

@@ -1,4 +1,4 @@
-"""What a run comes to: what its report says first."""
+"""The conclusions of a run: the first sections of its report."""
 
 from __future__ import annotations
 

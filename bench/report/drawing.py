@@ -1,4 +1,4 @@
-"""How pictures are drawn: SVG whose text is text and whose colours are the page's.
+"""Draws the plots as SVG: text stays text, and the colours are the page's.
 
 Every picture is as wide as a telephone's screen, so that it need not shrink there; wider pages put them side by side.
 """

@@ -1,4 +1,4 @@
-"""Figures in words."""
+"""Formats figures for tables and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNKNOWN = "–"
 
 
 def three(value: float) -> str:
-    """Three digits."""
+    """Three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
@@ -24,7 +24,7 @@ def percent(value: float) -> str:
 
 
 def estimated(estimate: Estimate | None, worded: Callable[[float], str] = three) -> str:
-    """With its interval, if there is one."""
+    """The value, with its interval if there is one."""
     if estimate is None:
         return UNKNOWN
     value, low, high = estimate.value, estimate.low, estimate.high

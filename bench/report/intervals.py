@@ -1,4 +1,4 @@
-"""How sure a figure is: the bootstrap over prompts.
+"""Confidence intervals by the bootstrap over prompts.
 
 Intervals hold 95 %: percentiles over ``RESAMPLES`` draws of as many prompts, with replacement. A prompt is
 drawn with all its rounds and turns, which are not independent of each other.
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 LEVEL = 0.95
 FEWEST = 5
-"""Prompts, below which there is no interval: draws of so few say nothing of others."""
+"""With fewer prompts there is no interval: they do not represent others."""
 
 Figures = NDArray[np.float64]
 Statistic = Callable[[Figures], Any]
-"""From (…, prompts, figures) to (…): what the prompts come to."""
+"""From (…, prompts, figures) to (…)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def resampled(rows: Figures, statistic: Statistic) -> tuple[float, Figures]:
 
 
 def interval(value: float, samples: Figures, prompts: int) -> Estimate:
-    """What ``resampled`` gave, as an estimate from so many prompts."""
+    """The estimate of ``resampled``'s value and samples, from so many prompts."""
     if prompts < FEWEST or not len(samples):
         return Estimate(value, -math.inf, math.inf)
     tail = (1 - LEVEL) / 2
@@ -51,7 +51,7 @@ def interval(value: float, samples: Figures, prompts: int) -> Estimate:
 
 
 def bootstrap(rows: Figures, statistic: Statistic) -> Estimate | None:
-    """``None`` where there is nothing to tell."""
+    """``None`` where there are no rows, or the statistic is not finite."""
     if not len(rows):
         return None
     value, samples = resampled(rows, statistic)

@@ -1,11 +1,14 @@
-"""How a report is laid out, as Markdown and as a page: whatever its words and names hold, they are shown as text."""
+"""Renders a report as Markdown and as an HTML page; all texts are escaped."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from edgespec.bench.report.plots import Picture
 
@@ -17,19 +20,19 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
-    """Not figures."""
+    """Its cells are words, not figures."""
 
 
 @dataclass(frozen=True)
 class Warned:
-    """What a reader must see first."""
+    """A warning."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of one plot each: side by side, where the page is wide enough."""
+    """Pictures of one plot each, side by side where the page is wide enough."""
 
     pictures: Sequence[Picture]
 
@@ -42,12 +45,12 @@ Section = tuple[str, list[Block]]
 
 
 def _flat(text: object) -> str:
-    """One line, whatever a name brings along."""
+    """One line without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def _marked(text: str) -> str:
-    """Not Markdown, whatever it looks like."""
+    """Escaped: none of it is Markdown."""
     return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", _flat(text))
 
 
@@ -77,111 +80,49 @@ def _markdown_block(block: Block) -> Iterator[str]:
 
 # as a page
 
-_COLOURS = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --quiet: #555; --grid: #dcdcdc; --paper: #fff;
-  --warn: #fff2d6; --series0: #0072b2; --series1: #d55e00; --series2: #00845f; --series3: #b0578d;
-  --series4: #2b8cc9; --series5: #8c6d1f; --series6: #6b6b6b; --series7: #b57d00; }
-@media screen and (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --quiet: #aaa; --grid: #3a3a3a;
-  --paper: #161616; --warn: #43340f; --series0: #56b4e9; --series1: #f0894a; --series2: #2fc79a;
-  --series3: #e3a1c6; --series4: #9ad0ff; --series5: #d9bd6a; --series6: #b5b5b5; --series7: #ffc94d; } }
-"""
-_STYLE = """
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 92rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--grid); }
-h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; }
-p, li, .caption { max-width: 46rem; overflow-wrap: anywhere; }
-.caption, small { color: var(--quiet); }
-.warning { background: var(--warn); padding: .75rem 1rem; max-width: 46rem; border-left: .3rem solid var(--series1); }
-.plots { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
-figure { margin: 0; max-width: 30rem; break-inside: avoid; }
-figcaption { font-weight: 600; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif !important; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--grid); vertical-align: top; }
-th:first-child { text-align: left; font-weight: 600; min-width: 7rem; }
-thead th { vertical-align: bottom; }
-.words th, .words td { text-align: left; }
-td { overflow-wrap: break-word; min-width: 4.5rem; max-width: 22rem; }
-td small { white-space: nowrap; display: block; }
-@media print { body { font-size: 9.5pt; padding: 0; } table { font-size: 7.5pt; } .wide { overflow: visible; }
-  th, td { padding: .15rem .3rem; } td { min-width: 0; } th:first-child { min-width: 5rem; }
-  h2, h3, .caption { break-after: avoid; } tr, p, li { break-inside: avoid; } thead { display: table-header-group; }
-  .plots { grid-template-columns: 1fr 1fr; } }
-"""
-
 
 def html(title: str, sections: Iterable[Section]) -> str:
-    """One file with all that it shows, which reads well on paper, too."""
-    parts = [
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_COLOURS}{_STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>"
-    ]
-    for heading, blocks in sections:
-        parts += [f"<section>\n<h2>{_text(heading)}</h2>", *map(_html_block, blocks), "</section>"]
-    return "\n".join([*parts, "</body>\n</html>\n"])
+    """One file with all that it shows, to be read on a screen or on paper."""
+    return _TEMPLATES.get_template("page.html.jinja").render(title=title, sections=sections)
 
 
-def alone(svg: str) -> str:
+def standalone(svg: str) -> str:
     """A plot as a file of its own, with its colours in light and dark."""
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     start, rest = svg.split(">", 1)
-    return f"{start.replace('<svg', f'<svg {spaces}', 1)}><style>{_COLOURS}</style>{rest}\n"
+    colours = _TEMPLATES.get_template("colours.css").render()
+    return f"{start.replace('<svg', f'<svg {namespaces}', 1)}><style>{colours}</style>{rest}\n"
 
 
-def _text(text: str) -> str:
-    """Not a page, whatever it looks like; intervals are not broken."""
-    return escape(re.sub(r"(?<=[\d%])–(?=[\d-])", "–\u2060", _flat(text)))
+def _output(value: object) -> object:
+    """What the page prints of a value: one line, in which no interval is broken."""
+    if isinstance(value, Markup):
+        return value
+    return re.sub(r"(?<=[\d%])–(?=[\d-])", "–\u2060", _flat(value))
 
 
-def _html_block(block: Block) -> str:
-    if isinstance(block, Warned):
-        return f'<p class="warning">{_text(block.text)}</p>'
-    if isinstance(block, str):
-        return f"<p>{_text(block)}</p>"
-    if isinstance(block, list):
-        return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in block)}</ul>"
-    if isinstance(block, Pictures):
-        return f'<div class="plots">\n{"".join(map(_single, block.pictures))}</div>'
-    if isinstance(block, Picture):
-        plots = "".join(
-            f"<figure><figcaption>{_text(name)}</figcaption>{_labelled(svg, f'{block.title}: {name}')}</figure>\n"
-            for name, svg in block.plots
-        )
-        return f'<h3>{_text(block.title)}</h3>{_caption(block)}\n<div class="plots">\n{plots}</div>'
-    head = "".join(f'<th scope="col">{_text(header)}</th>' for header in block.headers)
-    body = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>\n'
-        for row in block.rows
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if any(block.headers) else ""
-    kind = ' class="words"' if block.words else ""
-    return f'<div class="wide"><table{kind}>{head}\n<tbody>{body}</tbody></table></div>'
+def _labelled(svg: str, label: str) -> Markup:
+    """The plot with a label for those who cannot see it. matplotlib escaped the texts in ``svg``."""
+    return Markup(svg.replace("<svg ", Markup('<svg aria-label="{}" ').format(_output(label)), 1))
 
 
-def _single(picture: Picture) -> str:
-    [(_, svg)] = picture.plots
-    return f"<figure><h3>{_text(picture.title)}</h3>{_labelled(svg, picture.title)}{_caption(picture)}</figure>\n"
+def _value_and_interval(text: str) -> tuple[str, str]:
+    """The parts of "value (interval)": the page sets the interval smaller, in a line of its own."""
+    found = re.fullmatch(r"(\S+) (\([^()]*\)(?: of \d+)?)", text)
+    return (found[1], found[2]) if found else (text, "")
 
 
-def _caption(picture: Picture) -> str:
-    return f'<p class="caption">{_text(picture.caption)}</p>'
-
-
-def _labelled(svg: str, label: str) -> str:
-    """For those who cannot see it."""
-    return svg.replace("<svg ", f'<svg aria-label="{_text(label)}" ', 1)
-
-
-def _cell(text: str) -> str:
-    """ "value (interval)": the interval is smaller, and in a line of its own."""
-    found = re.fullmatch(r"(\S+) (\([^()]*\))( of \d+)?", text)
-    if not found:
-        return f"<td>{_text(text)}</td>"
-    value, interval, of = found.groups()
-    return f"<td>{_text(value)}<small>{_text(interval + (of or ''))}</small></td>"
+_TEMPLATES = Environment(
+    autoescape=True,
+    keep_trailing_newline=True,
+    finalize=_output,
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    lstrip_blocks=True,
+    trim_blocks=True,
+    undefined=StrictUndefined,
+)
+_TEMPLATES.filters |= {
+    "kind": lambda block: type(block).__name__,
+    "labelled": _labelled,
+    "value_and_interval": _value_and_interval,
+}

@@ -1,4 +1,4 @@
-"""What the answers of a run come to, and how sure that is. Pure functions over ``Results``."""
+"""The metrics of a run with their confidence intervals. Pure functions over ``Results``."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from edgespec.bench.report.intervals import (
 )
 
 SEPARABLE = 0.05
-"""A difference that a run must be able to tell from noise."""
+"""The difference that a run must be able to separate from noise."""
 _ENOUGH = 8
-"""Passes over one token that say what one took while an answer was given."""
+"""Single-token passes of an answer that are enough to estimate their mean time."""
 STEADY = 0.20
-"""A machine whose speed moved by more than this between parts of a run was doing something else."""
+"""If the speed moved by more than this between parts of a run, the machine was doing something else."""
 
 
 @dataclass(frozen=True)
 class Equality:
-    """Greedy answers against those whose words they must be, or those of plain decoding."""
+    """Greedy answers against those that they must equal, or those of plain decoding."""
 
     share: Estimate
-    """Of the answers whose tokens are the same."""
+    """The share of answers with the same tokens."""
     answers: int
     common: float | None
-    """Median tokens before the others part from it; ``None`` where none does."""
+    """Median position of the first difference in the other answers; ``None`` where all are equal."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Worst:
 
 @dataclass(frozen=True)
 class Metrics:
-    """A system's figures in a category, or in all. What was not told is ``None``."""
+    """A system's figures in a category, or in all. What was not reported is ``None``."""
 
     answers: int
     ttft_s: Estimate | None
     rate: Estimate | None
     """Decode tokens/s: the median over prompts of the median of a prompt's answers. A rate of totals would be
-    what the longest answers say, and one stall would move it."""
+    dominated by the longest answers, and one stall would move it."""
     tau: Estimate | None
     alpha: Estimate | None
     alpha_by_drafter: dict[str, Estimate]
@@ -88,7 +88,7 @@ class Noise:
     """The run's fastest tenth over its slowest, less 1. At least: what every round repeats looks like prompts."""
 
     def resolution(self, pairs: int) -> float:
-        """The difference, of 1, that so many pairs of answers tell from noise."""
+        """The relative difference that so many pairs of answers separate from noise."""
         return math.expm1(1.96 * self.scatter * math.sqrt(2 / pairs)) if pairs else math.inf
 
 
@@ -199,7 +199,7 @@ def gain(results: Results, system: str, category: str | None = None) -> Estimate
 
 def gains(results: Results, system: str, category: str | None = None) -> dict[int, float]:
     """By prompt, tokens times what a pass over one took in the same process, over the time that the answers took,
-    geometric mean. Empty where nothing was drafted, or no passes were told.
+    geometric mean. Empty where nothing was drafted, or no passes were reported.
 
     Two processes that do the same differ by 10 % and more in speed, for as long as they live, and a machine is faster
     in one minute than in the next. Here both cancel out; so does what slows every pass down alike.
@@ -313,13 +313,13 @@ def groups(results: Results) -> list[str | None]:
 
 
 def reference(results: Results) -> System | None:
-    """The plain decoding that tells how steady the machine was."""
+    """The plain decoding that shows how steady the machine was."""
     plain = [s for s in results.systems.values() if s.baseline is None and of(results, s.name)]
     return next((s for s in plain if s.name == PLAIN), plain[0] if plain else None)
 
 
 def noise(results: Results) -> Noise | None:
-    """``None`` where there are too few answers to tell. With one round, what a prompt explains is its category."""
+    """``None`` where there are too few answers. With one round, answers are grouped by category instead of by prompt."""
     system = reference(results)
     if system is None:
         return None
@@ -342,12 +342,10 @@ def noise(results: Results) -> Noise | None:
 
 
 def noise_warning(results: Results) -> str | None:
-    """Why this run does not tell much, or ``None``."""
+    """Why this run is too noisy to conclude from, or ``None``."""
     found = noise(results)
     if found is None:
-        return (
-            "too few answers to tell how noisy the machine was: ask more prompts, or several rounds"
-        )
+        return "too few answers to measure how noisy the machine was: ask more prompts, or several rounds"
     if (smallest := found.resolution(found.answers)) > SEPARABLE:
         return (
             f"the machine was too noisy to conclude: neighbouring answers of {found.system} differ by "

@@ -1,4 +1,4 @@
-"""What a run found, as pictures. What the data does not have is not drawn, and a sentence says why."""
+"""Plots of a run. Where data is missing, a sentence explains why there is no plot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Found = Mapping[tuple[str, str | None], Metrics]
 """By system and category, ``None`` for all."""
 
 _FEWEST_STEPS = 20
-"""Steps of a length, below which its τ says nothing."""
+"""With fewer steps of a length, its τ is not drawn."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _ratios(results: Results, found: Found) -> Picture | Missing:
 
 
 def _curves(results: Results) -> Picture | Missing:
-    title = "What a pass over n tokens costs: R(n)"
+    title = "Latency of a pass over n tokens: R(n)"
     curves = {
         name: {n: float(np.median(s)) for n, s in sorted(curve.items()) if s}
         for name, curve in results.curves.items()
@@ -184,13 +184,15 @@ def _curves(results: Results) -> Picture | Missing:
 
 def _by_rows(results: Results, name: str) -> dict[int, Estimate]:
     """τ by γ."""
-    told: dict[int, dict[int, list[float]]] = {}
+    reported: dict[int, dict[int, list[float]]] = {}
     for answer in metrics.of(results, name):
         for rows, (steps, tokens, _) in answer.by_rows.items():
-            sums = told.setdefault(rows - 1, {}).setdefault(answer.prompt, [0.0, 0.0])
+            sums = reported.setdefault(rows - 1, {}).setdefault(answer.prompt, [0.0, 0.0])
             sums[0] += tokens
             sums[1] += steps
-    tables = {gamma: np.array(list(prompts.values())) for gamma, prompts in sorted(told.items())}
+    tables = {
+        gamma: np.array(list(prompts.values())) for gamma, prompts in sorted(reported.items())
+    }
     return {
         gamma: estimate
         for gamma, table in tables.items()
@@ -204,7 +206,7 @@ def _block_efficiency(results: Results) -> Picture | Missing:
     found = {name: _by_rows(results, name) for name in results.systems}
     found = {name: lengths for name, lengths in found.items() if set(lengths) - {0}}
     if not found:
-        return Missing(title, "No system that drafts told how long its drafts were.")
+        return Missing(title, "No system that drafts reported how long its drafts were.")
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_figure(270 + 8 * len(found))
@@ -233,7 +235,7 @@ def _block_efficiency(results: Results) -> Picture | Missing:
     axes.set_ylim(0, 1.25 * top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("γ, tokens drafted for a pass")
-    axes.set_ylabel("τ, tokens said in it")
+    axes.set_ylabel("τ, tokens per pass")
     figure.legend(loc="outside upper left", ncols=2 if max(map(len, found)) < 20 else 1)
     left_out = f" {len(found) - 8} more systems are not drawn." if len(found) > 8 else ""
     caption = (
@@ -243,22 +245,24 @@ def _block_efficiency(results: Results) -> Picture | Missing:
     return Picture(title, caption, [("", svg(figure, "tau"))])
 
 
-_PARTS = (("drafting", "draft_s"), ("pass", "pass_s"), ("own work", "own_s"))
+_PARTS = (("drafting", "draft_s"), ("pass", "pass_s"), ("overhead", "own_s"))
 
 
 def _steps(results: Results) -> Picture | Missing:
-    title = "Where the time of a step goes"
+    title = "Time of a step by part"
     found: dict[str, list[float]] = {}
     for name in results.systems:
-        told = [
+        reported = [
             a
             for a in metrics.of(results, name)
             if a.passes and None not in (a.draft_s, a.pass_s, a.own_s)
         ]
-        if passes := sum(a.passes or 0 for a in told):
-            found[name] = [1e3 * sum(getattr(a, part) for a in told) / passes for _, part in _PARTS]
+        if passes := sum(a.passes or 0 for a in reported):
+            found[name] = [
+                1e3 * sum(getattr(a, part) for a in reported) / passes for _, part in _PARTS
+            ]
     if not found:
-        return Missing(title, "No system told how long it drafts and how long its passes take.")
+        return Missing(title, "No system reported how long it drafts and how long its passes take.")
     figure, axes = new_figure(72 + 25 * len(found))
     left = np.zeros(len(found))
     for i, (part, _) in enumerate(_PARTS):
@@ -283,7 +287,7 @@ def _steps(results: Results) -> Picture | Missing:
     figure.legend(loc="outside upper left", ncols=3)
     silent = [name for name in results.systems if name not in found]
     caption = "Means over all steps." + (
-        f" Not told by: {', '.join(map(shortened, silent))}." if silent else ""
+        f" Not reported by: {', '.join(map(shortened, silent))}." if silent else ""
     )
     return Picture(title, caption, [("", svg(figure, "steps"))])
 
@@ -353,7 +357,7 @@ def why_no_energy(results: Results) -> str:
 
 
 def _operators(results: Results) -> Picture | Missing:
-    title = "Where the time of a pass goes"
+    title = "Time of a pass by operator"
     if not results.profile or not results.profile["operators"]:
         return Missing(title, "No pass was profiled; --profile does.")
     operators = sorted(results.profile["operators"], key=lambda o: -o["seconds"])

@@ -11,7 +11,7 @@ from edgespec.bench.report import metrics, plots
 from edgespec.bench.report.conclusions import conclusions
 from edgespec.bench.report.formatting import UNKNOWN, estimated, gigabytes, number, percent, three
 from edgespec.bench.report.intervals import Estimate
-from edgespec.bench.report.layout import Block, Pictures, Section, Table, alone, html, markdown
+from edgespec.bench.report.layout import Block, Pictures, Section, Table, html, markdown, standalone
 from edgespec.bench.report.metrics import Metrics
 from edgespec.bench.report.plots import Found, Missing, Picture
 from edgespec.errors import UserError
@@ -33,7 +33,7 @@ def write_report(results: Results, folder: Path) -> None:
     _write(folder / "report.md", markdown(title, [*before, *after]))
     drawn = list(plots.pictures(results, found))
     if isinstance(drawn[0], Picture):
-        _write(folder / "rates.svg", alone(drawn[0].plots[0][1]))
+        _write(folder / "rates.svg", standalone(drawn[0].plots[0][1]))
     _write(folder / "report.html", html(title, [*before, _drawn(drawn), *after]))
 
 
@@ -62,7 +62,7 @@ def _details(results: Results, found: Found) -> list[Section]:
             "Decode tokens/s",
             [
                 "Median over prompts, the first tokens of an answer not counted; in brackets the interval of 95 % "
-                "over prompts. A system that lacks answers is measured on those that it gave.",
+                "over prompts. A system with missing answers is measured on the answers that it gave.",
                 *_by_group(found, groups, lambda m: m.rate),
             ],
         ),
@@ -105,7 +105,7 @@ def _by_group(
 def _resolution(results: Results) -> str:
     noise = metrics.noise(results)
     if noise is None:
-        return "There are too few answers to tell how noisy the machine was."
+        return "There are too few answers to measure how noisy the machine was."
     counts = [
         len(metrics.of(results, noise.system, category)) for category in metrics.categories(results)
     ]
@@ -141,7 +141,7 @@ def _speculation(results: Results, found: Found) -> list[Block]:
             ]
         )
     if not rows:
-        return ["No system told what it drafted."]
+        return ["No system reported what it drafted."]
     headers = [
         "",
         "τ",
@@ -157,7 +157,7 @@ def _speculation(results: Results, found: Found) -> list[Block]:
         "τ: tokens a target pass; α: accepted of drafted; MBSU: τ / (1 + draft passes a target pass · c), the "
         "speed-up of a device that only reads memory, c being the draft's share of the target's bytes or "
         "parameters; measured: over its own plain decoding, here; the worst prompt is by that; beside its own "
-        "passes: over as many passes over one token, in the same process, whose luck is then no part of it.",
+        "passes: over as many passes over one token, in the same process, so that differences between processes cancel out.",
         Table([*headers, "worst prompt"], rows),
     ]
 
@@ -218,10 +218,10 @@ def _systems(results: Results, found: Found) -> list[Block]:
         )
     headers = ["", "version", "weights", "perplexity", "equal answers", "equal to"]
     return [
-        "Perplexity is measured where weights were converted, over the same text: speed bought with quality is no "
-        "speed. Equal answers are greedy ones with the same tokens as that system's; of the others the median "
-        "number of tokens before they part from it.",
-        Table([*headers, "tokens before they part", "settings"], rows, words=True),
+        "Perplexity is measured where weights were converted, over the same text: a faster system with a higher "
+        "perplexity is not comparable. Equal answers are greedy ones with the same tokens as that system's; of the others the "
+        "median position of the first difference.",
+        Table([*headers, "first difference at token", "settings"], rows, words=True),
     ]
 
 

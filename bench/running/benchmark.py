@@ -1,4 +1,4 @@
-"""What ``edgespec bench`` does: plans a run, makes it, and writes down what it found."""
+"""What ``edgespec bench`` does: sets up a run, measures, and writes records and report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ WORKLOADS = PROMPTS / "workloads"
 WRITTEN = ("report.html", "report.md", "rates.svg", RESULTS)
 _IDLE_S = 10.0
 _LEAST_CONTEXT = 1024
-"""Which the texts that perplexity and curves are measured on fit in."""
+"""Enough for the texts that perplexity and pass latencies are measured on."""
 _SPARE = 64
-"""Tokens a turn that a template may add to what was counted."""
+"""Tokens per turn that a template may add to the estimate."""
 
 
 def own_systems(
@@ -60,8 +60,8 @@ def own_systems(
 
 
 def peer_systems(peers: Sequence[str], draft: Path | None) -> list[System]:
-    """What each ``--peer`` asks for. A mode that needs a draft model is left out where there is none, unless
-    it was asked for by name. Raises ``UserError``."""
+    """The systems of each ``--peer``. A mode that needs a draft model is left out where there is none; if it
+    was named, that is an error. Raises ``UserError``."""
     systems: dict[str, System] = {}
     for peer in peers:
         for system in parse_peer(peer):
@@ -76,7 +76,7 @@ def peer_systems(peers: Sequence[str], draft: Path | None) -> list[System]:
 
 
 def chosen_prompts(paths: Sequence[Path], limit: int | None) -> list[Prompt]:
-    """Of each category the first ``limit``, in turns; of the files, or of those that edgespec brings along."""
+    """The first ``limit`` of each category, categories taking turns; from the files, or edgespec's own."""
     paths = paths or sorted(WORKLOADS.glob("*.jsonl"))
     prompts = [prompt for path in paths for prompt in read_prompts(path)]
     ids = [prompt.id for prompt in prompts]
@@ -108,14 +108,16 @@ def _facts(path: Path, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _meter(prefer: str | None, tell: Callable[[str], None]) -> tuple[Meter | None, dict[str, Any]]:
+def _meter(
+    prefer: str | None, notify: Callable[[str], None]
+) -> tuple[Meter | None, dict[str, Any]]:
     try:
         meter = open_meter(prefer)
     except NoMeter as reason:
         if prefer:
             raise UserError(f"--meter {reason}") from reason
         return None, {"reader": None, "why_not": str(reason), "idle_w": None, "error": None}
-    tell(f"measuring what the machine draws at rest, {_IDLE_S:.0f} s")
+    notify(f"measuring what the machine draws at rest, {_IDLE_S:.0f} s")
     watts, spread = idle_watts(meter, _IDLE_S)
     return meter, {
         "reader": meter.name,
@@ -149,13 +151,13 @@ def run_benchmark(
     meter: str | None = None,
     resume: bool = False,
     command: str = "",
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> Results:
-    """Measure, and write what ``WRITTEN`` names into ``folder``.
+    """Measure, and write the files ``WRITTEN`` into ``folder``.
 
     Ctrl-C raises ``KeyboardInterrupt`` when what was measured is written. Raises ``UserError`` for what
-    the caller can put right.
+    the caller can correct.
     """
     found = find(model, progress)
     path, tokenizer = _gguf(found), found.tokenizer
@@ -179,7 +181,7 @@ def run_benchmark(
     plan = RunConfig(path, draft, tokenizer, template, asked, **settings)
     settings["context"], fits = fitting(plan, context, found.context)
     if len(fits) < len(asked):
-        tell(f"{len(asked) - len(fits)} prompts do not fit in a context of {settings['context']}")
+        notify(f"{len(asked) - len(fits)} prompts do not fit in a context of {settings['context']}")
     if not fits:
         raise UserError("no prompt is left to answer; give others, or a longer --context")
     plan = RunConfig(path, draft, tokenizer, template, fits, **settings)
@@ -196,13 +198,13 @@ def run_benchmark(
         systems={system.name: system for system in systems},
         answers=[],
     )
-    reader, results.energy = _meter(meter, tell)
+    reader, results.energy = _meter(meter, notify)
     try:
         running = Runner(plan, results, folder, resume=resume, meter=reader, progress=progress)
         try:
-            running.run(tell)
+            running.run(notify)
             if profile and results.answers:
-                tell("profiling a pass")
+                notify("profiling a pass")
                 bandwidth, threads = results.machine["bandwidth"], settings["threads"]
                 results.profile = profile_pass(path, tokenizer, bandwidth, threads, progress)
                 results.profile["own_share"] = own_share(results)
@@ -219,7 +221,7 @@ def run_benchmark(
 
 
 def own_share(results: Results) -> float:
-    """Of the steps of edgespec with the last of its drafts: what is neither drafting nor a pass."""
+    """The overhead's share of a step, of the last of edgespec's systems: neither drafting nor a pass."""
     last = [s.name for s in results.systems.values() if s.is_own][-1]
     own = drafts = passes = 0.0
     for answer in results.answers:
@@ -231,7 +233,7 @@ def own_share(results: Results) -> float:
 
 
 def without_paths(results: Results) -> Results:
-    """The same, to be shown to others: of this machine's paths only the last parts."""
+    """The same without this machine's folders: absolute paths are cut to their last part."""
 
     def short(value: Any) -> Any:
         return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,4 +1,4 @@
-"""What every system of a run is asked."""
+"""The configuration of a run: the model, the prompts, and how every system is to answer them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgespec.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is measured, and how."""
+    """The run configuration that all systems share."""
 
     model: Path
     draft: Path | None
@@ -34,11 +34,11 @@ class RunConfig:
 
     @property
     def turns(self) -> dict[int, tuple[str, ...]]:
-        """By prompt; only the first where the model cannot chat."""
+        """User messages by prompt id; only the first where the model has no chat template."""
         return {p.id: p.turns if self.template else p.turns[:1] for p in self.prompts}
 
     def ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The whole prompt, as every system gets it."""
+        """Token ids of the whole prompt; every system gets the same."""
         if self.template:
             return self.template.render(messages)
         bos = self.tokenizer.bos
@@ -47,14 +47,14 @@ class RunConfig:
 
     @property
     def prompts_sha256(self) -> str:
-        """Of all that is asked."""
+        """A hash of all prompts."""
         asked = [[p.id, p.category, *self.turns[p.id]] for p in self.prompts]
         return sha256(json.dumps(asked).encode()).hexdigest()
 
     def needed(self, prompt: Prompt) -> int:
-        """Tokens of context that the whole conversation takes, about."""
+        """An estimate of the context that the whole conversation takes, in tokens."""
         messages = [{"role": "user", "content": text} for text in self.turns[prompt.id]]
-        if self.template:  # which may insist that roles alternate
+        if self.template:  # one by one: a template may require that roles alternate
             lengths = [len(self.template.render([message])) for message in messages]
         else:
             lengths = [len(self.ids(messages))]

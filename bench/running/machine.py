@@ -31,7 +31,7 @@ def machine_facts(threads: int) -> dict[str, Any]:
 
 
 def version_of(name: str) -> str | None:
-    """Of a package; ``None`` where it is not installed."""
+    """The version of an installed package, or ``None``."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Looks at the memory of whoever answers, while others wait for the answer."""
+"""Samples the memory of a worker while it answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgespec.bench.peers.client import Client
 from edgespec.bench.records.results import System
 
 _SAMPLE_S = 0.2
-"""Between two looks."""
+"""Between two samples."""
 
 
 class MemorySampler(threading.Thread):
-    """Looks at the memory of the client that answers, again and again."""
+    """Samples the resident memory of the client that is answering."""
 
     def __init__(self, offset: float) -> None:
         super().__init__(daemon=True)
@@ -24,7 +24,7 @@ class MemorySampler(threading.Thread):
         self._began = perf_counter() - offset
 
     def run(self) -> None:
-        """Until ``end``."""
+        """Sample until ``end``."""
         while not self._ended.wait(_SAMPLE_S):
             with self._lock:
                 if self._watched is not None:
@@ -35,7 +35,7 @@ class MemorySampler(threading.Thread):
 
     @contextmanager
     def watching(self, system: System, client: Client) -> Iterator[None]:
-        """Nobody else asks the client for figures meanwhile."""
+        """Sample the client's memory for as long as the context is open."""
         self._watched = (system, client)
         try:
             yield
@@ -44,6 +44,6 @@ class MemorySampler(threading.Thread):
                 self._watched = None
 
     def end(self) -> None:
-        """And wait for it."""
+        """Stop, and wait for the thread."""
         self._ended.set()
         self.join()

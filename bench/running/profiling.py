@@ -1,4 +1,4 @@
-"""Where the time of a pass goes on the onnx runtime, operator by operator, and how far it is from the floor."""
+"""Time of a pass by operator on the onnx runtime, and the least time that memory bandwidth allows."""
 
 from __future__ import annotations
 

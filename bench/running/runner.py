@@ -24,19 +24,28 @@ from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.progress import Progress, silent
 
-_OPEN_S = 3600.0
-"""Opening may convert a model."""
-_FIRST_S = 1800.0
-"""The first answer's limit; then it is many times the longest so far."""
-_PATIENCE = 20.0
-_GIVEN_UP = 2
-"""Failures after which a system is left out."""
-_WARM_UP = 8
-_PERPLEXITY_TOKENS = 2048
-_CURVE_REPEATS = 7
-_MARGIN = 512 << 20
-"""Bytes of memory to leave free."""
-_TOLD: dict[str, type] = {
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run waits, when it gives up, and how much it measures once."""
+
+    open_s: float = 3600.0
+    """Opening may convert a model."""
+    first_answer_s: float = 1800.0
+    """For the first answer, and for what is measured once."""
+    patience: float = 20.0
+    """Later answers may take this many times as long as the longest so far."""
+    failures: int = 2
+    """After so many a system is left out."""
+    warm_up_tokens: int = 8
+    perplexity_tokens: int = 2048
+    curve_repeats: int = 7
+    free_bytes: int = 512 << 20
+    """Of memory, to leave free."""
+
+
+LIMITS = Limits()
+_FACTS: dict[str, type] = {
     "version": str,
     "weights": str,
     "weight_bytes": int,
@@ -44,7 +53,7 @@ _TOLD: dict[str, type] = {
     "parameters": int,
     "draft_parameters": int,
 }
-"""What a worker may tell of itself when it has opened a model."""
+"""What a worker may report of itself when it has opened a model."""
 
 
 @dataclass
@@ -53,7 +62,7 @@ class Worker:
 
     client: Client
     facts: dict[str, Any]
-    """What it told of itself when it had opened the model."""
+    """What it reported when it had opened the model."""
     open_s: float
     warm: set[str] = field(default_factory=set)
     """The systems that answered once."""
@@ -107,8 +116,8 @@ class Runner:
         self.results.answers += answers
         self._done.update((a.round, a.prompt, a.system) for a in answers)
 
-    def run(self, tell: Callable[[str], None] = lambda line: None) -> None:
-        """Measure what is not measured yet; ``tell`` hears a line a prompt. Whatever ends it, no worker is left."""
+    def run(self, notify: Callable[[str], None] = lambda line: None) -> None:
+        """Measure what is not measured yet; ``notify`` gets a line per prompt. However it ends, no worker is left."""
         orders = self._orders()
         todo = [
             (r, p, s)
@@ -126,7 +135,7 @@ class Runner:
                 self._measure(round_, prompt, system)
                 if number + 1 == total or todo[number + 1][1] is not prompt:
                     left = (perf_counter() - began) / (number + 1) * (total - number - 1)
-                    tell(self._line(round_, prompt, number + 1, total, left))
+                    notify(self._line(round_, prompt, number + 1, total, left))
         finally:
             self._memory.end()
             self._close_all()
@@ -161,7 +170,7 @@ class Runner:
 
     def _measure(self, round_: int, prompt: Prompt, system: System) -> None:
         """One conversation with one system; what goes wrong is its own."""
-        if self._failed[system.name] >= _GIVEN_UP:
+        if self._failed[system.name] >= LIMITS.failures:
             return
         where, looked = "opening", len(system.memory)
         try:
@@ -176,7 +185,7 @@ class Runner:
             self._journal.add(answers=[asdict(answer) for answer in answers], memory=memory)
 
     def _fail(self, system: System, where: str, failure: Exception) -> None:
-        self._failed[system.name] += _GIVEN_UP if where == "opening" else 1
+        self._failed[system.name] += LIMITS.failures if where == "opening" else 1
         system.failures.append(f"{where}: {failure}")
         self._journal.add(system=asdict(system))
         self._close(process_of(system))
@@ -209,8 +218,8 @@ class Runner:
                     **found,
                 )
             )
-            said = self.bench.tokenizer.decode(found["token_ids"])
-            messages.append({"role": "assistant", "content": said})
+            answer = self.bench.tokenizer.decode(found["token_ids"])
+            messages.append({"role": "assistant", "content": answer})
         return answers
 
     def _request(
@@ -236,7 +245,9 @@ class Runner:
         }
 
     def _limit(self) -> float:
-        return _FIRST_S if self._longest is None else 60 + _PATIENCE * self._longest
+        return (
+            LIMITS.first_answer_s if self._longest is None else 60 + LIMITS.patience * self._longest
+        )
 
     def _joules(self) -> float | None:
         if self._meter is None:
@@ -266,12 +277,14 @@ class Runner:
         self._workers.move_to_end(process)
         worker = self._workers[process]
         if system.name not in worker.warm:
-            for name in _TOLD:
+            for name in _FACTS:
                 if name in worker.facts:
                     setattr(system, name, worker.facts[name])
             system.open_s = worker.open_s
-            hello = self._request(system, [{"role": "user", "content": "Hello!"}], _WARM_UP)
-            worker.client.request(hello, _FIRST_S)
+            hello = self._request(
+                system, [{"role": "user", "content": "Hello!"}], LIMITS.warm_up_tokens
+            )
+            worker.client.request(hello, LIMITS.first_answer_s)
             self._look_closer(system, worker.client)
             self._journal.add(system=asdict(system))
             worker.warm.add(system.name)
@@ -288,7 +301,7 @@ class Runner:
         began = perf_counter()
         client = Client(command, logs / f"{safe}.log", env)
         try:
-            told = client.request(
+            opened = client.request(
                 {
                     "op": "open",
                     "model": str(self.bench.model),
@@ -298,11 +311,11 @@ class Runner:
                     "settings": system.settings,
                     "folder": str(store.cache_dir() / "peers"),
                 },
-                _OPEN_S,
+                LIMITS.open_s,
             )
-            facts = {name: told[name] for name in _TOLD if told.get(name) is not None}
+            facts = {name: opened[name] for name in _FACTS if opened.get(name) is not None}
             for name, value in facts.items():
-                if not isinstance(value, _TOLD[name]):
+                if not isinstance(value, _FACTS[name]):
                     raise PeerFailure(f"answered garbage: its {name} is {value!r:.50}")
         except BaseException:
             client.close()
@@ -310,11 +323,13 @@ class Runner:
         return Worker(client, facts, perf_counter() - began)
 
     def _look_closer(self, system: System, client: Client) -> None:
-        """What is measured once: the cost curve, and what the weights that it runs are worth."""
+        """Measure once: the latency of passes by size, and the perplexity of the weights."""
         plain = system.name.startswith(PLAIN) and not system.name.startswith(EXACT)
         name = system.version.split(", ")[-1]
         if plain and name not in self.results.curves:
-            reply = client.request({"op": "curve", "repeats": _CURVE_REPEATS}, _FIRST_S)
+            reply = client.request(
+                {"op": "curve", "repeats": LIMITS.curve_repeats}, LIMITS.first_answer_s
+            )
             self._journal.add(curve=[name, reply["seconds"]])
             self._replay({"curve": [name, reply["seconds"]]})
         systems = self.results.systems.values()
@@ -327,9 +342,9 @@ class Runner:
         if known:
             system.perplexity = known[0]
         elif plain or system.weights != AS_IN_FILE:
-            text = list(windows(self.bench.tokenizer, own_text(), _PERPLEXITY_TOKENS))
+            text = list(windows(self.bench.tokenizer, own_text(), LIMITS.perplexity_tokens))
             try:
-                reply = client.request({"op": "perplexity", "windows": text}, _FIRST_S)
+                reply = client.request({"op": "perplexity", "windows": text}, LIMITS.first_answer_s)
                 system.perplexity = exp(float(reply["loss"]) / int(reply["tokens"]))
             except (PeerFailure, LookupError, TypeError, ValueError, ArithmeticError) as failure:
                 system.failures.append(f"perplexity: {failure}")
@@ -338,7 +353,7 @@ class Runner:
         """Close what answered longest ago until ``system`` fits in memory."""
         size = self.bench.model.stat().st_size
         size += self.bench.draft.stat().st_size if self.bench.draft else 0
-        needed = takes(system) * size + _MARGIN
+        needed = takes(system) * size + LIMITS.free_bytes
         while self._workers and psutil.virtual_memory().available < needed:
             self._close(next(iter(self._workers)))
 

@@ -109,7 +109,9 @@ def bench() -> None:
 @click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, metavar="P")
 @click.option("--seed", type=int, default=0, metavar="N")
 @click.option("--stop/--ignore-stop", default=True, show_default=True, help="End where models do.")
-@click.option("--profile", is_flag=True, help="Also say where the time of a pass goes, on onnx.")
+@click.option(
+    "--profile", is_flag=True, help="Also measure the time of each operator of a pass, on onnx."
+)
 @click.option(
     "--meter",
     metavar="NAME",
@@ -132,7 +134,7 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
     """
     progress = ProgressBar()
 
-    def tell(line: str) -> None:
+    def notify(line: str) -> None:
         progress.stop()
         click.echo(line, err=True)
 
@@ -147,10 +149,10 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
             return
         command = shlex.join(["edgespec", *sys.argv[1:]])
         benchmark.run_benchmark(
-            model, output, command=command, tell=tell, progress=progress, **options
+            model, output, command=command, notify=notify, progress=progress, **options
         )
     except KeyboardInterrupt:
-        tell(f"stopped; what was measured is in {output}, --resume goes on")
+        notify(f"stopped; what was measured is in {output}, --resume goes on")
         raise
     finally:
         progress.stop()
@@ -161,7 +163,7 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 def compare(before: Path, after: Path) -> None:
-    """Say what changed between two runs, and whether it is more than noise.
+    """Report what changed between two runs, and whether it is more than noise.
 
     \b
     Two folders that runs were written to, or their results.json:

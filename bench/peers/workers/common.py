@@ -41,9 +41,9 @@ def pieces(
     while (piece := queue.get()) is not None:
         if over:
             continue  # a step of speculation may go past a stop
-        said = next((n for n, token in enumerate(piece, 1) if token in stops), None)
-        over = said is not None
-        yield piece[:said]
+        end = next((n for n, token in enumerate(piece, 1) if token in stops), None)
+        over = end is not None
+        yield piece[:end]
     thread.join()
     if failures:
         raise failures[0]

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python, used as its documentation says."""
+"""llama.cpp through llama-cpp-python, used as its documentation recommends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LlamaCpp:
             return timed(self._stream(request), started) | {"passes": self.passes}
         self.lookup.drafted = 0
         reply = timed(self._stream(request), started)
-        # Each pass says a token of its own.
+        # Each pass outputs one token besides the accepted ones.
         accepted = len(reply["token_ids"]) - 1 - self.passes
         return reply | {
             "passes": self.passes,

@@ -1,4 +1,4 @@
-"""llama.cpp's server, a program of the user's: asked over HTTP, as its own clients do."""
+"""llama.cpp's server, a program of the user's, called over HTTP as its own clients do."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Server:
             "decode_s": decode_s,
             "drafted": drafted,
             "accepted": accepted,
-            # Each says a token of its own; of the last one's, some may have been cut off.
+            # Each outputs one token besides the accepted ones; some of the last may have been cut off.
             "passes": max(len(ids) - 1 - accepted, 0),
         }
 

@@ -34,20 +34,20 @@ class Generating:
         self.speculation = {name: settings[name] for name in _SPECULATION if name in settings}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Where it speculates, it works a round of tokens out and then says them one by one: here, at once."""
+        """With speculation it computes a round of tokens and outputs them one by one; here they come at once."""
         started = perf_counter()
         options = self._options(request)
         generator = self._generator(len(request["ids"]) + request["max_tokens"], options)
         reply = timed(self._stream(generator, request), started)
         if not self.speculation:
             return reply | {"passes": len(reply["token_ids"]) - 1}
-        told = generator.get_speculative_stats()
-        passes = told["target_verify_forward_passes"] + told["standard_fallback_steps"]
+        stats = generator.get_speculative_stats()
+        passes = stats["target_verify_forward_passes"] + stats["standard_fallback_steps"]
         return reply | {
             "passes": passes - (self.unasked or 0),
-            "draft_passes": told["draft_forward_passes"],
-            "drafted": told["draft_tokens_proposed"],
-            "accepted": told["draft_tokens_accepted"],
+            "draft_passes": stats["draft_forward_passes"],
+            "drafted": stats["draft_tokens_proposed"],
+            "accepted": stats["draft_tokens_accepted"],
         }
 
     def _options(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -79,11 +79,11 @@ class Generating:
             step.append(int(generator.get_next_tokens()[0]))
             stopped = step[-1] in stops
             if self.speculation and not stopped:
-                told = generator.get_speculative_stats()
+                stats = generator.get_speculative_stats()
                 if self.unasked is None:
                     # The first token, if not drafted, is of the prompt's pass.
-                    self.unasked = told["standard_fallback_steps"]
-                if told["tokens_buffered"] and not generator.is_done():
+                    self.unasked = stats["standard_fallback_steps"]
+                if stats["tokens_buffered"] and not generator.is_done():
                     continue
             yield step
             if stopped:
@@ -105,7 +105,7 @@ class Generating:
 
 def opened(request: dict[str, Any]) -> tuple[Generating, dict[str, Any]]:
     """``settings``: ``quantization``, ``block_size`` and ``symmetric`` of the conversion; ``max_draft_tokens``
-    for speculation, with ``ngram_size`` by what was said before, else by the draft model."""
+    for speculation, with ``ngram_size`` by n-grams of the context, else by the draft model."""
     import onnxruntime_genai
 
     settings = request["settings"]
@@ -129,7 +129,7 @@ def overlay(folder: Path, draft: Path | None, threads: int) -> dict[str, Any]:
     """What is changed of the configuration that the builder wrote.
 
     ``stop_ids`` end an answer. It has to have a token that does by itself: the last, which most models
-    never say.
+    never output.
     """
     end = _config(folder)["model"]["vocab_size"] - 1
     options = {"intra_op_num_threads": threads}
@@ -187,7 +187,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _run(*arguments: str) -> None:
-    """A module, by this Python. Its last line is told if it fails."""
+    """A module, by this Python. Raises an error with its last line if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments], capture_output=True, encoding="utf-8", errors="replace"
     )
@@ -195,8 +195,8 @@ def _run(*arguments: str) -> None:
     if done.returncode < 0:
         raise RuntimeError(f"{arguments[0]} was ended by signal {-done.returncode}: out of memory?")
     if done.returncode:
-        said = done.stderr.strip() or "it said nothing"
-        raise RuntimeError(f"{arguments[0]} failed: {said.splitlines()[-1]}")
+        output = done.stderr.strip() or "no output"
+        raise RuntimeError(f"{arguments[0]} failed: {output.splitlines()[-1]}")
 
 
 def dequantize(source: str, target: Path) -> None:

@@ -41,10 +41,10 @@ class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
 
     def write(self, tokens: int | list[int]) -> Any:
         """A step's tokens."""
-        said = [tokens] if isinstance(tokens, int) else list(tokens)
+        ids = [tokens] if isinstance(tokens, int) else list(tokens)
         self.calls += 1
-        self.tokens += len(said)
-        self.put(said)
+        self.tokens += len(ids)
+        self.put(ids)
         return openvino_genai.StreamingStatus.RUNNING
 
     def end(self) -> None:
@@ -79,7 +79,7 @@ class OpenVino:
         self.pipeline = openvino_genai.LLMPipeline(str(model), "CPU", **how)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """How much prompt lookup drafted it does not tell."""
+        """It does not report how much prompt lookup drafted."""
         started = perf_counter()
         config = openvino_genai.GenerationConfig(
             max_new_tokens=request["max_tokens"],
@@ -106,12 +106,12 @@ class OpenVino:
 
         reply = timed(pieces(run, request["stop_ids"]), started)
         result, streamer = found
-        reply["passes"] = streamer.calls - 1  # each says something; the first is the prompt's
+        reply["passes"] = streamer.calls - 1  # each outputs tokens; the first is the prompt's
         if self.speculation:
-            # A pass says a token of its own after those that it accepts.
+            # A pass outputs one token after those that it accepts.
             reply["accepted"] = streamer.tokens - streamer.calls
-        if told := result.extended_perf_metrics:
-            passes = len(told.draft_model_metrics.raw_metrics.m_durations)
+        if metrics := result.extended_perf_metrics:
+            passes = len(metrics.draft_model_metrics.raw_metrics.m_durations)
             reply |= {"draft_passes": passes, "drafted": passes}  # it drafts a token a pass
         return reply
 

@@ -2,7 +2,7 @@
 
 Requests and replies are one JSON object a line. ``{"op": "open", …}`` comes first, then any number of
 ``{"op": "answer", …}`` and ``{"op": "perplexity", …}``; the end of stdin closes the worker. A reply
-``{"error": "…"}`` says in one line why there is no other.
+``{"error": "…"}`` gives the reason for a failure in one line.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Worker(Protocol):
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """``ids``: the whole prompt; ``text``: the last turn's; ``fresh``: nothing of an earlier answer may be
-        in a cache; ``max_tokens``; ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``seed``; ``stop_ids``: say one
-        of these, or ``max_tokens``, and end. Replies the fields of ``records.Answer`` that it knows, at
+        in a cache; ``max_tokens``; ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``seed``; ``stop_ids``: end after
+        one of these, or after ``max_tokens``. Replies the fields of ``records.Answer`` that it knows, at
         least what ``timed`` gives."""
 
     def perplexity(self, windows: list[list[int]]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Worker(Protocol):
 
 
 class Opener(Protocol):
-    """Opens a model: a class whose ``opened`` tells what it opened."""
+    """Opens a model."""
 
     def __call__(self, request: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
         """``model``: path of a GGUF file; ``draft``: of another, or ``None``; ``context``, ``threads``; ``settings``:
@@ -94,6 +94,6 @@ def serve(open_worker: Opener) -> None:
                 reply = worker.perplexity(request["windows"])
             else:  # what only some workers have
                 reply = getattr(worker, request["op"])(request)
-        except Exception as error:  # whatever it is, the bench is to say so and go on
+        except Exception as error:  # the bench reports it and goes on
             reply = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:500]}
         print(json.dumps(reply), file=replies, flush=True)

@@ -74,7 +74,7 @@ class Transformers:
                     setattr(draft.generation_config, name, self.how.pop(name))
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What it drafted is counted by the rows of its passes: it does not tell."""
+        """It does not report how much it drafted: that is counted by the rows of its passes."""
         started = perf_counter()
         ids = torch.tensor([request["ids"]])
         stops = request["stop_ids"]
@@ -100,7 +100,7 @@ class Transformers:
         passes = len(self.passes.rows) - 1
         reply |= {"passes": passes, "pass_s": sum(self.passes.seconds[1:])}
         if self.how:
-            # Each pass is over a token that was said and those drafted after it; the first is over the prompt.
+            # Each pass is over one output token and the tokens drafted after it; the first is over the prompt.
             drafted = sum(self.passes.rows) - len(request["ids"]) - passes
             reply |= {"drafted": drafted, "accepted": len(reply["token_ids"]) - 1 - passes}
         if self.draft_passes:

@@ -179,7 +179,7 @@ def test_why_not(tmp_path: Path) -> None:
     bat0(tmp_path, status="Discharging", power_now="much")
     assert "no number" in reason(tmp_path)
     bat0(tmp_path, power_now=None, energy_now=None)
-    assert reason(tmp_path) == "BAT0 does not say what is left in it"
+    assert reason(tmp_path) == "BAT0 does not report what is left in it"
 
 
 def test_the_error_of_a_sensor_is_how_seldom_it_changes(tmp_path: Path) -> None:

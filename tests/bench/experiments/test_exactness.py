@@ -35,8 +35,8 @@ def test_the_program_finds_a_difference(
     def wrong_when_drafted(engine: Engine, *rest: Any) -> list[exactness.Answer]:
         found = answers(engine, *rest)
         if engine.scheduler.name != "none":
-            said = found[0].said
-            found[0] = replace(found[0], said=[*said[:3], said[3] + 1, *said[4:]])
+            tokens = found[0].tokens
+            found[0] = replace(found[0], tokens=[*tokens[:3], tokens[3] + 1, *tokens[4:]])
         return found
 
     monkeypatch.setattr(exactness, "answers", wrong_when_drafted)

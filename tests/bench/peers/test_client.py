@@ -52,9 +52,8 @@ def test_replies_come_back_with_how_long_they_took(start: Start) -> None:
         reply = client.request({"op": "x", "number": number, "text": "é\n"}, 20)
         assert reply["got"] == {"op": "x", "number": number, "text": "é\n"}
         assert 0.2 <= reply["wall_s"] < 20
-    began = time.perf_counter()
     client.close()
-    assert time.perf_counter() - began < module._GRACE_S  # it ends by itself when stdin does
+    assert client._process.returncode == 0  # it ended by itself when stdin did: it was not killed
 
 
 def fails(client: Client, timeout_s: float = 30, **message: Any) -> str:
@@ -89,13 +88,13 @@ def test_last_words_are_of_this_worker_and_obey_no_terminal(start: Start) -> Non
 
 def test_a_worker_that_hangs_is_killed(start: Start) -> None:
     client = start(START + "    time.sleep(600)\n")
-    assert fails(client, 0.5) == "said nothing for 0.5 s"
+    assert fails(client, 0.5) == "did not reply for 0.5 s"
     assert not client.pids
 
 
 def test_a_worker_that_reads_nothing_hangs_nobody(start: Start) -> None:
     client = start("import time\ntime.sleep(600)\n")
-    assert fails(client, 0.5, text="a" * 5_000_000) == "said nothing for 0.5 s"
+    assert fails(client, 0.5, text="a" * 5_000_000) == "did not reply for 0.5 s"
 
 
 def test_a_worker_that_does_not_end_is_killed(
@@ -143,7 +142,7 @@ def test_who_speaks_unasked_is_not_believed(start: Start) -> None:
     client = start("print('{}', flush=True)\nprint('{}', flush=True)\n" + ECHO)
     while client._replies.qsize() < 2:
         time.sleep(0.01)
-    assert fails(client) == "answered garbage: spoke without being asked"
+    assert fails(client) == "answered garbage: replied without a request"
 
 
 def test_an_error_reply_leaves_the_worker(start: Start) -> None:
@@ -207,7 +206,7 @@ def test_processor_time_of_children_that_ended_counts(start: Start) -> None:
     client.request({"look": 1}, 60)
     stop.set()
     thread.join()
-    assert client.cpu_seconds() - before >= 0.4
+    assert client.cpu_seconds() - before >= 0.4  # processor time, whatever else the machine does
     assert looks == sorted(looks)
     total = client.cpu_seconds()
     client.close()
@@ -228,10 +227,8 @@ def test_an_interrupted_request_ends_the_worker(
         pytest.skip("signals go to the main thread")
     client = start(START + "    time.sleep(600)\n")
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        client.request({}, 60)
-    assert time.monotonic() - began < 30
+    with pytest.raises(KeyboardInterrupt):  # after the timeout it would be a PeerFailure
+        client.request({}, 300)
     assert not client.pids
 
 

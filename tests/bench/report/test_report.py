@@ -166,7 +166,7 @@ def test_what_is_absent_is_said(run: Results, tmp_path: Path) -> None:
     for why in ("No pass was profiled", "No pass was timed", "No system's memory was watched"):
         assert why in page.text
     assert "- transformers plain: prompt 3: hung" in section(markdown, "What went wrong")
-    assert section(markdown, "Speculation").strip() == "No system told what it drafted."
+    assert section(markdown, "Speculation").strip() == "No system reported what it drafted."
 
 
 def test_little_or_nothing_measured_is_reported_too(run: Results, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_second_turn_sees_the_first_answer(start: Start, bench: RunConfig) -> 
     [
         ("crash", 3, "crashed with exit code 3: out of luck"),
         ("lie", 3, "answered garbage"),
-        ("hang", 3, "said nothing for"),
+        ("hang", 3, "did not reply for"),
         ("odd", 0, "opening: answered garbage: its weights is 3"),
         ("absent", 0, "opening: it is not installed"),
     ],
