@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from edgespec.bench.running import EXACT, Running
 from edgespec.engine import DRAFTERS
 from edgespec.errors import UserError
 from edgespec.export.source import name_of
+from edgespec.files import replacing
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.opening import Model, find, find_draft
@@ -100,10 +100,9 @@ def fitting(bench: Bench, context: int | None, most: int) -> tuple[int, list[Pro
 def write_results(results: Results, folder: Path) -> None:
     """``results.json`` in ``folder``, whole or not at all."""
     path = folder / RESULTS
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.export.source import Source
+from edgespec.files import move_into_place
 from edgespec.models.gguf import BLOCK_FORMATS, TensorInfo
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
@@ -55,7 +56,7 @@ def write_gguf(
             _write(source, partial, progress)
             if quantize is not None:
                 partial = _quantized(partial, quantize.upper(), progress)
-            os.replace(partial, path)
+            move_into_place(partial, path)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"cannot write {path}: {why}; check the folder and its disk") from error

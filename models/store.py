@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from edgespec.errors import UserError
+from edgespec.files import move_into_place
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
 from edgespec.progress import Progress, silent
 
@@ -123,7 +124,7 @@ def pull(entry: CatalogueEntry, progress: Progress = silent, directory: Path | N
                 return final
             fetched, digest = _fetch(entry, staging, progress)
             final.parent.mkdir(exist_ok=True)
-            os.replace(fetched, final)
+            move_into_place(fetched, final)
             shutil.rmtree(staging)
             _remember(final, _stamp(final), digest)
     except OSError as error:
@@ -197,12 +198,10 @@ def _fetch(entry: CatalogueEntry, staging: Path, progress: Progress) -> tuple[Pa
 
 
 def _verified(fetched: Fetched, folder: Path, report: Report) -> str:
-    """The digest of a fetched file, written through to the disk; a wrong one is deleted."""
+    """The digest of a fetched file; a wrong one is deleted."""
     size = fetched.path.stat().st_size
     digest = _hash(fetched.path, report)
     if size == fetched.size and digest == fetched.sha256:
-        with fetched.path.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut could leave the name without the contents
         return digest
     shutil.rmtree(folder)
     if size != fetched.size:

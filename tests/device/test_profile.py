@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_the_old_profile(home: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgespec.device.profile_files.os.replace", full)
+    monkeypatch.setattr("edgespec.files.os.replace", full)
     notices: list[str] = []
     assert save(replace(PROFILE, quick=True), notices.append) is None
     assert "No space left" in notices[0]
