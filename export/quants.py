@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core.runtime import FloatArray
+from edgespec.models.gguf import BLOCK_FORMATS
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -141,14 +142,16 @@ class Format:
         return self.zeros != "middle"
 
 
+_STORED = {name: (weights, size) for name, weights, size in BLOCK_FORMATS.values()}
+
 FORMATS = {
-    "Q4_0": Format(4, 32, _q4_0, (32, 18)),
-    "Q4_1": Format(4, 32, _q4_1, (32, 20), "minimums"),
-    "Q5_0": Format(8, 32, _q5_0, (32, 22)),
-    "Q8_0": Format(8, 32, _q8_0, (32, 34)),
-    "Q4_K": Format(4, 32, _q4_k, (256, 144), "minimums"),
-    "Q5_K": Format(8, 32, _q5_k, (256, 176), "minimums"),
-    "Q6_K": Format(8, 64, _q6_k, (256, 210), rounded=True),
+    "Q4_0": Format(4, 32, _q4_0, _STORED["Q4_0"]),
+    "Q4_1": Format(4, 32, _q4_1, _STORED["Q4_1"], "minimums"),
+    "Q5_0": Format(8, 32, _q5_0, _STORED["Q5_0"]),
+    "Q8_0": Format(8, 32, _q8_0, _STORED["Q8_0"]),
+    "Q4_K": Format(4, 32, _q4_k, _STORED["Q4_K"], "minimums"),
+    "Q5_K": Format(8, 32, _q5_k, _STORED["Q5_K"], "minimums"),
+    "Q6_K": Format(8, 64, _q6_k, _STORED["Q6_K"], rounded=True),
     "U4_32": Format(4, 32, _u4, (32, 19), "points"),
     "U4_64": Format(4, 64, _u4, (64, 35), "points"),
     "U4_128": Format(4, 128, _u4, (128, 67), "points"),
