@@ -21,9 +21,10 @@ from edgespec.bench.common import (
 from edgespec.core.decoding import prefill
 from edgespec.core.runtime import RUNTIMES
 from edgespec.core.statistics import peak_memory_bytes
-from edgespec.device.memory import CACHE_BYTES, CACHE_TYPES, shape_of
+from edgespec.device.memory import CACHE_BYTES, CACHE_TYPES
 from edgespec.device.planning import Plan
 from edgespec.engine import Engine
+from edgespec.export.dimensions import dimensions_of
 from edgespec.export.source import name_of
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
@@ -87,7 +88,7 @@ def fill(case: Case) -> Peaks:
 
 def cache_bytes(file: GGUFFile, context: int, runtime: str) -> int:
     """The key-value cache of ``context`` tokens, in the type that ``runtime`` usually has."""
-    numbers = shape_of(file, vocab_size=0).cache_numbers * context
+    numbers = dimensions_of(file, 0, {}).cache_numbers * context
     return int(numbers * CACHE_BYTES[CACHE_TYPES[runtime][0]])
 
 

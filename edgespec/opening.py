@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from edgespec.core.runtime import DEFAULT_CONTEXT, MAX_ROWS, RUNTIMES, Runtime, capacity
-from edgespec.device.memory import ModelDimensions, built_shape, shape_of
+from edgespec.device.memory import ModelDimensions, repacked_types
 from edgespec.device.placement import Placement, fastest_first
 from edgespec.device.planning import Asked, Plan, plan
 from edgespec.errors import UserError
 from edgespec.export import build_onnx, onnx_folder
 from edgespec.export.architectures import ARCHITECTURES
+from edgespec.export.dimensions import dimensions_of, dimensions_of_built
 from edgespec.export.source import Source
 from edgespec.models import store
 from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
@@ -169,7 +170,7 @@ def shape(model: Model) -> ModelDimensions:
     from edgespec.models.onnx_folder import read_manifest
 
     graph = onnx.load(str(model.path / "model.onnx"), load_external_data=False).graph
-    return built_shape(read_manifest(model.path), graph, model.tokenizer.vocab_size)
+    return dimensions_of_built(read_manifest(model.path), graph, model.tokenizer.vocab_size)
 
 
 def draft_runtime(target: str, draft: Model) -> str:
@@ -336,7 +337,7 @@ def _folder(path: Path) -> Model:
 def _shape(source: Source, tokenizer: Tokenizer) -> ModelDimensions | None:
     """``None`` where the metadata does not tell: the runtime will say what is wrong, if anything is."""
     with contextlib.suppress(UserError):
-        return shape_of(source, tokenizer.vocab_size)
+        return dimensions_of(source, tokenizer.vocab_size, repacked_types())
     return None
 
 

@@ -9,17 +9,10 @@ What is counted is resident memory, as the system shows it: pages of files that 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from edgespec.core.runtime import MAX_ROWS, prefill_chunk
 from edgespec.device.machine import cpu_features
-from edgespec.errors import UserError
-from edgespec.export.quants import FORMATS, SUM_BLOCK
-from edgespec.export.source import Source
-from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.runtimes.llama_sequences import does_without_flash_attention
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -86,8 +79,6 @@ _SAMPLING_ROWS = 4
 _BUILT, _BUILDING = 24 * MIB, 106 * MIB
 """What stays of having built an onnx model (the libraries that it imports, and memory in pieces too
 small to be given back), and what building it takes more, beside the pages of its source."""
-_MOST = 1 << 40
-"""No size in a file's metadata may be larger."""
 
 
 @dataclass(frozen=True)
@@ -245,123 +236,9 @@ def cache_types(runtime: str, shape: ModelDimensions) -> tuple[str, ...]:
     return types if shape.head_dim % _Q8_BLOCK == 0 else types[:1]
 
 
-def shape_of(source: Source, vocab_size: int) -> ModelDimensions:
-    """The shape of a model file (or folder) with a tokenizer of ``vocab_size`` tokens.
-
-    Reads metadata alone. Raises ``UserError`` where it makes no sense.
-    """
-    metadata, prefix = source.metadata, str(source.metadata.get("general.architecture", ""))
-
-    def sizes(key: str, default: Any) -> list[int]:
-        value = metadata.get(f"{prefix}.{key}", default)
-        values = value.tolist() if hasattr(value, "tolist") else value
-        values = values if isinstance(values, list) else [values]
-        if not values or not all(isinstance(v, int) and 0 < v < _MOST for v in values):
-            raise UserError(f"{source.path} says {prefix}.{key} = {str(value)[:64]}; get it again")
-        return values
-
-    layers, hidden = sizes("block_count", None)[0], sizes("embedding_length", None)[0]
-    heads = sizes("attention.head_count", None)
-    shared = sizes("attention.head_count_kv", heads)
-    width = [max(1, hidden // heads[0])]
-    key, value = sizes("attention.key_length", width)[0], sizes("attention.value_length", width)[0]
-    kv_heads = sum(shared) if len(shared) == layers else layers * shared[0]
-    packed, matrices, largest = 0, 0, 0
-    tied = "output.weight" not in source.tensors
-    for name, tensor in source.tensors.items():
-        if len(tensor.shape) < 2 or (name == "token_embd.weight" and not tied):
-            continue
-        matrix = _packed(tensor.type, tensor.shape)
-        packed, matrices, largest = packed + matrix, matrices + 1, max(largest, matrix)
-    kept, head = metadata.get(TOKEN_IDS), "token_embd.weight" if tied else "output.weight"
-    if head not in source.tensors:
-        raise UserError(f"{source.path} has no tensor {head}; is it a complete language model?")
-    return ModelDimensions(
-        vocab_size=vocab_size,
-        columns=source.tensors[head].rows if kept is None else len(kept),
-        context=sizes("context_length", 1 << 20)[0],
-        cache_numbers=kv_heads * (key + value),
-        heads=max(heads),
-        head_dim=math.gcd(key, value),
-        hidden=hidden,
-        feed_forward=max(sizes("feed_forward_length", 4 * hidden)),
-        matrices=matrices,
-        stored_bytes=sum(tensor.nbytes for tensor in source.tensors.values()),
-        llama_bytes=_llama_bytes(source, head),
-        packed_bytes=packed,
-        largest_bytes=largest,
-    )
-
-
-def _llama_bytes(source: Source, head: str) -> int:
-    """As llama.cpp keeps the weights: an embedding as it is stored, and again where it is also the
-    head and the kernels have a layout of their own for it."""
+def repacked_types() -> dict[str, float]:
+    """The types of weights that llama.cpp repacks on this processor: the bytes that this adds to a weight."""
     added: dict[str, float] = {}
     for feature in cpu_features():
         added |= _REPACKED.get(feature, {})
-    kept = 0
-    for name, tensor in source.tensors.items():
-        kept += tensor.nbytes
-        if tensor.type not in added or name == "token_embd.weight" != head:
-            continue
-        kept += int(added[tensor.type] * math.prod(tensor.shape))
-        if name == "token_embd.weight":
-            kept += tensor.nbytes
-    return kept
-
-
-def _packed(type: str, shape: tuple[int, ...]) -> int:
-    """A matrix as ONNX Runtime packs it: the codes; a scale and a sum for each block, float32; zero points."""
-    rows, columns = math.prod(shape[:-1]), shape[-1]
-    if type not in FORMATS:
-        return 4 * rows * columns
-    format = FORMATS[type]
-    if format.has_minimums:
-        columns += columns // SUM_BLOCK
-    blocks = -(-columns // format.block)
-    points = -(-blocks * format.bits // 8) if format.has_zero_points else 0
-    return rows * (blocks * (format.block * format.bits // 8 + 8) + points)
-
-
-def built_shape(manifest: Mapping[str, Any], graph: Any, vocab_size: int) -> ModelDimensions:
-    """The shape of a model that was built: ``graph`` is its ONNX graph, without weights."""
-    import numpy as np
-
-    names = {str(name) for name, *_ in manifest["constants"]}
-    packed, matrices, largest, stored = 0, 0, 0, 0
-    for name, dtype, shape, _ in manifest["constants"]:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        stored += size
-        if f"{name}.scales" in names:
-            matrices += 1
-            largest = max(largest, size)
-        elif name in ("cos", "sin", "local_cos", "local_sin", "embedding"):
-            continue
-        packed += 2 * size if str(name).endswith(".scales") else size
-    caches = {
-        node.name: [dim.dim_value for dim in node.type.tensor_type.shape.dim]
-        for node in graph.input
-        if node.name.startswith("past_")
-    }
-    attention = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
-    heads = next(item.i for item in attention.attribute if item.name == "num_heads")
-    head_dim = max(shape[3] for shape in caches.values())
-    hidden = next(shape for name, _, shape, _ in manifest["constants"] if name == "embedding")[-1]
-    return ModelDimensions(
-        vocab_size=vocab_size,
-        columns=int(manifest["vocab_size"]),
-        context=int(manifest["context"]),
-        cache_numbers=sum(shape[1] * shape[3] for shape in caches.values()),
-        heads=heads,
-        head_dim=head_dim,
-        hidden=hidden,
-        feed_forward=max(
-            (shape[0] for name, _, shape, _ in manifest["constants"] if "ffn_" in name and shape),
-            default=4 * hidden,
-        ),
-        matrices=matrices,
-        stored_bytes=stored,
-        llama_bytes=stored,
-        packed_bytes=packed,
-        largest_bytes=largest,
-    )
+    return added

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.device import machine
-from edgespec.device.memory import shape_of
+from edgespec.export.dimensions import dimensions_of
 from edgespec.models.gguf import GGUFFile
 from tests.cli.conftest import Run, error_of, spawn
 
@@ -45,7 +45,7 @@ def test_json_is_one_object_of_the_same(with_model: Path, run: Run, smollm2: Pat
     assert (found["runtime"], found["context"], found["max_rows"]) == ("onnx", 512, 16)
     assert (found["cache_type"], found["draft_model"]) == ("float32", False)
     assert sum(found["memory"].values()) == found["total_bytes"]
-    assert found["memory"]["weights"] == shape_of(GGUFFile(smollm2), 49152).packed_bytes
+    assert found["memory"]["weights"] == dimensions_of(GGUFFile(smollm2), 49152, {}).packed_bytes
     assert (found["budget_bytes"], found["given_up"]) == (None, [])
 
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import pytest
 
 from edgespec.bench.common import in_child
@@ -17,42 +15,20 @@ from edgespec.device.memory import (
     Memory,
     ModelDimensions,
     RunConfiguration,
-    built_shape,
     cache_types,
     predict,
-    shape_of,
+    repacked_types,
 )
-from edgespec.errors import UserError
+from edgespec.export.dimensions import dimensions_of
 from edgespec.models.gguf import GGUFFile
 from edgespec.opening import give_back_memory
-from tests.tiny import tiny_gguf
 
 VOCABULARY = 49152
 
 
 @pytest.fixture(scope="module")
 def shape(smollm2: Path) -> ModelDimensions:
-    return shape_of(GGUFFile(smollm2), VOCABULARY)
-
-
-def test_the_shape_of_smollm2(shape: ModelDimensions, smollm2: Path) -> None:
-    layers, kv_heads, head_dim = 30, 3, 64
-    assert shape.cache_numbers == layers * 2 * kv_heads * head_dim
-    assert (shape.heads, shape.head_dim, shape.hidden, shape.feed_forward) == (9, 64, 576, 1536)
-    assert (shape.columns, shape.context) == (VOCABULARY, 8192)
-    assert 0.97 * smollm2.stat().st_size < shape.stored_bytes < smollm2.stat().st_size
-
-
-def test_a_built_model_has_the_shape_of_its_source(
-    shape: ModelDimensions, smollm2: Path, smollm2_onnx: Path
-) -> None:
-    manifest = json.loads((smollm2_onnx / "edgespec.json").read_text())
-    graph = onnx.load(str(smollm2_onnx / "model.onnx"), load_external_data=False).graph
-    built = built_shape(manifest, graph, VOCABULARY)
-    same = ("vocab_size", "columns", "context", "cache_numbers", "heads", "head_dim", "hidden")
-    assert [getattr(built, name) for name in same] == [getattr(shape, name) for name in same]
-    assert built.matrices == pytest.approx(shape.matrices, abs=100)  # some are fused
-    assert built.packed_bytes == pytest.approx(shape.packed_bytes, rel=0.02)
+    return dimensions_of(GGUFFile(smollm2), VOCABULARY, repacked_types())
 
 
 def test_caches_are_what_their_numbers_take(shape: ModelDimensions) -> None:
@@ -88,7 +64,7 @@ def test_llama_cpp_keeps_a_tied_embedding_twice_where_it_lays_out_the_head_anew(
     file = GGUFFile(smollm2)
     embedding = file.tensors["token_embd.weight"]
     assert embedding.type == "Q8_0"
-    found = shape_of(file, VOCABULARY)
+    found = dimensions_of(file, VOCABULARY, repacked_types())
     more = copies * embedding.nbytes + int(added * math.prod(embedding.shape))
     assert found.llama_bytes == found.stored_bytes + more
     assert (
@@ -107,7 +83,7 @@ def test_only_what_products_read_is_laid_out_anew(
     file = GGUFFile(smollm2)
     embedding = file.tensors["token_embd.weight"]
     file.tensors["output.weight"] = replace(embedding, name="output.weight")
-    found = shape_of(file, VOCABULARY)
+    found = dimensions_of(file, VOCABULARY, repacked_types())
     assert found.llama_bytes == found.stored_bytes + math.prod(embedding.shape) // 8
 
 
@@ -137,22 +113,6 @@ def test_building_is_counted_where_nothing_is_built(shape: ModelDimensions) -> N
 def test_small_heads_have_no_q8_cache(shape: ModelDimensions) -> None:
     assert cache_types("llama-cpp", shape) == ("float16", "q8_0")
     assert cache_types("llama-cpp", replace(shape, head_dim=80)) == ("float16",)
-
-
-@pytest.mark.parametrize("key", ["block_count", "attention.head_count", "embedding_length"])
-@pytest.mark.parametrize("value", [0, -1, 1 << 50, "many", 2.5])
-def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, key: str, value: object) -> None:
-    file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
-    file.metadata[f"llama.{key}"] = value
-    with pytest.raises(UserError, match=f"says llama.{key} = "):
-        shape_of(file, 300)
-
-
-def test_a_file_without_a_head_is_refused(tmp_path: Path) -> None:
-    file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
-    del file.tensors["output.weight"], file.tensors["token_embd.weight"]
-    with pytest.raises(UserError, match=r"no tensor token_embd\.weight"):
-        shape_of(file, 300)
 
 
 def _check(case: Case) -> None:

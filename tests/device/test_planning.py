@@ -8,7 +8,7 @@ import pytest
 
 from edgespec.bench.common import in_child, own_text
 from edgespec.core.statistics import peak_memory_bytes
-from edgespec.device.memory import ModelDimensions, shape_of
+from edgespec.device.memory import ModelDimensions, repacked_types
 from edgespec.device.planning import (
     LEAST_CONTEXT,
     Asked,
@@ -19,6 +19,7 @@ from edgespec.device.planning import (
 )
 from edgespec.engine import Engine
 from edgespec.errors import UserError
+from edgespec.export.dimensions import dimensions_of
 from edgespec.models.gguf import GGUFFile
 from edgespec.session import Session
 
@@ -59,7 +60,7 @@ def test_amounts_are_shown_rounded_up() -> None:
 
 @pytest.fixture(scope="module")
 def shape(smollm2: Path) -> ModelDimensions:
-    return shape_of(GGUFFile(smollm2), 49152)
+    return dimensions_of(GGUFFile(smollm2), 49152, repacked_types())
 
 
 @pytest.fixture(scope="module")
