@@ -1,4 +1,4 @@
-"""The dimensions of a model, which its memory follows from: of a source, and of a built ONNX folder."""
+"""The dimensions of a model, which determine its memory: from a source, or from a built ONNX folder."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ GGUF's formats (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h):
   the kernels', which round their inputs to 8 bits as well. (Blocks of 128 would be a little smaller
   still, but there the kernels on x86-64 give a row other bits when it is the last of an odd pass.)
 
-And this project's own, for what GPTQ, AWQ and our own quantization produce and no GGUF format holds.
+And this project's own, for weights of GPTQ, AWQ and our own quantization that no GGUF format represents exactly.
 A row is its blocks, one after the other; the last one is filled up where columns are left over:
 
 - U4_32, U4_64, U4_128: float16 scale, uint8 zero point (0–15), the codes in 4 bits, two a byte, the
@@ -127,7 +127,7 @@ class Format:
     stored: tuple[int, int]
     """Weights and bytes of one stored (super-)block."""
     zeros: Literal["middle", "points", "minimums"] = "middle"
-    """What stands for zero in a block, as ``Blocks`` has it."""
+    """What represents zero in a block; see ``Blocks``."""
     rounded: bool = False
     """Whether ``block`` is larger than the stored blocks, so that weights are rounded once more."""
 
@@ -181,9 +181,8 @@ def unpack(raw: Bytes, format: Format) -> Blocks:
 def encode(codes: Bytes, scales: FloatArray, zero_points: Bytes | None, type: str) -> Bytes:
     """Stored rows ``[rows, bytes]`` of one of the project's own formats; ``unpack`` gives all back.
 
-    ``codes`` uint8 ``[rows, columns]``, ``scales`` ``[rows, ⌈columns / block⌉]``, whose values float16
-    must hold exactly, ``zero_points`` uint8 like ``scales``. ``I8_64`` takes ``None`` for them; its
-    codes lie around 128. Raises ``ValueError`` for scales that float16 does not hold.
+    ``codes`` uint8 ``[rows, columns]``, ``scales`` ``[rows, ⌈columns / block⌉]``, exact in float16, ``zero_points`` uint8 like ``scales``. ``I8_64`` takes ``None`` for them; its
+    codes lie around 128. Raises ``ValueError`` for scales that are not exact in float16.
     """
     format = FORMATS[type]
     rows, columns = codes.shape

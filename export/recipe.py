@@ -23,7 +23,7 @@ class Recipe:
     corpus: Sequence[Path] = ()
     """Files whose most frequent tokens are kept."""
     drafts: Sequence[Path] = ()
-    """Bundles whose drafts (or whose target, as one) are packed along."""
+    """Bundles: their drafts, or their target as a draft, are included."""
     allow_loss: bool = False
 
     @property

@@ -1,9 +1,9 @@
 """Which tokens a draft's head keeps, what that costs in acceptance, and what it gains in speed.
 
-VocabTrim (Goel et al. 2025) keeps the tokens that the target itself says most often, FR-Spec (Zhao
+VocabTrim (Goel et al. 2025) keeps the tokens that the target itself outputs most often, FR-Spec (Zhao
 et al. 2025) those that are most frequent in a corpus. Counts are int64 ``[vocab_size]``; of every ten
 pieces of text one is held out, to measure on. A sample of some thousand tokens lacks most of those that
-will be said: ``likely_tokens`` infers their frequencies from those of tokens that the model treats alike.
+will be output: ``likely_tokens`` infers their frequencies from those of tokens that the model treats alike.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def drafted_tokens(answers: Sequence[Answer], draft: Runtime) -> Frequencies:
     """
     total: Frequencies = np.zeros(draft.info.vocab_size)
     rows = 0
-    for prompt, said in answers:
-        tokens = [*prompt, *said][: draft.info.context]
+    for prompt, output in answers:
+        tokens = [*prompt, *output][: draft.info.context]
         draft.truncate(0)
         for start in range(0, len(tokens), _PASS_ROWS):
             chunk = tokens[start : start + _PASS_ROWS]
@@ -122,14 +122,14 @@ def drafted_tokens(answers: Sequence[Answer], draft: Runtime) -> Frequencies:
 def likely_tokens(seen: Frequencies, head: FloatArray) -> Frequencies:
     """The frequencies softmax(``head`` · x) under which a sample with those ``seen`` is likeliest.
 
-    A token that the sample lacks thus has about the frequency of tokens whose rows are like its own: of
-    a name, say, where the sample has other names. ``head`` is float32 ``[vocab_size, hidden]``.
+    A token that the sample lacks thus has about the frequency of tokens with similar rows in the head: a
+    name, for example, where the sample has other names. ``head`` is float32 ``[vocab_size, hidden]``.
     """
     wanted = seen.astype(np.float32) @ head
-    said = np.flatnonzero(seen)
-    spread = head[said] - wanted
+    occurring = np.flatnonzero(seen)
+    spread = head[occurring] - wanted
     # At the maximum the frequencies have about the sample's covariance, which is the Hessian there.
-    hessian = (spread.T * seen[said].astype(np.float32)) @ spread
+    hessian = (spread.T * seen[occurring].astype(np.float32)) @ spread
     hessian[np.diag_indices_from(hessian)] += _RIDGE * np.diag(hessian).mean()
     inverse = np.linalg.inv(hessian)
     best, step, x = -np.inf, 1.0, np.zeros_like(wanted)
@@ -197,9 +197,9 @@ def acceptance(answers: Iterable[Answer], draft: Runtime) -> float:
     """
     column_ids = np.array(draft.info.token_ids or range(draft.info.vocab_size))
     accepted = total = 0
-    for prompt, said in answers:
-        tokens = np.array([*prompt, *said][: draft.info.context + 1], np.int64)
-        first = max(len(prompt) - 1, 0)  # the row that guesses the first token said
+    for prompt, output in answers:
+        tokens = np.array([*prompt, *output][: draft.info.context + 1], np.int64)
+        first = max(len(prompt) - 1, 0)  # the row that predicts the first output token
         draft.truncate(0)
         for start in range(0, len(tokens) - 1, _PASS_ROWS):
             chunk = tokens[start:-1][:_PASS_ROWS]
@@ -229,8 +229,8 @@ def pass_seconds(runtime: Runtime, rows: int = 1, context: int = 64) -> float:
 
 @dataclass(frozen=True)
 class DraftReport:
-    """What a draft costs and is worth: bytes and seconds of a pass, and on text held out the share
-    of its tokens that the draft can say (``coverage``) and that it does say (``acceptance``, α)."""
+    """The cost and benefit of a draft: bytes and seconds of a pass, and on held-out text the share of
+    tokens in its vocabulary (``coverage``) and of tokens that it predicts (``acceptance``, α)."""
 
     weight_bytes: int
     pass_seconds: float
@@ -276,7 +276,7 @@ def best_size(
     """The number of tokens to keep that promises the most tokens per second (goodput, SmartSpec).
 
     With γ tokens drafted for a pass, N kept, and α(N) = ``acceptance`` · coverage of the held-out
-    text by the N chosen of ``frequencies``, a step says 1 + α(N) + … + α(N)^γ tokens and takes
+    text by the N chosen of ``frequencies``, a step outputs 1 + α(N) + … + α(N)^γ tokens and takes
     γ · ``draft_seconds(N)`` + ``target_seconds(γ + 1)``. N goes from the fewest possible to the
     whole vocabulary by factors of √2, γ from 1 to 16. Of equals the smallest is taken.
     """
@@ -286,9 +286,9 @@ def best_size(
         covered = coverage(ranking[:size], held_out)
         alpha = acceptance * covered
         for gamma in range(1, _MAX_DRAFT + 1):
-            said = sum(alpha**i for i in range(gamma + 1))
+            expected = sum(alpha**i for i in range(gamma + 1))
             seconds = gamma * draft_seconds(size) + target_seconds(gamma + 1)
-            choices.append(Size(size, covered, gamma, said / seconds))
+            choices.append(Size(size, covered, gamma, expected / seconds))
     return max(choices, key=lambda choice: choice.tokens_per_second)
 
 

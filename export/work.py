@@ -101,21 +101,23 @@ class Work:
     def samples(self, answers: Sequence[Answer]) -> tuple[list[Counts], Counts]:
         """How often each token occurs in the answers, the prompts and the corpus, and in what is held
         out: of the answers, where there are any."""
-        size, found, held = self.tokenizer.vocab_size, [], np.zeros(0, np.int64)
+        size, found, held_out_counts = self.tokenizer.vocab_size, [], np.zeros(0, np.int64)
         if self.recipe.corpus:
-            counts, held = count_tokens(self.tokenizer, self.recipe.corpus, self.progress)
+            counts, held_out_counts = count_tokens(
+                self.tokenizer, self.recipe.corpus, self.progress
+            )
             found.append(counts)
         if answers:
             found.append(sampled_tokens((prompt for prompt, _ in answers), size)[0])
-            counts, held = sampled_tokens((said for _, said in answers), size)
+            counts, held_out_counts = sampled_tokens((output for _, output in answers), size)
             found.append(counts)
-        return found, held
+        return found, held_out_counts
 
     def trimmed(
         self,
         made: Source,
         samples: Sequence[Counts],
-        held: Counts,
+        held_out_counts: Counts,
         answers: Sequence[Answer],
         target: Runtime | None,
     ) -> Source:
@@ -125,11 +127,11 @@ class Work:
         frequencies = expected_frequencies(samples, sampled, rows, self.whole())
         del rows
         if self.recipe.format == "gguf":
-            made = with_tokenizer(made)  # whose size it must have had when it is written
+            made = with_tokenizer(made)  # it is written with the whole vocabulary
         size = self.recipe.trim_vocab
         if size == "auto":
             assert target is not None
-            size = self._best_size(made, frequencies, held, answers, target)
+            size = self._best_size(made, frequencies, held_out_counts, answers, target)
         assert isinstance(size, int)
         return TrimmedHead(made, choose_tokens(frequencies, size, self.tokenizer))
 
@@ -137,7 +139,7 @@ class Work:
         self,
         made: Source,
         frequencies: Frequencies,
-        held: Counts,
+        held_out_counts: Counts,
         answers: Sequence[Answer],
         target: Runtime,
     ) -> int:
@@ -152,7 +154,7 @@ class Work:
         seconds = {n: pass_seconds(target, n) for n in (1, 2, 4, 8, 16)}
         return best_size(
             frequencies,
-            held,
+            held_out_counts,
             self.tokenizer,
             alpha,
             linear_cost(*measured),

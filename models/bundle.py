@@ -1,8 +1,8 @@
-"""Bundles: a folder that holds a target, its drafts, their tokenizer and proof that they are whole.
+"""Bundles: a folder that holds a target, its drafts, their tokenizer and the hashes of all files.
 
-``bundle.json`` says what is in it; ``bundle.schema.json``, beside this file, is its JSON Schema, and
+``bundle.json`` lists what is in it; ``bundle.schema.json``, beside this file, is its JSON Schema, and
 ``docs/bundles.md`` describes the format for readers in other languages. A bundle may come from
-anywhere: nothing in it is believed before it was checked.
+anywhere: everything in it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION = 1
 _MAX_MANIFEST = 16 << 20
 _MAX_FILES = 10_000
 _LARGE = 1 << 24
-"""Bytes of a file whose hashing is worth a word."""
+"""Bytes: the hashing of larger files reports progress."""
 _PATH = r"\A(?!.*(?:^|/)\.{1,2}(?:/|$))[^/\\:\x00-\x1f]+(?:/[^/\\:\x00-\x1f]+)*\Z"
 """A relative path that stays inside the bundle on every operating system."""
 RelativePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
@@ -71,12 +71,12 @@ class BundledModel:
     format: str
     path: Path
     entry: Mapping[str, Any]
-    """All that ``bundle.json`` says of it."""
+    """Its whole entry in ``bundle.json``."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are all there and unchanged."""
+    """A bundle with all its files present and unchanged."""
 
     folder: Path
     name: str
@@ -85,7 +85,7 @@ class Bundle:
     tokenizer: Path
     """A folder in Hugging Face's format."""
     sampling: Mapping[str, float]
-    """Fields of ``Sampling`` that the model's makers recommend."""
+    """Fields of ``Sampling`` that the model's authors recommend."""
     files: Mapping[str, tuple[int, str]]
     """Bytes and SHA-256 of every file, by its path."""
 
@@ -152,8 +152,8 @@ def _verify(folder: Path, name: str, size: int, sha256: str, progress: Progress)
         raise UserError(f"the bundle {folder} lacks {name}; copy it again or export it again")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise _unusable(folder, f"{name} lies outside of it")
-    heard = progress if size > _LARGE else silent
-    if path.stat().st_size != size or sha256_of(path, heard) != sha256:
+    report = progress if size > _LARGE else silent
+    if path.stat().st_size != size or sha256_of(path, report) != sha256:
         raise UserError(
             f"{name} in the bundle {folder} is not what was exported; copy it again or export it again"
         )

