@@ -34,18 +34,31 @@ TokenIds = npt.NDArray[np.int64]
 Answer = tuple[Sequence[int], Sequence[int]]
 """A prompt's ids and those that the target answered with."""
 
-_PIECE_CHARACTERS = 4096
 _LINE_CHARACTERS, _JSON_CHARACTERS = 1 << 16, 1 << 24
-_HELD_OUT = 10
-"""One in so many pieces of text is held out."""
-_PASS_ROWS = 32
-_MAX_DRAFT = 16
-"""Tokens of the longest draft that ``best_size`` considers."""
-_TIMED_PASSES = 15
-_FIT_STEPS = 60
-_RIDGE = 0.01
-"""Of the mean of the Hessian's diagonal, added to it."""
 _UNUSED_NAME = re.compile(r"<unused\d+>")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Constants of this module. No measurement is recorded for those without a reason."""
+
+    piece_characters: int = 4096
+    """Characters of a piece of text that is tokenized at once."""
+    held_out: int = 10
+    """One in so many pieces is held out to measure on: a tenth, as is usual."""
+    pass_rows: int = 32
+    """Tokens in a pass: bounds the memory of their logits."""
+    max_draft: int = 16
+    """Tokens of the longest draft that ``best_size`` considers."""
+    timed_passes: int = 15
+    """Passes of which ``pass_seconds`` takes the median."""
+    fit_steps: int = 60
+    """Evaluations of the likelihood in ``likely_tokens``, each after a Newton step or a part of one."""
+    ridge: float = 0.01
+    """Share of the mean of the Hessian's diagonal that is added to it, so that it can be inverted."""
+
+
+TUNING = Tuning()
 
 
 def count_tokens(
@@ -65,18 +78,20 @@ def sampled_tokens(answers: Iterable[Sequence[int]], vocab_size: int) -> tuple[C
     counts = np.zeros((2, vocab_size), np.int64)
     for i, answer in enumerate(answers):
         ids = np.asarray(answer, np.int64)
-        counts[int(i % _HELD_OUT == _HELD_OUT // 2)] += np.bincount(ids, minlength=vocab_size)
+        counts[int(i % TUNING.held_out == TUNING.held_out // 2)] += np.bincount(
+            ids, minlength=vocab_size
+        )
     return counts[0], counts[1]
 
 
 def held_out_answers(answers: Sequence[Answer]) -> Sequence[Answer]:
     """Those that ``sampled_tokens`` holds out; all, where they are too few for that."""
-    return answers[_HELD_OUT // 2 :: _HELD_OUT] or answers
+    return answers[TUNING.held_out // 2 :: TUNING.held_out] or answers
 
 
 def other_answers(answers: Sequence[Answer]) -> list[Answer]:
     """Those that ``sampled_tokens`` does not hold out."""
-    return [each for i, each in enumerate(answers) if i % _HELD_OUT != _HELD_OUT // 2]
+    return [each for i, each in enumerate(answers) if i % TUNING.held_out != TUNING.held_out // 2]
 
 
 def expected_frequencies(
@@ -107,8 +122,8 @@ def drafted_tokens(answers: Sequence[Answer], draft: Runtime) -> Frequencies:
     for prompt, output in answers:
         tokens = [*prompt, *output][: draft.info.context]
         draft.truncate(0)
-        for start in range(0, len(tokens), _PASS_ROWS):
-            chunk = tokens[start : start + _PASS_ROWS]
+        for start in range(0, len(tokens), TUNING.pass_rows):
+            chunk = tokens[start : start + TUNING.pass_rows]
             logits = draft.forward(chunk)
             draft.keep(range(len(chunk)))
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -130,10 +145,10 @@ def likely_tokens(seen: Frequencies, head: FloatArray) -> Frequencies:
     spread = head[occurring] - wanted
     # At the maximum the frequencies have about the sample's covariance, which is the Hessian there.
     hessian = (spread.T * seen[occurring].astype(np.float32)) @ spread
-    hessian[np.diag_indices_from(hessian)] += _RIDGE * np.diag(hessian).mean()
+    hessian[np.diag_indices_from(hessian)] += TUNING.ridge * np.diag(hessian).mean()
     inverse = np.linalg.inv(hessian)
     best, step, x = -np.inf, 1.0, np.zeros_like(wanted)
-    for _ in range(_FIT_STEPS):
+    for _ in range(TUNING.fit_steps):
         logits = head @ x
         top = logits.max()
         powers = np.exp(logits - top)
@@ -201,8 +216,8 @@ def acceptance(answers: Iterable[Answer], draft: Runtime) -> float:
         tokens = np.array([*prompt, *output][: draft.info.context + 1], np.int64)
         first = max(len(prompt) - 1, 0)  # the row that predicts the first output token
         draft.truncate(0)
-        for start in range(0, len(tokens) - 1, _PASS_ROWS):
-            chunk = tokens[start:-1][:_PASS_ROWS]
+        for start in range(0, len(tokens) - 1, TUNING.pass_rows):
+            chunk = tokens[start:-1][: TUNING.pass_rows]
             skipped = max(first - start, 0)
             rows = draft.forward(chunk.tolist(), logits="all" if skipped < len(chunk) else "none")
             draft.keep(range(len(chunk)))
@@ -219,7 +234,7 @@ def pass_seconds(runtime: Runtime, rows: int = 1, context: int = 64) -> float:
     runtime.forward([0] * context, logits="none")
     runtime.keep(range(context))
     times = []
-    for _ in range(_TIMED_PASSES):
+    for _ in range(TUNING.timed_passes):
         start = time.perf_counter()
         runtime.forward([0] * rows)
         times.append(time.perf_counter() - start)
@@ -285,7 +300,7 @@ def best_size(
     for size in _sizes(required, len(ranking)):
         covered = coverage(ranking[:size], held_out)
         alpha = acceptance * covered
-        for gamma in range(1, _MAX_DRAFT + 1):
+        for gamma in range(1, TUNING.max_draft + 1):
             expected = sum(alpha**i for i in range(gamma + 1))
             seconds = gamma * draft_seconds(size) + target_seconds(gamma + 1)
             choices.append(Size(size, covered, gamma, expected / seconds))
@@ -325,7 +340,7 @@ def _pieces(path: Path, progress: Progress) -> Iterator[str]:
     piece = ""
     for line in texts_of(path, progress):
         piece += line
-        if len(piece) >= _PIECE_CHARACTERS:
+        if len(piece) >= TUNING.piece_characters:
             yield piece
             piece = ""
     yield piece
