@@ -1,4 +1,4 @@
-"""What ``edgespec export`` does: a model, through what is asked of it, into a bundle."""
+"""The work of ``edgespec export``: change a model as the recipe asks, and write a bundle."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Exported:
     """The runtime of the source that the quality was measured against; None: it was not."""
     draft: DraftReport | None
     whole: DraftReport | None
-    """Of the model that the draft was made of."""
+    """Of the source, before the export."""
 
 
 def export(
@@ -143,7 +143,7 @@ def _report(
     whole: DraftReport | None,
     referee: str | None,
 ) -> dict[str, Any]:
-    """What the bundle keeps: nothing that depends on the machine's speed."""
+    """The part that the bundle records: nothing that depends on the machine's speed."""
     found: dict[str, Any] = {}
     if quality is not None:
         found = {**quality.to_json(), "reference": referee}

@@ -1,4 +1,4 @@
-"""What weights that were changed cost: perplexity and divergence from those they were made of."""
+"""The quality of changed weights: perplexity, and divergence from the weights before."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _u4(raw: Bytes) -> Blocks:
 
 @dataclass(frozen=True)
 class Format:
-    """How a type becomes ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
+    """The conversion of a type to ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
 
     bits: int
     block: int

@@ -32,7 +32,7 @@ Frequencies = npt.NDArray[np.float64]
 """How often each token is expected, up to a factor, ``[vocab_size]``."""
 TokenIds = npt.NDArray[np.int64]
 Answer = tuple[Sequence[int], Sequence[int]]
-"""A prompt's ids and those that the target answered with."""
+"""A prompt's token ids and the target's output tokens."""
 
 _LINE_CHARACTERS, _JSON_CHARACTERS = 1 << 16, 1 << 24
 _UNUSED_NAME = re.compile(r"<unused\d+>")
@@ -97,7 +97,7 @@ def other_answers(answers: Sequence[Answer]) -> list[Answer]:
 def expected_frequencies(
     samples: Sequence[Counts], answers: Sequence[Answer], head: FloatArray, draft: Runtime
 ) -> Frequencies:
-    """How often each token is to be expected where ``samples`` and ``answers`` come from.
+    """The expected frequency of each token in the distribution of ``samples`` and ``answers``.
 
     The sum of three: what the samples have, each with the same weight; what ``likely_tokens`` makes of
     that with ``head``, the rows of the draft's; and what ``draft`` itself expects in the answers.

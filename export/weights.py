@@ -38,8 +38,8 @@ _FOUR: dict[str, tuple[int, bool]] = {"U4_64": (64, True), "U4_32": (32, True), 
 """4-bit formats: weights in a group, and whether zero points are whole. 4.4, 4.75 and 5 bits a weight."""
 _EIGHT, _EIGHT_GROUP = "I8_64", 64
 _DRAFT = "U4_64"
-"""What a draft's matrices become in int4. Of Qwen2.5-Coder-0.5B, groups of 32 read 10 % more for 0.4
-points of acceptance."""
+"""The format of a draft's matrices in int4. Groups of 32 read 10 % more for 0.4 points of acceptance
+(Qwen2.5-Coder-0.5B)."""
 _SAMPLED_ROWS = 2048
 """Rows of a matrix on which the errors of the formats are measured."""
 _PART_WEIGHTS = 1 << 24
@@ -201,7 +201,7 @@ def quantize_int4(
 
 
 def observed(layers: Layers, layer: int, states: States) -> tuple[States, dict[str, FloatArray]]:
-    """What a layer makes of ``states``, and XᵀX of its products' inputs, by their matrices' names.
+    """The layer's outputs for ``states``, and XᵀX of its products' inputs, by their matrices' names.
 
     Products that are added to the residual stream count each token relative to its length there: some
     tokens, a text's first above all, have inputs a thousand times as large as the others.

@@ -41,10 +41,10 @@ from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress
 
 _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
-"""What llama.cpp's quantizer makes of ``--weights`` in a GGUF file."""
+"""The type of llama.cpp's quantizer for each ``--weights`` in a GGUF file."""
 _MEASURED_CONTEXT = 1024
 _LAYER_WINDOWS = 4
-"""Windows of the calibration text that layers are chosen by."""
+"""Windows of the calibration text on which layers are chosen."""
 _MEASURED_HEADS = (4, 2)
 """Parts of the vocabulary (a quarter, half) in the heads that are timed to know what a row costs."""
 
@@ -95,7 +95,7 @@ class Work:
 
     @property
     def _quantizer(self) -> str | None:
-        """What llama.cpp's quantizer makes of the weights, where it makes them."""
+        """The type for llama.cpp's quantizer, where it converts the weights."""
         return _QUANTIZATIONS.get(self.recipe.weights) if self.recipe.format == "gguf" else None
 
     def samples(self, answers: Sequence[Answer]) -> tuple[list[Counts], Counts]:
@@ -172,7 +172,7 @@ class Work:
             write_gguf(made, path, self.progress)
 
     def open(self, path: Path) -> Runtime:
-        """What was written, loaded to measure it."""
+        """The exported model, loaded to measure it."""
         runtime: Runtime
         if path.is_dir():
             from edgespec.runtimes.onnx import OnnxRuntime
@@ -186,7 +186,7 @@ class Work:
         return runtime
 
     def reference(self, runtime: Runtime) -> Runtime:
-        """What ``runtime`` is measured against: the source as it was, where weights did not change on
+        """The reference of ``runtime``: the source as it was, where weights did not change on
         llama.cpp, if it is there; else ``runtime`` itself, and then only its perplexity is known.
         """
         recipe, path = self.recipe, self.source.path

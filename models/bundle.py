@@ -50,7 +50,7 @@ class _Sampling(msgspec.Struct, omit_defaults=True):
 
 
 class _Manifest(msgspec.Struct):
-    """What is read of ``bundle.json``; ``bundle.schema.json`` describes all that is written."""
+    """The keys of ``bundle.json`` that are read; ``bundle.schema.json`` describes all keys."""
 
     name: str
     target: _Model | None

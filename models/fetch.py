@@ -33,8 +33,9 @@ Report = Callable[[int], None]  # called with the bytes of the model so far
 _CHUNK = 1 << 20
 _MARGIN = 64 << 20  # bytes left free, so that a download does not fill a disk to its last block
 _HUB_SECONDS = 5.0
-"""The hub has so long to answer before the next source is tried; its library's ``HF_HUB_ETAG_TIMEOUT``
-takes its place. An answer takes well under a second on a home network."""
+"""The time for the hub's first answer; after it the next source is tried. The environment variable
+``HF_HUB_ETAG_TIMEOUT`` of its library overrides it. Chosen, not measured: five seconds is a short wait
+without a network, and long for one request with one."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound on memory
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -203,7 +204,7 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What ``call`` returns. Raises what it raises, or ``TimeoutError`` after so many seconds.
+    """The result of ``call``. Raises its exception, or ``TimeoutError`` after so many seconds.
 
     The timeouts of the hub's library hold for each address and each read, so that they add up.
     """

@@ -35,7 +35,7 @@ MAX_NESTING = 4
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. ``shape`` is in row-major order: rows first, then the row's length."""
+    """The place of a tensor in the file. ``shape`` is in row-major order: rows first, then the row's length."""
 
     name: str
     type: str

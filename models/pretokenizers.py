@@ -1,4 +1,4 @@
-"""How byte-level BPE vocabularies cut text into words before merging.
+"""Pre-tokenizers: how byte-level BPE vocabularies cut text into words before merging.
 
 The names (``tokenizer.ggml.pre``) and the patterns are those of ``src/llama-vocab.cpp`` in
 llama.cpp, our reference: where it simplifies a pattern of the model's authors, so do we.

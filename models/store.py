@@ -1,4 +1,4 @@
-"""Where models are kept and how they get there.
+"""The store of models: where they are kept, and how they are downloaded.
 
 A model is installed when `models_dir()/NAME/FILE` exists: it is downloaded to a staging folder
 beside it, checked, and renamed into place as the last step, so whatever has that name is whole. The

@@ -52,7 +52,7 @@ class BoundsError(Exception):
 
 
 class _Bounds(threading.local):
-    """What is left to the rendering under way in this thread."""
+    """The remaining budget of the rendering in this thread."""
 
     deadline = float("inf")
     size = MAX_SIZE

@@ -274,7 +274,7 @@ def _bpe(vocabulary: dict[str, int], merges: list[Any], unknown: int, **options:
 
 
 def missing_name(vocabulary: Container[str]) -> str:
-    """What stands for characters without a token: a name that no token has."""
+    """The unknown token's name, for characters without a token: no other token has it."""
     name = "<missing>"
     while name in vocabulary:
         name += ">"

@@ -45,7 +45,7 @@ _BYTES = _byte_alphabet()
 
 
 class TokenizerError(Exception):
-    """What is wrong with a tokenizer's description."""
+    """A tokenizer's description is not usable; the message is the reason."""
 
 
 def _utf8(text: str) -> bytes:

@@ -135,7 +135,7 @@ class TrimmedGGUF:
 
 
 class _Shrunken:
-    """What llama.cpp is to see of a source with a trimmed head."""
+    """A source with a trimmed head as llama.cpp loads it."""
 
     def __init__(self, source: Source) -> None:
         self._source, self.path = source, source.path
