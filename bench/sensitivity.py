@@ -27,7 +27,9 @@ from edgespec.drafting import (
     suffix_automaton,
 )
 from edgespec.errors import UserError
-from edgespec.simulation.simulate import Trace, predict, read_trace
+from edgespec.runtimes import get
+from edgespec.simulation.simulate import predict
+from edgespec.simulation.trace import Trace, read_trace
 
 SIMULATED = (
     scheduler,
@@ -94,7 +96,7 @@ def tokens_per_s(
         target.curve,
         drafter,
         pass_sizes=target.pass_sizes,
-        draft_curve=draft.draft_curve() if draft else None,
+        draft_curve=draft.draft_curve(get(draft.runtime).prefill_chunk) if draft else None,
     ).decode_tokens_per_s
 
 

@@ -86,7 +86,8 @@ class Engine:
         config = configure(model, **options)
         check_threads(config.threads)
         found = find(config.model, progress)
-        template = found.tokenizer.chat_template
+        source = found.tokenizer.chat_template
+        template = ChatTemplate(source, found.tokenizer) if source else None
         drafting = _draft_model(config.draft, found, progress)
         places = find_places(config, found, notice=notice)
         plan = None
@@ -134,7 +135,7 @@ class Engine:
                     model=model_draft,
                 ),
                 found.tokenizer,
-                ChatTemplate(template, found.tokenizer) if template else None,
+                template,
                 draft=model_draft,
                 cache=next((each for each in persistent if isinstance(each, NgramCache)), None),
                 config=config,

@@ -1,4 +1,4 @@
-"""Turns model files into what a runtime loads. Knows nothing of the engine."""
+"""Converts model files to the formats that runtimes load. Does not depend on the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgespec.progress import Progress, silent
 
 
 def onnx_folder(source: Path, sha256: str, parent: Path) -> Path:
-    """Where the ONNX model built from ``source`` is kept: named by the file's hash and the builder."""
+    """The folder of the ONNX model built from ``source``, named by the file's hash and the builder's version."""
     return parent / f"{name_of(source)[:48]}-{sha256[:16]}-onnx{BUILDER_VERSION}"
 
 

@@ -1,4 +1,4 @@
-"""Writes bundles; ``edgespec.models.bundle`` reads them and says what they are."""
+"""Writes bundles; ``edgespec.models.bundle`` reads them and describes them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 def scratch_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that is gone in the end, unless it was moved.
 
-    It has its name before it is there (``tempfile`` says it afterwards), so that a Ctrl-C in between
-    leaves nothing.
+    Its name is chosen before it is created (``tempfile`` returns it afterwards), so that a Ctrl-C in
+    between leaves nothing.
     """
     folder = out.parent / f".{out.name}.{secrets.token_hex(8)}"
     try:
@@ -103,7 +103,7 @@ def write_manifest(
 
 
 def sampling_defaults(path: Path) -> dict[str, float]:
-    """What a model's makers recommend: ``generation_config.json``, or a GGUF's ``general.sampling``."""
+    """The sampling options that a model's authors recommend: ``generation_config.json``, or a GGUF's ``general.sampling``."""
     if path.is_dir():
         file = path / "generation_config.json"
         try:

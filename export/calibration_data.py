@@ -26,9 +26,9 @@ from edgespec.models.tokenizer import Tokenizer
 from edgespec.models.trimmed import EMBEDDING, HEAD
 
 _FEW = 8
-"""Tokens in a vocabulary that nobody uses: enough for those that transformers expects in every one."""
+"""Tokens of a vocabulary that is not used: enough for the special tokens that transformers expects."""
 States = list[FloatArray]
-"""What the layers hand on, float32 ``[tokens, hidden]`` for each window of the text."""
+"""The hidden states between layers, float32 ``[tokens, hidden]`` for each window of the text."""
 
 
 def calibration_windows(tokenizer: Tokenizer) -> list[list[int]]:
@@ -37,7 +37,7 @@ def calibration_windows(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 class Layers:
-    """The layers of ``source`` in the torch reference, made of what the source holds when they run."""
+    """The layers of ``source`` in the PyTorch reference. Each is loaded when it runs."""
 
     def __init__(self, source: Source) -> None:
         try:
@@ -60,11 +60,11 @@ class Layers:
         states: States,
         observe: Callable[[str, FloatArray, FloatArray], None] | None = None,
     ) -> States:
-        """What the layer makes of ``states``.
+        """The outputs of the layer for ``states``.
 
-        ``observe`` gets the name of every matrix of the layer, its inputs ``[tokens, K]`` and what the
-        layer made of these tokens, window by window; matrices with the same inputs are named once, by
-        the first of them.
+        ``observe`` gets the name of every matrix of the layer, its inputs ``[tokens, K]`` and the
+        layer's outputs, window by window. Matrices with the same inputs are named once, by the first
+        of them.
         """
         import torch
 
@@ -94,7 +94,7 @@ class Layers:
         return made
 
     def normalize(self, states: States) -> States:
-        """What enters the head."""
+        """The inputs of the head."""
         weight = self._source.tensor("output_norm.weight").view(np.float32)
         epsilon = np.float32(self._config.norm_epsilon)
         return [
@@ -113,7 +113,7 @@ def shared_inputs(source: Source, layer: int) -> list[list[str]]:
 
 
 class _OneLayer:
-    """A source with one layer and next to no vocabulary: no more is read to make the reference of it."""
+    """A source with one layer and a tiny vocabulary, so that the reference loads little."""
 
     def __init__(self, source: Source, layer: int) -> None:
         kept = KeptLayers(source, [layer])

@@ -110,7 +110,7 @@ class Decoder:
         return f"{name}.weight" in self.source.tensors
 
     def weight(self, name: str) -> TensorInfo:
-        """Where a matrix lies. Raises ``UserError`` where it is absent or of a type without kernel."""
+        """The place of a matrix in the source. Raises ``UserError`` where it is absent or of a type without kernel."""
         if not self.has(name):
             raise UserError(
                 f"{self.source.path} has no tensor {name}.weight; is it a complete language model?"
@@ -357,7 +357,7 @@ class Decoder:
 
 
 def _table_dtype(embedding: TensorInfo) -> np.dtype[Any]:
-    """How the graph stores an embedding: blocks as halves, what else as in products."""
+    """The format in which the graph stores an embedding: float16 for block formats, else as in products."""
     return np.dtype(_FLOATS.get(embedding.type, np.float16))
 
 

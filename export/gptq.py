@@ -17,7 +17,7 @@ from edgespec.core.runtime import FloatArray
 Bytes = npt.NDArray[np.uint8]
 
 DAMPING = 0.01
-"""Of the mean of the Hessian's diagonal, added to it: inputs that hardly vary stay solvable."""
+"""Share of the mean of the Hessian's diagonal that is added to it, so that inputs that hardly vary stay solvable."""
 _SHRINKS = np.linspace(1.0, 0.6, 17, dtype=np.float32)
 """Parts of a group's range that are tried: clipping its ends may cost less than coarser steps."""
 
@@ -32,7 +32,7 @@ class Codes:
     group: int
 
     def weights(self) -> FloatArray:
-        """What they stand for, float32 ``[rows, K]``."""
+        """The dequantized weights, float32 ``[rows, K]``."""
         columns = self.codes.shape[1]
         scales, zero_points = (
             np.repeat(each.astype(np.float32), self.group, axis=1)[:, :columns]

@@ -1,4 +1,4 @@
-"""What ``edgespec export`` does: a model, through what is asked of it, into a bundle."""
+"""The work of ``edgespec export``: change a model as the recipe asks, and write a bundle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from edgespec.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Exported:
-    """What came out of an export, for people; the bundle holds what does not depend on the time."""
+    """The result of an export, for people; the bundle records what does not depend on the time."""
 
     folder: Path
     size: int
@@ -47,7 +47,7 @@ class Exported:
     """The runtime of the source that the quality was measured against; None: it was not."""
     draft: DraftReport | None
     whole: DraftReport | None
-    """Of the model that the draft was made of."""
+    """Of the source, before the export."""
 
 
 def export(
@@ -61,7 +61,7 @@ def export(
 ) -> Exported:
     """Make a bundle of ``path``, a GGUF file or a safetensors folder.
 
-    ``answers`` are what the target said (``--sampled-from``), ``target`` its runtime, which only
+    ``answers`` are the target's output tokens (``--sampled-from``), ``target`` its runtime, which only
     ``trim_vocab="auto"`` needs. The folder ``out`` must not exist; it appears when it is whole, and
     the same input gives the same bytes. Raises ``UserError`` for what the caller can put right.
     """
@@ -74,10 +74,10 @@ def export(
         tokenizer.save(folder / "tokenizer")
         packed = [_packed_draft(folder, draft, progress) for draft in recipe.drafts]
         made = work.changed()
-        held = None
+        held_out_counts = None
         if recipe.trim_vocab is not None:
-            samples, held = work.samples(answers)
-            made = work.trimmed(made, samples, held, answers, target)
+            samples, held_out_counts = work.samples(answers)
+            made = work.trimmed(made, samples, held_out_counts, answers, target)
         provenance = _provenance(path, recipe, made, progress)
         made = work.weighted(made)  # for an hour, it may be: what can fail has been done before
         name = "model.gguf" if recipe.format == "gguf" else "model"
@@ -87,10 +87,12 @@ def export(
         windows = held_out(tokenizer)
         if recipe.makes_a_draft:
             texts = held_out_answers(answers) or [([], window) for window in windows]
-            if held is None or not held.any():  # no corpus, or one too short to hold any out
-                held = _counted(texts, tokenizer.vocab_size)
-            whole = draft_report(work.whole(), held, texts)
-            draft = draft_report(runtime, held, texts)
+            if (
+                held_out_counts is None or not held_out_counts.any()
+            ):  # no corpus, or one too short to hold any out
+                held_out_counts = _counted(texts, tokenizer.vocab_size)
+            whole = draft_report(work.whole(), held_out_counts, texts)
+            draft = draft_report(runtime, held_out_counts, texts)
         if TOKEN_IDS not in made.metadata:
             reference = work.reference(runtime)
             bits = bits_per_weight(made)
@@ -132,7 +134,7 @@ def _tokenizer(source: Source) -> Tokenizer:
 
 
 def _counted(texts: Sequence[Answer], vocab_size: int) -> Counts:
-    return np.bincount([id for _, said in texts for id in said], minlength=vocab_size)
+    return np.bincount([id for _, output in texts for id in output], minlength=vocab_size)
 
 
 def _report(
@@ -141,7 +143,7 @@ def _report(
     whole: DraftReport | None,
     referee: str | None,
 ) -> dict[str, Any]:
-    """What the bundle keeps: nothing that depends on the machine's speed."""
+    """The part that the bundle records: nothing that depends on the machine's speed."""
     found: dict[str, Any] = {}
     if quality is not None:
         found = {**quality.to_json(), "reference": referee}
@@ -174,7 +176,7 @@ def _provenance(path: Path, recipe: Recipe, made: Source, progress: Progress) ->
 
 
 def _packed_draft(folder: Path, path: Path, progress: Progress) -> Mapping[str, Any]:
-    """Copy the draft of another bundle, if it speaks with the same tokens."""
+    """Copy the draft of another bundle, if it has the same vocabulary."""
     if not is_bundle(path):
         raise UserError(f"{path} is no bundle; make one of the draft with `edgespec export` first")
     bundle = read_bundle(path, progress)

@@ -17,11 +17,10 @@ from edgespec.progress import Progress, silent
 def choose_layers(
     source: Source, count: int, windows: Sequence[Sequence[int]], progress: Progress = silent
 ) -> list[int]:
-    """The ``count`` layers to keep: without the run of layers that turns its input least.
+    """The ``count`` layers to keep: without the run of consecutive layers that changes its input least.
 
-    That is measured on the tokens of ``windows`` as Gromov et al. 2024 ("The Unreasonable
-    Ineffectiveness of the Deeper Layers") have it: the angle between what enters the run and what
-    leaves it. Needs the extra ``[torch]``. Raises ``UserError`` where there are not so many layers.
+    It is measured on the tokens of ``windows`` as in Gromov et al. 2024 ("The Unreasonable
+    Ineffectiveness of the Deeper Layers"): the angle between the inputs and the outputs of the run. Needs the extra ``[torch]``. Raises ``UserError`` where there are not so many layers.
     """
     config = read_config(source.metadata)
     if not 0 < count < config.layers:
@@ -45,7 +44,7 @@ def choose_layers(
 
 
 def angular_distance(before: FloatArray, after: FloatArray) -> float:
-    """The mean angle between the rows of two arrays, as a part of half a turn."""
+    """The mean angle between the rows of two arrays, as a fraction of π."""
     products = (before * after).sum(axis=-1)
     lengths = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
     cosines = np.clip(products / np.maximum(lengths, np.finfo(np.float32).tiny), -1, 1)

@@ -1,4 +1,4 @@
-"""What weights that were changed cost: perplexity and divergence from those they were made of."""
+"""The quality of changed weights: perplexity, and divergence from the weights before."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Windows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Quality:
-    """How a runtime does on a text, and its reference: the weights that its own were made of.
+    """The quality of a runtime on a text, and of its reference: the weights before the export.
 
     ``kl_divergence`` is the mean of Σ p log(p / q) over the tokens, in nats, p the reference's
     distribution. ``bytes_per_token`` is what one pass reads, ``bits_per_weight`` the mean over all

@@ -12,7 +12,7 @@ GGUF's formats (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h):
   the kernels', which round their inputs to 8 bits as well. (Blocks of 128 would be a little smaller
   still, but there the kernels on x86-64 give a row other bits when it is the last of an odd pass.)
 
-And this project's own, for what GPTQ, AWQ and our own quantization produce and no GGUF format holds.
+And this project's own, for weights of GPTQ, AWQ and our own quantization that no GGUF format represents exactly.
 A row is its blocks, one after the other; the last one is filled up where columns are left over:
 
 - U4_32, U4_64, U4_128: float16 scale, uint8 zero point (0–15), the codes in 4 bits, two a byte, the
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core.runtime import FloatArray
+from edgespec.models.gguf import BLOCK_FORMATS
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -118,7 +119,7 @@ def _u4(raw: Bytes) -> Blocks:
 
 @dataclass(frozen=True)
 class Format:
-    """How a type becomes ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
+    """The conversion of a type to ``MatMulNBits`` blocks of ``block`` weights in ``bits`` bits."""
 
     bits: int
     block: int
@@ -126,7 +127,7 @@ class Format:
     stored: tuple[int, int]
     """Weights and bytes of one stored (super-)block."""
     zeros: Literal["middle", "points", "minimums"] = "middle"
-    """What stands for zero in a block, as ``Blocks`` has it."""
+    """What represents zero in a block; see ``Blocks``."""
     rounded: bool = False
     """Whether ``block`` is larger than the stored blocks, so that weights are rounded once more."""
 
@@ -141,14 +142,16 @@ class Format:
         return self.zeros != "middle"
 
 
+_STORED = {name: (weights, size) for name, weights, size in BLOCK_FORMATS.values()}
+
 FORMATS = {
-    "Q4_0": Format(4, 32, _q4_0, (32, 18)),
-    "Q4_1": Format(4, 32, _q4_1, (32, 20), "minimums"),
-    "Q5_0": Format(8, 32, _q5_0, (32, 22)),
-    "Q8_0": Format(8, 32, _q8_0, (32, 34)),
-    "Q4_K": Format(4, 32, _q4_k, (256, 144), "minimums"),
-    "Q5_K": Format(8, 32, _q5_k, (256, 176), "minimums"),
-    "Q6_K": Format(8, 64, _q6_k, (256, 210), rounded=True),
+    "Q4_0": Format(4, 32, _q4_0, _STORED["Q4_0"]),
+    "Q4_1": Format(4, 32, _q4_1, _STORED["Q4_1"], "minimums"),
+    "Q5_0": Format(8, 32, _q5_0, _STORED["Q5_0"]),
+    "Q8_0": Format(8, 32, _q8_0, _STORED["Q8_0"]),
+    "Q4_K": Format(4, 32, _q4_k, _STORED["Q4_K"], "minimums"),
+    "Q5_K": Format(8, 32, _q5_k, _STORED["Q5_K"], "minimums"),
+    "Q6_K": Format(8, 64, _q6_k, _STORED["Q6_K"], rounded=True),
     "U4_32": Format(4, 32, _u4, (32, 19), "points"),
     "U4_64": Format(4, 64, _u4, (64, 35), "points"),
     "U4_128": Format(4, 128, _u4, (128, 67), "points"),
@@ -178,9 +181,8 @@ def unpack(raw: Bytes, format: Format) -> Blocks:
 def encode(codes: Bytes, scales: FloatArray, zero_points: Bytes | None, type: str) -> Bytes:
     """Stored rows ``[rows, bytes]`` of one of the project's own formats; ``unpack`` gives all back.
 
-    ``codes`` uint8 ``[rows, columns]``, ``scales`` ``[rows, ⌈columns / block⌉]``, whose values float16
-    must hold exactly, ``zero_points`` uint8 like ``scales``. ``I8_64`` takes ``None`` for them; its
-    codes lie around 128. Raises ``ValueError`` for scales that float16 does not hold.
+    ``codes`` uint8 ``[rows, columns]``, ``scales`` ``[rows, ⌈columns / block⌉]``, exact in float16, ``zero_points`` uint8 like ``scales``. ``I8_64`` takes ``None`` for them; its
+    codes lie around 128. Raises ``ValueError`` for scales that are not exact in float16.
     """
     format = FORMATS[type]
     rows, columns = codes.shape

@@ -1,4 +1,4 @@
-"""What ``edgespec export`` was asked to make."""
+"""The request to ``edgespec export``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edgespec.export.vocabulary import Answer
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to make of a model; the options of ``edgespec export``."""
+    """The changes to a model: the options of ``edgespec export``."""
 
     format: str = "onnx"
     weights: str = "exact"
     keep_layers: int | Sequence[int] | None = None
-    """How many layers to keep, or which."""
+    """The number of layers to keep, or their indices."""
     trim_vocab: int | str | None = None
-    """How many tokens to keep in the head, or "auto"."""
+    """The number of tokens to keep in the head, or "auto"."""
     corpus: Sequence[Path] = ()
     """Files whose most frequent tokens are kept."""
     drafts: Sequence[Path] = ()
-    """Bundles whose drafts (or whose target, as one) are packed along."""
+    """Bundles: their drafts, or their target as a draft, are included."""
     allow_loss: bool = False
 
     @property

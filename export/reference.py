@@ -1,7 +1,7 @@
-"""PyTorch, through transformers: the numerical reference that the other runtimes are tested against.
+"""The PyTorch reference: the runtimes and quantized weights are compared with it in float32.
 
-It runs a source's weights, dequantized to float32, in the model's published implementation. It is
-meant to be right and plain, not fast. Extra ``[torch]`` (transformers 5 or later).
+It runs a source's weights, dequantized to float32, in transformers' implementation of the model. It is
+correct and simple, not fast. Extra ``[torch]`` (transformers 5 or later).
 """
 
 from __future__ import annotations
@@ -182,9 +182,9 @@ def _load_folder(path: Path) -> Any:
 
 
 def load_model(source: Source) -> Any:
-    """The transformers model, in float32, of what ``source`` holds.
+    """The transformers model, in float32, of the weights in ``source``.
 
-    Raises ``UserError`` where it does not hold a whole one.
+    Raises ``UserError`` where weights are missing or unknown.
     """
     config = read_config(source.metadata)
     is_mistral = config.architecture == "llama" and config.window

@@ -1,5 +1,5 @@
-"""What the exporter reads a model from. Whatever the format, a source looks like a GGUF file:
-GGUF's names of tensors and metadata, and its block formats.
+"""A model as the exporter reads it. Whatever its format, a source looks like a GGUF file: GGUF's names of
+tensors and metadata, and its block formats.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ class Source(Protocol):
 
 
 def name_of(path: Path) -> str:
-    """What to call a model: its file's name without .gguf, or its folder's."""
+    """The name of a model: its file's name without .gguf, or its folder's."""
     return path.stem if path.suffix == ".gguf" else path.resolve().name

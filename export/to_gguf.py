@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edgespec.errors import UserError
 from edgespec.export.source import Source
+from edgespec.files import move_into_place
 from edgespec.models.gguf import BLOCK_FORMATS, TensorInfo
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
@@ -30,7 +31,7 @@ QUANTIZATIONS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
 )
-"""What llama.cpp quantizes to without an importance matrix."""
+"""Types that llama.cpp quantizes to without an importance matrix."""
 
 _DISK_MARGIN = 64 << 20
 _TYPES = {name for name, _, _ in BLOCK_FORMATS.values()}
@@ -55,7 +56,7 @@ def write_gguf(
             _write(source, partial, progress)
             if quantize is not None:
                 partial = _quantized(partial, quantize.upper(), progress)
-            os.replace(partial, path)
+            move_into_place(partial, path)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"cannot write {path}: {why}; check the folder and its disk") from error
@@ -95,7 +96,7 @@ class _Described:
 
 
 def _refuse(source: Source, path: Path, quantize: str | None) -> None:
-    """What can be known before any work."""
+    """Raise ``UserError`` for errors that are known before any work."""
     if path.exists():
         raise UserError(f"{path} exists; remove it or choose another name")
     if not path.parent.is_dir():

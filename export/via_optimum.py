@@ -59,7 +59,7 @@ def _run(folder: Path, out: Path) -> None:
     """Run ``_export`` in a process of its own.
 
     Optimum opens sessions of ONNX Runtime with pools of threads of their own, which a process that has
-    loaded a model here no longer can; and what torch and the tracer say and take is gone with it.
+    loaded a model here no longer can; and the memory and output of torch and its tracer end with that process.
     """
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -71,8 +71,8 @@ def _run(folder: Path, out: Path) -> None:
         command, env=environment, capture_output=True, encoding="utf-8", errors="replace"
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise UserError(f"Optimum cannot export {folder}: {said[-1][:300]}")
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise UserError(f"Optimum cannot export {folder}: {lines[-1][:300]}")
 
 
 def _export(folder: Path, out: Path) -> None:

@@ -1,9 +1,9 @@
 """Which tokens a draft's head keeps, what that costs in acceptance, and what it gains in speed.
 
-VocabTrim (Goel et al. 2025) keeps the tokens that the target itself says most often, FR-Spec (Zhao
+VocabTrim (Goel et al. 2025) keeps the tokens that the target itself outputs most often, FR-Spec (Zhao
 et al. 2025) those that are most frequent in a corpus. Counts are int64 ``[vocab_size]``; of every ten
 pieces of text one is held out, to measure on. A sample of some thousand tokens lacks most of those that
-will be said: ``likely_tokens`` infers their frequencies from those of tokens that the model treats alike.
+will be output: ``likely_tokens`` infers their frequencies from those of tokens that the model treats alike.
 """
 
 from __future__ import annotations
@@ -32,20 +32,33 @@ Frequencies = npt.NDArray[np.float64]
 """How often each token is expected, up to a factor, ``[vocab_size]``."""
 TokenIds = npt.NDArray[np.int64]
 Answer = tuple[Sequence[int], Sequence[int]]
-"""A prompt's ids and those that the target answered with."""
+"""A prompt's token ids and the target's output tokens."""
 
-_PIECE_CHARACTERS = 4096
 _LINE_CHARACTERS, _JSON_CHARACTERS = 1 << 16, 1 << 24
-_HELD_OUT = 10
-"""One in so many pieces of text is held out."""
-_PASS_ROWS = 32
-_MAX_DRAFT = 16
-"""Tokens of the longest draft that ``best_size`` considers."""
-_TIMED_PASSES = 15
-_FIT_STEPS = 60
-_RIDGE = 0.01
-"""Of the mean of the Hessian's diagonal, added to it."""
 _UNUSED_NAME = re.compile(r"<unused\d+>")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Constants of this module. No measurement is recorded for those without a reason."""
+
+    piece_characters: int = 4096
+    """Characters of a piece of text that is tokenized at once."""
+    held_out: int = 10
+    """One in so many pieces is held out to measure on: a tenth, as is usual."""
+    pass_rows: int = 32
+    """Tokens in a pass: bounds the memory of their logits."""
+    max_draft: int = 16
+    """Tokens of the longest draft that ``best_size`` considers."""
+    timed_passes: int = 15
+    """Passes of which ``pass_seconds`` takes the median."""
+    fit_steps: int = 60
+    """Evaluations of the likelihood in ``likely_tokens``, each after a Newton step or a part of one."""
+    ridge: float = 0.01
+    """Share of the mean of the Hessian's diagonal that is added to it, so that it can be inverted."""
+
+
+TUNING = Tuning()
 
 
 def count_tokens(
@@ -65,24 +78,26 @@ def sampled_tokens(answers: Iterable[Sequence[int]], vocab_size: int) -> tuple[C
     counts = np.zeros((2, vocab_size), np.int64)
     for i, answer in enumerate(answers):
         ids = np.asarray(answer, np.int64)
-        counts[int(i % _HELD_OUT == _HELD_OUT // 2)] += np.bincount(ids, minlength=vocab_size)
+        counts[int(i % TUNING.held_out == TUNING.held_out // 2)] += np.bincount(
+            ids, minlength=vocab_size
+        )
     return counts[0], counts[1]
 
 
 def held_out_answers(answers: Sequence[Answer]) -> Sequence[Answer]:
     """Those that ``sampled_tokens`` holds out; all, where they are too few for that."""
-    return answers[_HELD_OUT // 2 :: _HELD_OUT] or answers
+    return answers[TUNING.held_out // 2 :: TUNING.held_out] or answers
 
 
 def other_answers(answers: Sequence[Answer]) -> list[Answer]:
     """Those that ``sampled_tokens`` does not hold out."""
-    return [each for i, each in enumerate(answers) if i % _HELD_OUT != _HELD_OUT // 2]
+    return [each for i, each in enumerate(answers) if i % TUNING.held_out != TUNING.held_out // 2]
 
 
 def expected_frequencies(
     samples: Sequence[Counts], answers: Sequence[Answer], head: FloatArray, draft: Runtime
 ) -> Frequencies:
-    """How often each token is to be expected where ``samples`` and ``answers`` come from.
+    """The expected frequency of each token in the distribution of ``samples`` and ``answers``.
 
     The sum of three: what the samples have, each with the same weight; what ``likely_tokens`` makes of
     that with ``head``, the rows of the draft's; and what ``draft`` itself expects in the answers.
@@ -104,11 +119,11 @@ def drafted_tokens(answers: Sequence[Answer], draft: Runtime) -> Frequencies:
     """
     total: Frequencies = np.zeros(draft.info.vocab_size)
     rows = 0
-    for prompt, said in answers:
-        tokens = [*prompt, *said][: draft.info.context]
+    for prompt, output in answers:
+        tokens = [*prompt, *output][: draft.info.context]
         draft.truncate(0)
-        for start in range(0, len(tokens), _PASS_ROWS):
-            chunk = tokens[start : start + _PASS_ROWS]
+        for start in range(0, len(tokens), TUNING.pass_rows):
+            chunk = tokens[start : start + TUNING.pass_rows]
             logits = draft.forward(chunk)
             draft.keep(range(len(chunk)))
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -122,18 +137,18 @@ def drafted_tokens(answers: Sequence[Answer], draft: Runtime) -> Frequencies:
 def likely_tokens(seen: Frequencies, head: FloatArray) -> Frequencies:
     """The frequencies softmax(``head`` · x) under which a sample with those ``seen`` is likeliest.
 
-    A token that the sample lacks thus has about the frequency of tokens whose rows are like its own: of
-    a name, say, where the sample has other names. ``head`` is float32 ``[vocab_size, hidden]``.
+    A token that the sample lacks thus has about the frequency of tokens with similar rows in the head: a
+    name, for example, where the sample has other names. ``head`` is float32 ``[vocab_size, hidden]``.
     """
     wanted = seen.astype(np.float32) @ head
-    said = np.flatnonzero(seen)
-    spread = head[said] - wanted
+    occurring = np.flatnonzero(seen)
+    spread = head[occurring] - wanted
     # At the maximum the frequencies have about the sample's covariance, which is the Hessian there.
-    hessian = (spread.T * seen[said].astype(np.float32)) @ spread
-    hessian[np.diag_indices_from(hessian)] += _RIDGE * np.diag(hessian).mean()
+    hessian = (spread.T * seen[occurring].astype(np.float32)) @ spread
+    hessian[np.diag_indices_from(hessian)] += TUNING.ridge * np.diag(hessian).mean()
     inverse = np.linalg.inv(hessian)
     best, step, x = -np.inf, 1.0, np.zeros_like(wanted)
-    for _ in range(_FIT_STEPS):
+    for _ in range(TUNING.fit_steps):
         logits = head @ x
         top = logits.max()
         powers = np.exp(logits - top)
@@ -197,12 +212,12 @@ def acceptance(answers: Iterable[Answer], draft: Runtime) -> float:
     """
     column_ids = np.array(draft.info.token_ids or range(draft.info.vocab_size))
     accepted = total = 0
-    for prompt, said in answers:
-        tokens = np.array([*prompt, *said][: draft.info.context + 1], np.int64)
-        first = max(len(prompt) - 1, 0)  # the row that guesses the first token said
+    for prompt, output in answers:
+        tokens = np.array([*prompt, *output][: draft.info.context + 1], np.int64)
+        first = max(len(prompt) - 1, 0)  # the row that predicts the first output token
         draft.truncate(0)
-        for start in range(0, len(tokens) - 1, _PASS_ROWS):
-            chunk = tokens[start:-1][:_PASS_ROWS]
+        for start in range(0, len(tokens) - 1, TUNING.pass_rows):
+            chunk = tokens[start:-1][: TUNING.pass_rows]
             skipped = max(first - start, 0)
             rows = draft.forward(chunk.tolist(), logits="all" if skipped < len(chunk) else "none")
             draft.keep(range(len(chunk)))
@@ -219,7 +234,7 @@ def pass_seconds(runtime: Runtime, rows: int = 1, context: int = 64) -> float:
     runtime.forward([0] * context, logits="none")
     runtime.keep(range(context))
     times = []
-    for _ in range(_TIMED_PASSES):
+    for _ in range(TUNING.timed_passes):
         start = time.perf_counter()
         runtime.forward([0] * rows)
         times.append(time.perf_counter() - start)
@@ -229,8 +244,8 @@ def pass_seconds(runtime: Runtime, rows: int = 1, context: int = 64) -> float:
 
 @dataclass(frozen=True)
 class DraftReport:
-    """What a draft costs and is worth: bytes and seconds of a pass, and on text held out the share
-    of its tokens that the draft can say (``coverage``) and that it does say (``acceptance``, α)."""
+    """The cost and benefit of a draft: bytes and seconds of a pass, and on held-out text the share of
+    tokens in its vocabulary (``coverage``) and of tokens that it predicts (``acceptance``, α)."""
 
     weight_bytes: int
     pass_seconds: float
@@ -276,7 +291,7 @@ def best_size(
     """The number of tokens to keep that promises the most tokens per second (goodput, SmartSpec).
 
     With γ tokens drafted for a pass, N kept, and α(N) = ``acceptance`` · coverage of the held-out
-    text by the N chosen of ``frequencies``, a step says 1 + α(N) + … + α(N)^γ tokens and takes
+    text by the N chosen of ``frequencies``, a step outputs 1 + α(N) + … + α(N)^γ tokens and takes
     γ · ``draft_seconds(N)`` + ``target_seconds(γ + 1)``. N goes from the fewest possible to the
     whole vocabulary by factors of √2, γ from 1 to 16. Of equals the smallest is taken.
     """
@@ -285,10 +300,10 @@ def best_size(
     for size in _sizes(required, len(ranking)):
         covered = coverage(ranking[:size], held_out)
         alpha = acceptance * covered
-        for gamma in range(1, _MAX_DRAFT + 1):
-            said = sum(alpha**i for i in range(gamma + 1))
+        for gamma in range(1, TUNING.max_draft + 1):
+            expected = sum(alpha**i for i in range(gamma + 1))
             seconds = gamma * draft_seconds(size) + target_seconds(gamma + 1)
-            choices.append(Size(size, covered, gamma, said / seconds))
+            choices.append(Size(size, covered, gamma, expected / seconds))
     return max(choices, key=lambda choice: choice.tokens_per_second)
 
 
@@ -325,7 +340,7 @@ def _pieces(path: Path, progress: Progress) -> Iterator[str]:
     piece = ""
     for line in texts_of(path, progress):
         piece += line
-        if len(piece) >= _PIECE_CHARACTERS:
+        if len(piece) >= TUNING.piece_characters:
             yield piece
             piece = ""
     yield piece

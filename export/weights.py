@@ -2,7 +2,7 @@
 
 ``fp16`` and ``int8`` (Q8_0) are rounded when they are asked for; ``int4`` is calibrated when the source is
 made: GPTQ, in the format for each matrix that its sensitivity calls for. That takes hours for a large
-model, and a target is worth them: what it loses, its answers lose. A draft's losses cost acceptance
+model, which a target should have: its answers lose what its weights lose. A draft's losses cost acceptance
 alone, which is measured, so the int4 of a draft is rounded too, in minutes.
 """
 
@@ -38,10 +38,10 @@ _FOUR: dict[str, tuple[int, bool]] = {"U4_64": (64, True), "U4_32": (32, True), 
 """4-bit formats: weights in a group, and whether zero points are whole. 4.4, 4.75 and 5 bits a weight."""
 _EIGHT, _EIGHT_GROUP = "I8_64", 64
 _DRAFT = "U4_64"
-"""What a draft's matrices become in int4. Of Qwen2.5-Coder-0.5B, groups of 32 read 10 % more for 0.4
-points of acceptance."""
+"""The format of a draft's matrices in int4. Groups of 32 read 10 % more for 0.4 points of acceptance
+(Qwen2.5-Coder-0.5B)."""
 _SAMPLED_ROWS = 2048
-"""Rows of a matrix that say what its formats cost."""
+"""Rows of a matrix on which the errors of the formats are measured."""
 _PART_WEIGHTS = 1 << 24
 """Weights in float32 at a time."""
 
@@ -52,7 +52,7 @@ def with_weights(
     windows: Sequence[Sequence[int]] | None = None,
     progress: Progress = silent,
 ) -> Source:
-    """``source`` with its matrices as ``weights``, one of ``WEIGHTS``, says.
+    """``source`` with its matrices converted to ``weights``, one of ``WEIGHTS``.
 
     ``windows``: the token ids that int4 is calibrated on (``calibration.calibration_windows``), which
     needs the extra ``[torch]``; ``None``: int4 is rounded, good enough for a draft. Raises ``UserError``
@@ -83,7 +83,7 @@ def bits_per_weight(source: Source) -> float:
 
 
 def _int8(info: TensorInfo) -> str:
-    return "F16" if info.shape[-1] % 32 else "Q8_0"  # whose blocks must fill the rows
+    return "F16" if info.shape[-1] % 32 else "Q8_0"  # blocks of 32 must fill the rows
 
 
 def draft_types(source: Source) -> dict[str, str]:
@@ -201,7 +201,7 @@ def quantize_int4(
 
 
 def observed(layers: Layers, layer: int, states: States) -> tuple[States, dict[str, FloatArray]]:
-    """What a layer makes of ``states``, and XᵀX of its products' inputs, by their matrices' names.
+    """The layer's outputs for ``states``, and XᵀX of its products' inputs, by their matrices' names.
 
     Products that are added to the residual stream count each token relative to its length there: some
     tokens, a text's first above all, have inputs a thousand times as large as the others.

@@ -43,10 +43,10 @@ from edgespec.progress import Progress
 from edgespec.runtimes import for_form
 
 _QUANTIZATIONS = {"int8": "Q8_0", "int4": "Q4_K_M"}
-"""What llama.cpp's quantizer makes of ``--weights`` in a GGUF file."""
+"""The type of llama.cpp's quantizer for each ``--weights`` in a GGUF file."""
 _MEASURED_CONTEXT = 1024
 _LAYER_WINDOWS = 4
-"""Windows of the calibration text that layers are chosen by."""
+"""Windows of the calibration text on which layers are chosen."""
 _MEASURED_HEADS = (4, 2)
 """Parts of the vocabulary (a quarter, half) in the heads that are timed to know what a row costs."""
 
@@ -97,27 +97,29 @@ class Work:
 
     @property
     def _quantizer(self) -> str | None:
-        """What llama.cpp's quantizer makes of the weights, where it makes them."""
+        """The type for llama.cpp's quantizer, where it converts the weights."""
         return _QUANTIZATIONS.get(self.recipe.weights) if self.recipe.format == "gguf" else None
 
     def samples(self, answers: Sequence[Answer]) -> tuple[list[Counts], Counts]:
         """How often each token occurs in the answers, the prompts and the corpus, and in what is held
         out: of the answers, where there are any."""
-        size, found, held = self.tokenizer.vocab_size, [], np.zeros(0, np.int64)
+        size, found, held_out_counts = self.tokenizer.vocab_size, [], np.zeros(0, np.int64)
         if self.recipe.corpus:
-            counts, held = count_tokens(self.tokenizer, self.recipe.corpus, self.progress)
+            counts, held_out_counts = count_tokens(
+                self.tokenizer, self.recipe.corpus, self.progress
+            )
             found.append(counts)
         if answers:
             found.append(sampled_tokens((prompt for prompt, _ in answers), size)[0])
-            counts, held = sampled_tokens((said for _, said in answers), size)
+            counts, held_out_counts = sampled_tokens((output for _, output in answers), size)
             found.append(counts)
-        return found, held
+        return found, held_out_counts
 
     def trimmed(
         self,
         made: Source,
         samples: Sequence[Counts],
-        held: Counts,
+        held_out_counts: Counts,
         answers: Sequence[Answer],
         target: Runtime | None,
     ) -> Source:
@@ -127,11 +129,11 @@ class Work:
         frequencies = expected_frequencies(samples, sampled, rows, self.whole())
         del rows
         if self.recipe.format == "gguf":
-            made = with_tokenizer(made)  # whose size it must have had when it is written
+            made = with_tokenizer(made)  # it is written with the whole vocabulary
         size = self.recipe.trim_vocab
         if size == "auto":
             assert target is not None
-            size = self._best_size(made, frequencies, held, answers, target)
+            size = self._best_size(made, frequencies, held_out_counts, answers, target)
         assert isinstance(size, int)
         return TrimmedHead(made, choose_tokens(frequencies, size, self.tokenizer))
 
@@ -139,7 +141,7 @@ class Work:
         self,
         made: Source,
         frequencies: Frequencies,
-        held: Counts,
+        held_out_counts: Counts,
         answers: Sequence[Answer],
         target: Runtime,
     ) -> int:
@@ -154,7 +156,7 @@ class Work:
         seconds = {n: pass_seconds(target, n) for n in (1, 2, 4, 8, 16)}
         return best_size(
             frequencies,
-            held,
+            held_out_counts,
             self.tokenizer,
             alpha,
             linear_cost(*measured),
@@ -172,7 +174,7 @@ class Work:
             write_gguf(made, path, self.progress)
 
     def open(self, path: Path) -> Runtime:
-        """What was written, loaded to measure it."""
+        """The exported model, loaded to measure it."""
         form: Form = "built" if path.is_dir() else "gguf"
         spec = for_form(form)
         if spec is None:
@@ -183,7 +185,7 @@ class Work:
         return runtime
 
     def reference(self, runtime: Runtime) -> Runtime:
-        """What ``runtime`` is measured against: the source as it was, where weights did not change on
+        """The reference of ``runtime``: the source as it was, where weights did not change on
         llama.cpp, if it is there; else ``runtime`` itself, and then only its perplexity is known.
         """
         recipe, path = self.recipe, self.source.path

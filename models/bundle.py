@@ -1,18 +1,19 @@
-"""Bundles: a folder that holds a target, its drafts, their tokenizer and proof that they are whole.
+"""Bundles: a folder that holds a target, its drafts, their tokenizer and the hashes of all files.
 
-``bundle.json`` says what is in it; ``bundle.schema.json``, beside this file, is its JSON Schema, and
+``bundle.json`` lists what is in it; ``bundle.schema.json``, beside this file, is its JSON Schema, and
 ``docs/bundles.md`` describes the format for readers in other languages. A bundle may come from
-anywhere: nothing in it is believed before it was checked.
+anywhere: everything in it is checked before it is used.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from edgespec.errors import UserError
 from edgespec.models.store import sha256_of
@@ -23,15 +24,43 @@ VERSION = 1
 _MAX_MANIFEST = 16 << 20
 _MAX_FILES = 10_000
 _LARGE = 1 << 24
-"""Bytes of a file whose hashing is worth a word."""
-_PATH = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[^/\\:\x00-\x1f]+(?:/[^/\\:\x00-\x1f]+)*")
-SAMPLING: dict[str, Callable[[Any], float]] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repetition_penalty": float,
-}
+"""Bytes: the hashing of larger files reports progress."""
+_PATH = r"\A(?!.*(?:^|/)\.{1,2}(?:/|$))[^/\\:\x00-\x1f]+(?:/[^/\\:\x00-\x1f]+)*\Z"
+"""A relative path that stays inside the bundle on every operating system."""
+RelativePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
+
+
+class _File(msgspec.Struct):
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class _Model(msgspec.Struct):
+    name: str
+    format: Literal["onnx", "gguf"]
+    path: RelativePath
+
+
+class _Sampling(msgspec.Struct, omit_defaults=True):
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class _Manifest(msgspec.Struct):
+    """The keys of ``bundle.json`` that are read; ``bundle.schema.json`` describes all keys."""
+
+    name: str
+    target: _Model | None
+    drafts: list[_Model]
+    tokenizer: RelativePath
+    sampling: _Sampling
+    files: Annotated[dict[RelativePath, _File], msgspec.Meta(max_length=_MAX_FILES)]
+
+
+SAMPLING = _Sampling.__struct_fields__
 
 
 @dataclass(frozen=True)
@@ -42,12 +71,12 @@ class BundledModel:
     format: str
     path: Path
     entry: Mapping[str, Any]
-    """All that ``bundle.json`` says of it."""
+    """Its whole entry in ``bundle.json``."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are all there and unchanged."""
+    """A bundle with all its files present and unchanged."""
 
     folder: Path
     name: str
@@ -56,7 +85,7 @@ class Bundle:
     tokenizer: Path
     """A folder in Hugging Face's format."""
     sampling: Mapping[str, float]
-    """Fields of ``Sampling`` that the model's makers recommend."""
+    """Fields of ``Sampling`` that the model's authors recommend."""
     files: Mapping[str, tuple[int, str]]
     """Bytes and SHA-256 of every file, by its path."""
 
@@ -72,26 +101,21 @@ def read_bundle(folder: Path, progress: Progress = silent) -> Bundle:
     changes). Raises ``UserError`` naming the first file that is missing, changed or not listed in
     a way that can be followed.
     """
-    manifest = _manifest(folder)
+    raw = _read(folder)
     try:
-        entry, sampling = manifest["target"], manifest["sampling"]
-        files = {
-            _path(name): (int(stated["bytes"]), str(stated["sha256"]))
-            for name, stated in manifest["files"].items()
-        }
-        bundle = Bundle(
-            folder,
-            str(manifest["name"]),
-            None if entry is None else _model(folder, entry),
-            tuple(_model(folder, draft) for draft in manifest["drafts"]),
-            folder / _path(manifest["tokenizer"]),
-            {key: kind(sampling[key]) for key, kind in SAMPLING.items() if key in sampling},
-            files,
-        )
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        manifest = msgspec.convert(raw, _Manifest)
+    except (msgspec.ValidationError, RecursionError) as error:
         raise _unusable(folder, f"an entry is missing or malformed ({error})") from error
-    if len(files) > _MAX_FILES:
-        raise _unusable(folder, f"it lists {len(files)} files")
+    files = {name: (file.bytes, file.sha256) for name, file in manifest.files.items()}
+    bundle = Bundle(
+        folder,
+        manifest.name,
+        None if manifest.target is None else _model(folder, manifest.target, raw["target"]),
+        tuple(map(_model, repeat(folder), manifest.drafts, raw["drafts"])),
+        folder / manifest.tokenizer,
+        msgspec.to_builtins(manifest.sampling),
+        files,
+    )
     for part in (*bundle.drafts, *filter(None, [bundle.target])):
         relative = part.path.relative_to(folder).as_posix()
         if not any(name == relative or name.startswith(relative + "/") for name in files):
@@ -101,14 +125,13 @@ def read_bundle(folder: Path, progress: Progress = silent) -> Bundle:
     return bundle
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> dict[str, Any]:
+    """The object in ``bundle.json``, of this version."""
     path = folder / MANIFEST
     try:
         if path.stat().st_size > _MAX_MANIFEST:
             raise ValueError(f"it is larger than {_MAX_MANIFEST >> 20} MiB")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("it holds no object")
+        manifest = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, ValueError, RecursionError) as error:
         raise _unusable(folder, str(error)) from error
     if manifest.get("version") != VERSION:
@@ -119,17 +142,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _model(folder: Path, entry: Mapping[str, Any]) -> BundledModel:
-    if entry["format"] not in ("onnx", "gguf"):
-        raise ValueError(f"format {str(entry['format'])[:20]!r}")
-    return BundledModel(str(entry["name"]), entry["format"], folder / _path(entry["path"]), entry)
-
-
-def _path(name: Any) -> str:
-    """A relative path that stays inside the bundle on every operating system."""
-    if not isinstance(name, str) or not _PATH.fullmatch(name):
-        raise ValueError(f"path {str(name)[:64]!r}")
-    return name
+def _model(folder: Path, model: _Model, entry: Mapping[str, Any]) -> BundledModel:
+    return BundledModel(model.name, model.format, folder / model.path, entry)
 
 
 def _verify(folder: Path, name: str, size: int, sha256: str, progress: Progress) -> None:
@@ -138,8 +152,8 @@ def _verify(folder: Path, name: str, size: int, sha256: str, progress: Progress)
         raise UserError(f"the bundle {folder} lacks {name}; copy it again or export it again")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise _unusable(folder, f"{name} lies outside of it")
-    heard = progress if size > _LARGE else silent
-    if path.stat().st_size != size or sha256_of(path, heard) != sha256:
+    report = progress if size > _LARGE else silent
+    if path.stat().st_size != size or sha256_of(path, report) != sha256:
         raise UserError(
             f"{name} in the bundle {folder} is not what was exported; copy it again or export it again"
         )

@@ -58,7 +58,7 @@ Source = HubFile | tuple[WheelMember, ...] | Path
 
 @functools.cache
 def load_catalogue() -> dict[str, CatalogueEntry]:
-    """Read the catalogue that is installed with edgespec: entries by name, in its own order."""
+    """Read the catalogue that is installed with edgespec: entries by name, in the file's order."""
     tables = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8"))
     return {name: _entry(name, table) for name, table in tables.items()}
 

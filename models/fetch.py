@@ -1,6 +1,6 @@
 """The sources of a model: wheels on a package index, files on the Hugging Face hub, paths.
 
-Each brings the file into a folder of its own and says what it must be; the store checks that it is.
+Each brings the file into its own folder and returns the expected size and hash, which the store checks.
 What a source cannot give raises UserError; a full or forbidden disk raises OSError.
 """
 
@@ -11,24 +11,31 @@ import errno
 import importlib.util
 import inspect
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from edgespec.errors import UserError
 from edgespec.models.catalogue import CatalogueEntry, HubFile, WheelMember, parse_source
 
-Report = Callable[[int], None]  # told how many bytes of the model there are
+Result = TypeVar("Result")
+Report = Callable[[int], None]  # called with the bytes of the model so far
 
 _CHUNK = 1 << 20
 _MARGIN = 64 << 20  # bytes left free, so that a download does not fill a disk to its last block
+_HUB_SECONDS = 5.0
+"""The time for the hub's first answer; after it the next source is tried. The environment variable
+``HF_HUB_ETAG_TIMEOUT`` of its library overrides it. Chosen, not measured: five seconds is a short wait
+without a network, and long for one request with one."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound on memory
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -109,20 +116,20 @@ def _pip_download(requirement: str, scratch: Path, done: int, report: Report) ->
             process.kill()
             process.wait()
         log.seek(0)
-        said = log.read()
+        log_text = log.read()
     wheels = list(scratch.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
-        raise _pip_error(requirement, said)
+        raise _pip_error(requirement, log_text)
     return wheels[0]
 
 
-def _pip_error(requirement: str, said: str) -> Exception:
-    """What pip's log says went wrong, in a few words."""
-    if "[Errno 28]" in said:
+def _pip_error(requirement: str, log_text: str) -> Exception:
+    """The cause of a failure in pip's log, in a few words."""
+    if "[Errno 28]" in log_text:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if re.search(r"Could not fetch URL \S+: (?!4\d\d )|timed out|Connection\w*Error", said):
+    if re.search(r"Could not fetch URL \S+: (?!4\d\d )|timed out|Connection\w*Error", log_text):
         return UserError("pip cannot reach the package index; check the network and pip's settings")
-    errors = re.findall(r"^ERROR: (.*)", said, re.MULTILINE) or ["pip failed"]
+    errors = re.findall(r"^ERROR: (.*)", log_text, re.MULTILINE) or ["pip failed"]
     return UserError(f"pip cannot get {requirement}: {errors[0]}")
 
 
@@ -157,10 +164,14 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
 
         bar = {}
         disable_progress_bars()
+    url = hub.hf_hub_url(source.repository, source.file, revision=source.revision)
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", _HUB_SECONDS))
     try:
-        stated = hub.get_hf_file_metadata(
-            hub.hf_hub_url(source.repository, source.file, revision=source.revision)
-        )
+        stated = _within(seconds, lambda: hub.get_hf_file_metadata(url, timeout=seconds))
+        # The etag of a file in Git LFS or Xet is its SHA-256; that of a smaller one is no such hash.
+        sha256 = stated.etag if re.fullmatch("[0-9a-f]{64}", stated.etag or "") else None
+        if entry.sha256 and sha256 and sha256 != entry.sha256:
+            raise UserError(f"the file's SHA-256 is {sha256[:12]}… instead of {entry.sha256[:12]}…")
         size = stated.size or entry.size
         _need_room(folder, size)
         path = hub.hf_hub_download(
@@ -168,6 +179,7 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
             source.file,
             revision=stated.commit_hash or source.revision,
             local_dir=folder,
+            etag_timeout=seconds,
             **bar,
         )
     except errors.GatedRepoError:
@@ -179,6 +191,8 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
         getattr(errors, "RemoteEntryNotFoundError", errors.EntryNotFoundError),  # since 1.0
     ) as error:
         raise UserError("the hub has no such file") from error
+    except UserError:
+        raise
     except Exception as error:
         # the library lets its clients' errors through (httpx's, Xet's): they have no common base
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -186,9 +200,30 @@ def _from_hub(entry: CatalogueEntry, source: HubFile, folder: Path, report: Repo
         raise UserError(f"cannot reach the hub ({type(error).__name__})") from error
     if entry.sha256:
         return Fetched(Path(path), entry.size, entry.sha256)
-    # the etag of a file in git-lfs or Xet is its SHA-256; of a smaller one, git's SHA-1: not enough
-    stated_sha256 = stated.etag if re.fullmatch("[0-9a-f]{64}", stated.etag or "") else None
-    return Fetched(Path(path), size, stated_sha256)
+    return Fetched(Path(path), size, sha256)
+
+
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The result of ``call``. Raises its exception, or ``TimeoutError`` after so many seconds.
+
+    The timeouts of the hub's library hold for each address and each read, so that they add up.
+    """
+    outcome: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(call())
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _bar(report: Report) -> Any:

@@ -1,7 +1,8 @@
 """A bounded reader of GGUF files: a model file is hostile input.
 
 The format is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every count and length is
-checked against the bytes that are there before anything is allocated or read.
+checked against the bytes that are there before anything is allocated or read. ``gguf``'s own reader
+does not do that; only its table of block formats is used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES
 
 from edgespec.errors import UserError
 
@@ -22,41 +24,8 @@ from edgespec.errors import UserError
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
-# Block formats of tensors: type number → (name, weights per block, bytes per block).
-BLOCK_FORMATS = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-}
+BLOCK_FORMATS = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+"""Block formats of tensors: type number → (name, weights per block, bytes per block)."""
 
 MAX_METADATA = 100_000
 MAX_TENSORS = 100_000
@@ -66,7 +35,7 @@ MAX_NESTING = 4
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. ``shape`` is in row-major order: rows first, then the row's length."""
+    """The place of a tensor in the file. ``shape`` is in row-major order: rows first, then the row's length."""
 
     name: str
     type: str

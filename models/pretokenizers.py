@@ -1,4 +1,4 @@
-"""How byte-level BPE vocabularies cut text into words before merging.
+"""Pre-tokenizers: how byte-level BPE vocabularies cut text into words before merging.
 
 The names (``tokenizer.ggml.pre``) and the patterns are those of ``src/llama-vocab.cpp`` in
 llama.cpp, our reference: where it simplifies a pattern of the model's authors, so do we.
@@ -21,7 +21,7 @@ class PreTokenizer:
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token needs no merging
-    add_bos: bool = False  # where the file does not say
+    add_bos: bool = False  # unless the file states it
 
     def build(self) -> Any:
         """It as a pre-tokenizer of the library ``tokenizers``."""

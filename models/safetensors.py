@@ -36,7 +36,7 @@ MAX_LENGTH = 1 << 48
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies. ``dtype`` is safetensors' name of it, ``offset`` counts from the file's start."""
+    """The place of a tensor in the file. ``dtype`` is safetensors' name, ``offset`` counts from the file's start."""
 
     name: str
     dtype: str
@@ -111,7 +111,7 @@ class Checkpoint:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """What makes a checkpoint the one that it is: its configuration and all of its weights."""
+    """The files that identify a checkpoint: its configuration and all of its weights."""
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 

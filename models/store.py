@@ -1,4 +1,4 @@
-"""Where models are kept and how they get there.
+"""The store of models: where they are kept, and how they are downloaded.
 
 A model is installed when `models_dir()/NAME/FILE` exists: it is downloaded to a staging folder
 beside it, checked, and renamed into place as the last step, so whatever has that name is whole. The
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from edgespec.errors import UserError
+from edgespec.files import move_into_place
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
 from edgespec.progress import Progress, silent
 
@@ -46,7 +47,7 @@ def models_dir() -> Path:
 
 
 def profiles_dir() -> Path:
-    """The folder of what passes cost here: `$EDGESPEC_HOME/profiles`, else in the user's data folder."""
+    """The folder of latency profiles: `$EDGESPEC_HOME/profiles`, else in the user's data folder."""
     return data_dir("profiles")
 
 
@@ -108,7 +109,7 @@ def pull(entry: CatalogueEntry, progress: Progress = silent, directory: Path | N
 
     Returns its file, which is in place only when its size and SHA-256 are right: those of the
     catalogue, or those that the hub states. The sources are tried in order. Safe to interrupt, and
-    to run twice at once: the second says so to `progress` and waits.
+    to run twice at once: the second reports that to `progress` and waits.
     Raises UserError, naming each source's failure, or if the folder cannot take the file.
     """
     directory = directory or models_dir()
@@ -123,7 +124,7 @@ def pull(entry: CatalogueEntry, progress: Progress = silent, directory: Path | N
                 return final
             fetched, digest = _fetch(entry, staging, progress)
             final.parent.mkdir(exist_ok=True)
-            os.replace(fetched, final)
+            move_into_place(fetched, final)
             shutil.rmtree(staging)
             _remember(final, _stamp(final), digest)
     except OSError as error:
@@ -181,7 +182,7 @@ def _fetch(entry: CatalogueEntry, staging: Path, progress: Progress) -> tuple[Pa
 
     causes = []
     for source in entry.sources:
-        # a folder for each source: what is left of one must never be taken for another's
+        # a folder for each source: the rest of one must not be taken for another's
         folder = staging / hashlib.sha256(source.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -197,12 +198,10 @@ def _fetch(entry: CatalogueEntry, staging: Path, progress: Progress) -> tuple[Pa
 
 
 def _verified(fetched: Fetched, folder: Path, report: Report) -> str:
-    """The digest of a fetched file, written through to the disk; a wrong one is deleted."""
+    """The digest of a fetched file; a wrong one is deleted."""
     size = fetched.path.stat().st_size
     digest = _hash(fetched.path, report)
     if size == fetched.size and digest == fetched.sha256:
-        with fetched.path.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut could leave the name without the contents
         return digest
     shutil.rmtree(folder)
     if size != fetched.size:
@@ -225,7 +224,7 @@ def _home(name: str) -> Path | None:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock file ``path``; say so before waiting for another process that has it."""
+    """Hold the lock file ``path``; report to ``progress`` before waiting for another process."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)

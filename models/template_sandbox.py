@@ -39,7 +39,7 @@ _FILTERS = (
     "min reject rejectattr reverse round select selectattr sort title trim unique upper"
 )
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
-# Methods that make text as long as a number says, or lead to other types with such methods.
+# Methods that make text of a given length, or lead to other types with such methods.
 _UNSAFE_METHODS = frozenset(
     ["center", "encode", "expandtabs", "format_map", "ljust", "rjust", "translate", "zfill"]
 )
@@ -52,7 +52,7 @@ class BoundsError(Exception):
 
 
 class _Bounds(threading.local):
-    """What is left to the rendering under way in this thread."""
+    """The remaining budget of the rendering in this thread."""
 
     deadline = float("inf")
     size = MAX_SIZE
@@ -242,7 +242,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """As transformers has it: JSON as it is, nothing escaped for HTML."""
+        """As in transformers: plain JSON, nothing escaped for HTML."""
         if isinstance(indent, int):
             indent = self._width(indent)
         encoder = json.JSONEncoder(

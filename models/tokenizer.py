@@ -28,7 +28,7 @@ class Tokenizer(Vocabulary):
             raise UserError(f"the tokenizer in {file.path} is not usable: {error}") from error
 
     def to_gguf(self, size: int) -> dict[str, Any]:
-        """The ``tokenizer.…`` metadata of a GGUF file whose embedding has ``size`` rows.
+        """The ``tokenizer.…`` metadata of a GGUF file with ``size`` rows in its embedding.
 
         Raises ``UserError`` where GGUF cannot describe the tokenizer.
         """

@@ -26,7 +26,7 @@ from edgespec.models.vocabulary import (
 if TYPE_CHECKING:
     import tokenizers
 
-# Tokens that end an answer whatever the file says of them, as in llama.cpp.
+# Tokens that end an answer whatever their kind in the file, as in llama.cpp.
 _END_NAMES = (
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
     "<|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> "
@@ -99,7 +99,7 @@ def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> Vocabu
     stop_tokens, named = stop_tokens_of(ids, {role: token_id(role) for role in roles})
     controls = {id for id, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN)} | named
     users = {id for id, kind in enumerate(kinds) if kind == USER_DEFINED} - controls
-    # Phi-3's special tokens swallow the white space after them; the file does not say so.
+    # Phi-3's special tokens swallow the white space after them; the file does not state it.
     name = str(metadata.get("general.name", "")).lower()
     greedy = "phi-3" in name or "phi3" in name
     specials = [
@@ -129,7 +129,7 @@ def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> Vocabu
 
 
 def to_metadata(tokenizer: Vocabulary, size: int) -> dict[str, Any]:
-    """``tokenizer.*`` for a model whose embedding has ``size`` rows. Raises ``TokenizerError``.
+    """``tokenizer.*`` for a model with ``size`` rows in its embedding. Raises ``TokenizerError``.
 
     It is read back and tried on a text, since GGUF has fewer ways to cut and merge than there are.
     """
@@ -161,7 +161,7 @@ def to_metadata(tokenizer: Vocabulary, size: int) -> dict[str, Any]:
         values["scores"] = [float(ranks.get(text, -len(pairs))) for text in values["tokens"]]
         values["add_space_prefix"] = tokenizer.space_prefix != "never"
     stops, _ = stop_tokens_of({text: id for id, text in enumerate(texts)}, {"eos": tokenizer.eos})
-    others = sorted(tokenizer.stop_tokens - stops)  # those that neither eos nor a name tells
+    others = sorted(tokenizer.stop_tokens - stops)  # known neither as eos nor by name
     roles = zip(("bos", "eos", "eot", "eom"), (tokenizer.bos, tokenizer.eos, *others), strict=False)
     values |= {f"{role}_token_id": id for role, id in roles if id is not None}
     values["add_bos_token"] = tokenizer.add_bos
@@ -234,9 +234,9 @@ def _byte_level_bpe(
 def _sentencepiece(
     vocabulary: dict[str, int], kinds: Sequence[int], scores: Sequence[float], unknown: int
 ) -> tokenizers.Tokenizer:
-    """SentencePiece's merging as BPE: the pair whose union scores best merges first.
+    """SentencePiece's merging as BPE: the pair with the best-scoring union merges first.
 
-    SentencePiece merges any two neighbours whose union is a token, so every split of every token
+    SentencePiece merges any two neighbours if their union is a token, so every split of every token
     is a merge, ranked by the token's score. Characters without a token fall back to bytes.
     """
     import tokenizers
@@ -274,7 +274,7 @@ def _bpe(vocabulary: dict[str, int], merges: list[Any], unknown: int, **options:
 
 
 def missing_name(vocabulary: Container[str]) -> str:
-    """What stands for characters without a token: a name that no token has."""
+    """The unknown token's name, for characters without a token: no other token has it."""
     name = "<missing>"
     while name in vocabulary:
         name += ">"

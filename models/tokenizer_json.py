@@ -245,7 +245,7 @@ def _put_space_prefix(description: dict[str, Any], space_prefix: SpacePrefix) ->
 
 
 def _bos_processor(tokenizer: Vocabulary) -> dict[str, Any] | None:
-    """What puts ``bos`` before every text."""
+    """The post-processor that puts ``bos`` before every text."""
     if not tokenizer.add_bos or tokenizer.bos is None:
         return None
     bos = tokenizer.token_text(tokenizer.bos)

@@ -17,7 +17,7 @@ from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 
 TOKEN_IDS = "edgespec.token_ids"
-"""Metadata of a source whose head was trimmed: the token that each of its rows is for, ascending."""
+"""Metadata of a source with a trimmed head: the token of each row, ascending."""
 VOCAB_SIZE = "edgespec.vocab_size"
 """Metadata of a trimmed GGUF file: the tokens of the whole vocabulary, as many as embedding rows."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

@@ -45,7 +45,7 @@ _BYTES = _byte_alphabet()
 
 
 class TokenizerError(Exception):
-    """What is wrong with a tokenizer's description."""
+    """A tokenizer's description is not usable; the message is the reason."""
 
 
 def _utf8(text: str) -> bytes:
@@ -67,8 +67,8 @@ class SpecialToken:
 class Detokenizer:
     """Turns a stream of ids into text, each character once and only when all its bytes are there.
 
-    Bytes that can never become a character come out as U+FFFD, as Python's incremental decoder
-    has it. All that ``push`` returned plus ``flush`` is what ``Vocabulary.decode`` gives.
+    Bytes that can never become a character come out as U+FFFD, as from Python's incremental
+    decoder. All that ``push`` returned plus ``flush`` is what ``Vocabulary.decode`` gives.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, skip_special: bool, continues: bool) -> None:
@@ -94,7 +94,7 @@ class Vocabulary:
     """A model's tokens, how text is split into them, and which of them are special.
 
     ``stop_tokens`` are the ids that end an answer; ``special_ids`` those that have no text of
-    their own; ``add_bos`` says whether the model expects ``bos`` before every text.
+    their own; ``add_bos`` is whether the model expects ``bos`` before every text.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Vocabulary:
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> Detokenizer:
         """A detokenizer for ids as they come.
 
-        ``continues`` says that the text goes on from other text, so that a leading space belongs.
+        ``continues``: the text continues other text, so a leading space is kept.
         """
         return Detokenizer(self, skip_special=skip_special, continues=continues)
 

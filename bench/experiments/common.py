@@ -20,6 +20,10 @@ from edgespec.models import store
 from edgespec.runtimes import specs
 
 
+class _Failure(click.ClickException):
+    exit_code = 2
+
+
 def note(line: str) -> None:
     """Print progress on stderr."""
     print(line, file=sys.stderr, flush=True)
@@ -87,7 +91,7 @@ def experiment(command: Callable[..., None]) -> click.Command:
         try:
             command(**options)
         except UserError as error:
-            raise Failure(str(error)) from error
+            raise _Failure(str(error)) from error
 
     guarded = click.option(
         "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."

@@ -137,7 +137,7 @@ def main(
         f"{len(prompts) - len(differences)} of {len(prompts)}",
         str(near_ties),
         str(len(differences) - near_ties),
-        "yes" if exact else "no",
+        "yes" if all(answer.exact for answer in plain + drafted) else "no",
         str(sum(len(answer.tokens) for answer in drafted)),
         f"{tau:.2f}",
     ]

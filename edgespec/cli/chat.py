@@ -24,6 +24,7 @@ from edgespec.cli.options import (
 )
 from edgespec.cli.progress import ProgressBar
 from edgespec.errors import UserError
+from edgespec.files import replacing
 
 if TYPE_CHECKING:
     from edgespec.session import Session
@@ -135,13 +136,9 @@ def _save(session: Session, argument: str) -> None:
     try:
         if path.exists():
             raise UserError(f"{path} exists; name another file")
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            text = json.dumps(session.messages, ensure_ascii=False, indent=1)
+        text = json.dumps(session.messages, ensure_ascii=False, indent=1)
+        with replacing(path) as partial:
             partial.write_text(text + "\n", encoding="utf-8", errors="replace")
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: no name for a file
         cause = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {cause}; name another file") from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -16,6 +14,7 @@ from edgespec.core.latency import LARGEST, LatencyCurve
 from edgespec.device.profile import VERSION, Profile
 from edgespec.device.profile import key as key_of
 from edgespec.errors import UserError
+from edgespec.files import replacing
 from edgespec.models import store
 
 FORMAT = "edgespec profile"
@@ -60,14 +59,8 @@ def save(profile: Profile, notice: Callable[[str], None] = lambda line: None) ->
     path = _path(key_of(profile.setup))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(dumps(profile))
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):  # as it should be
-                os.unlink(name)
+        with replacing(path, private=True) as partial:
+            partial.write_text(dumps(profile), encoding="utf-8")
     except OSError as error:
         notice(f"cannot keep the profile in {path.parent}: {store.reason(error)}")
         return None

@@ -1,4 +1,4 @@
-"""What each architecture is, in GGUF's metadata and in Hugging Face's. One small file each."""
+"""The architectures: their metadata in GGUF and in Hugging Face's format. One small file each."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Config:
     fused_gate: bool = False
     """Whether the gate's rows are the first half of the tensor ``ffn_up``."""
     kept_layers: tuple[int, ...] = ()
-    """Of a pruned model: the layer that each was in the whole one."""
+    """For a pruned model: each layer's index in the whole model."""
 
     def is_local(self, layer: int) -> bool:
         return self.window > 0 and not self._is_nth(layer, self.global_every)
@@ -131,7 +131,7 @@ def common(metadata: Metadata, **variant: Any) -> Config:
 
 
 def window(metadata: Metadata) -> int:
-    """The sliding window of a model whose every layer is local; 0 where it has none."""
+    """The sliding window of a model with local layers only; 0 where it has none."""
     key = f"{metadata['general.architecture']}.attention.sliding_window"
     size = count(metadata, "attention.sliding_window") if metadata.get(key) else 0
     return size if size < count(metadata, "context_length") else 0
@@ -215,7 +215,7 @@ def rope_parameters(config: HuggingFace, layers: str = "full_attention") -> dict
 
 
 def unsupported(what: str) -> UserError:
-    """What a ``config.json`` asks for and no architecture here can do."""
+    """Features of a ``config.json`` that no architecture here supports."""
     return UserError(f"{what} in config.json is not supported; try --via optimum")
 
 

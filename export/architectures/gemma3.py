@@ -67,7 +67,7 @@ def metadata(config: HuggingFace) -> dict[str, Any]:
 
 
 def _pattern(config: HuggingFace) -> int:
-    """Every so-many-th layer is global: as it is said, or as the list of layers has it."""
+    """Every how many layers one is global: from its own key, or from the list of layers."""
     kinds = config.get("layer_types") or []
     if isinstance(kinds, list) and "full_attention" in kinds:
         return kinds.index("full_attention") + 1

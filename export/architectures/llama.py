@@ -33,7 +33,7 @@ def metadata(config: HuggingFace) -> dict[str, Any]:
 
 
 def rope_divisors(config: HuggingFace, base: float, dims: int) -> npt.NDArray[np.float32] | None:
-    """What Llama 3.1 divides the rotary frequencies by: long waves by the factor, short ones by 1.
+    """The divisors of the rotary frequencies in Llama 3.1: long waves by the factor, short ones by 1.
 
     https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
     (``_compute_llama3_parameters``).

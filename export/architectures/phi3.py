@@ -2,7 +2,7 @@
 are not rotated (Phi-4-mini); LongRoPE (the variants with a context of 128k).
 
 LongRoPE has two sets of divisors, for sequences up to the length that the model was first trained
-with, and beyond. A graph holds one: the first; and its context ends there.
+with, and beyond. A graph has the first of them only, so its context ends there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ ARCHITECTURE = Architecture(
 
 def metadata(config: HuggingFace) -> dict[str, Any]:
     found = add_window(metadata_of("phi3", config, scalings=_LONG), config)
-    found.setdefault("phi3.attention.sliding_window", 0)  # by which llama.cpp tells Phi-3 from 4
+    found.setdefault(
+        "phi3.attention.sliding_window", 0
+    )  # llama.cpp distinguishes Phi-3 from Phi-4 by it
     rope, hidden = rope_parameters(config), count(found, "embedding_length")
     head_dim = count(found, "attention.key_length", hidden // count(found, "attention.head_count"))
     rotated = rope.get("partial_rotary_factor", 1.0)

@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(config)
 
 def metadata(config: HuggingFace) -> dict[str, Any]:
     found = metadata_of("smollm3", config)
-    rotated = config.get("no_rope_layers")  # which says 1 where there *is* one
+    rotated = config.get("no_rope_layers")  # 1 means that the layer *has* rotary embeddings
     every = config.get("no_rope_layer_interval", _UNROTATED_EVERY)
     if every != _UNROTATED_EVERY and rotated is None:
         raise unsupported(f"no_rope_layer_interval {str(every)[:64]}")

@@ -14,7 +14,7 @@ they are. A layer of N outputs and K inputs in groups of g:
   outputs in the order 0, 2, 4, 6, 1, 3, 5, 7; ``scales`` ``[K / g, N]``.
   https://github.com/casper-hansen/AutoAWQ/blob/main/awq/modules/linear/gemm.py
 
-How ``config.json`` tells them apart:
+``config.json`` distinguishes them:
 https://github.com/huggingface/transformers/blob/main/src/transformers/utils/quantization_config.py
 """
 
@@ -58,7 +58,7 @@ class PackedCheckpoint(Checkpoint):
 
     Its ``weight`` has the type ``U4_32``, ``U4_64`` or ``U4_128``, and ``bytes`` gives the rows in that
     format. Layers that were left alone, and checkpoints that are not quantized, are as ``Checkpoint``
-    has them. Raises ``UserError`` for other methods and for layers that are not what the method says.
+    has them. Raises ``UserError`` for other methods and for layers that do not match the method.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -117,7 +117,7 @@ class PackedCheckpoint(Checkpoint):
     def _take(
         self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]
     ) -> tuple[Bytes, str]:
-        """The bytes and the type of a layer's part, which then is no tensor of its own any more."""
+        """The bytes and the type of a layer's part, which then is no tensor any more."""
         if name not in self.tensors:
             raise self._fail(name, "is missing")
         tensor = self.tensors[name]

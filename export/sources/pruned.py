@@ -21,7 +21,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 class KeptLayers:
     """``source`` with only the given layers, counted from 0, ascending.
 
-    Its metadata say under ``KEPT_LAYERS`` which layers of the whole model these are. Raises
+    Its metadata lists their numbers in the whole model under ``KEPT_LAYERS``. Raises
     ``UserError`` where the list is empty, not ascending or names a layer that is not there.
     """
 

@@ -27,7 +27,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 _FLOATS = ("F32", "F16", "BF16")
 _UNUSED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _TIED = ("gemma3", "smollm3")
-"""Whose heads are tied to the embedding where ``config.json`` does not say."""
+"""Model types with heads tied to the embedding unless ``config.json`` states otherwise."""
 
 
 class SafetensorsSource:

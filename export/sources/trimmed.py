@@ -1,8 +1,7 @@
-"""Drafts whose head has only some tokens' rows (VocabTrim, FR-Spec); the input embedding stays whole."""
+"""Drafts with the head's rows of some tokens only (VocabTrim, FR-Spec); the input embedding stays whole."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from edgespec.errors import UserError
 from edgespec.export.quants import dequantize
 from edgespec.export.source import Source
 from edgespec.export.to_gguf import with_tokenizer, write_gguf
+from edgespec.files import move_into_place
 from edgespec.models.gguf import GGUFFile, TensorInfo
 from edgespec.models.store import reason
 from edgespec.models.trimmed import (
@@ -91,7 +91,7 @@ def write_trimmed_gguf(source: Source, path: Path, progress: Progress = silent) 
             partial = Path(folder) / path.name
             write_gguf(shrunken, partial, progress)
             _append(source.tensor(EMBEDDING), shrunken.others, partial, progress)
-            os.replace(partial, path)
+            move_into_place(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
 
@@ -135,7 +135,7 @@ class TrimmedGGUF:
 
 
 class _Shrunken:
-    """What llama.cpp is to see of a source with a trimmed head."""
+    """A source with a trimmed head as llama.cpp loads it."""
 
     def __init__(self, source: Source) -> None:
         self._source, self.path = source, source.path

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from edgespec.core.runtime import Runtime
+from edgespec.files import replacing
 from edgespec.progress import Progress
 
 PROBED_SIZES = 16
@@ -55,6 +55,5 @@ def remember_sizes(path: Path, key: str, sizes: tuple[int, ...]) -> None:
     """Keep them for ``remembered_sizes``."""
     with contextlib.suppress(OSError):  # a read-only folder only costs the next probe
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"key": key, "pass_sizes": sizes}), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps({"key": key, "pass_sizes": sizes}), encoding="utf-8")

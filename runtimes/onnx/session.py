@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edgespec.errors import UserError
-from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE
+from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE, Manifest
 
 _NO_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """An option of ONNX Runtime that it takes from the environment alone, while it makes a session. Flash
@@ -100,7 +100,7 @@ class Embedding:
 
 def open_session(
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     provider: str,
     device: str,
     profile: Path | None = None,

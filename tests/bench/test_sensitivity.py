@@ -15,7 +15,7 @@ import edgespec.drafting
 from edgespec.bench import sensitivity
 from edgespec.bench.sensitivity import SIMULATED, changed, scaled
 from edgespec.core import scheduler
-from edgespec.simulation.simulate import Guesses, write_trace
+from edgespec.simulation.trace import Guesses, write_trace
 from tests.bench.conftest import Run
 from tests.simulation.test_simulate import SONG, profiles
 

@@ -21,6 +21,7 @@ from edgespec.device.profile import Profile
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.progress import Progress, silent
+from edgespec.runtimes import get
 from tests.cli.conftest import Run, spawn
 from tests.tiny import tiny_gguf
 
@@ -39,7 +40,7 @@ def test_a_real_model_is_measured_and_kept(with_model: Path, run: Run) -> None:
     result = run("tune", "--runtime", "onnx")
     assert result.exit_code == 0
     path = store.models_dir() / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    found = profile_files.load(profile.key(profile.setup(path, "onnx")), pytest.fail)
+    found = profile_files.load(profile.key(profile.setup(path, get("onnx"))), pytest.fail)
     assert found is not None
     assert not found.quick
     assert found.exact
@@ -82,7 +83,7 @@ def test_options_reach_what_is_measured(home: Path, tiny_model: Path, run: Run) 
     assert (found.runtime, found.threads, found.exact, found.device) == ("onnx", 1, False, "cpu")
     assert found.pass_sizes == ()
     assert list(found.thread_counts) == [1]
-    without = profile.setup(tiny_model, "onnx", threads=1, exact=False)
+    without = profile.setup(tiny_model, get("onnx"), threads=1, exact=False)
     assert profile.key(found.setup) == profile.key(without)
 
 
@@ -113,7 +114,7 @@ def test_a_draft_is_measured_as_drafts_run(
     draft = tiny_gguf(tmp_path / "draft.gguf", seed=1)
     result = run("tune", tiny_model, "--runtime", "onnx", "--draft", draft, "--threads", 1)
     assert result.exit_code == 0
-    setup = profile.setup(draft, "onnx", exact=False, threads=1)
+    setup = profile.setup(draft, get("onnx"), exact=False, threads=1)
     found = profile_files.load(profile.key(setup), pytest.fail)
     assert found is not None
     assert set(found.curve.rows) >= {1, 2}

@@ -19,6 +19,7 @@ from edgespec.device.measuring import (
     robust,
 )
 from edgespec.device.profile import Setup
+from edgespec.runtimes import get
 from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.memory_runtime import MemoryRuntime
 
@@ -191,7 +192,7 @@ def test_a_real_model_says_the_same_after_it(smollm2: Path, smollm2_onnx: Path) 
     runtime = OnnxRuntime(smollm2_onnx, context=256)
     try:
         before = runtime.forward([1, 2, 3]).copy()
-        setup = profile.setup(smollm2, "onnx")
+        setup = profile.setup(smollm2, get("onnx"))
         found = measure_profile(runtime, setup, quick=True)
         assert runtime.length == 0
         assert np.array_equal(runtime.forward([1, 2, 3]), before)

@@ -22,6 +22,7 @@ from edgespec.engine import Engine
 from edgespec.errors import UserError
 from edgespec.export.dimensions import dimensions_of
 from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes import get
 
 MIB = 1 << 20
 
@@ -59,29 +60,29 @@ def test_amounts_are_shown_rounded_up() -> None:
 
 
 @pytest.fixture(scope="module")
-def shape(smollm2: Path) -> ModelDimensions:
+def dimensions(smollm2: Path) -> ModelDimensions:
     return dimensions_of(GGUFFile(smollm2), 49152)
 
 
 @pytest.fixture(scope="module")
-def asked(shape: ModelDimensions) -> Asked:
+def asked(dimensions: ModelDimensions) -> Asked:
     """All that can be chosen: two runtimes, and a draft model."""
-    return Asked(shape, ["onnx", "llama-cpp"], 4096, shape, 8192)
+    return Asked(dimensions, [get("onnx"), get("llama-cpp")], 4096, dimensions, 8192)
 
 
 def _losses(asked: Asked, chosen: Plan) -> list[bool]:
     """What was given up, what is given up first coming last."""
     return [
-        chosen.use.context < asked.context,
-        chosen.use.cache_type == "q8_0",
-        chosen.use.runtime != "onnx",
+        chosen.run.context < asked.context,
+        chosen.run.cache_type == "q8_0",
+        chosen.run.runtime.name != "onnx",
         chosen.draft is None,
     ]
 
 
 def test_without_a_budget_everything_is_as_asked(asked: Asked) -> None:
     chosen = plan(asked, None)
-    assert (chosen.use.runtime, chosen.use.context, chosen.use.rows) == ("onnx", 4096, 16)
+    assert (chosen.run.runtime.name, chosen.run.context, chosen.run.rows) == ("onnx", 4096, 16)
     assert chosen.draft
     assert chosen.given_up == ()
 
@@ -93,9 +94,9 @@ def test_budgets_are_kept_and_more_memory_gives_up_less(asked: Asked) -> None:
     for budget in range(least, whole.memory.total + whole.reserve + 8 * MIB, 4 * MIB):
         chosen = plan(asked, budget)
         assert chosen.memory.total + chosen.reserve <= budget
-        contexts.append(chosen.use.context)
+        contexts.append(chosen.run.context)
         losses.append(_losses(asked, chosen))
-        assert bool(chosen.given_up) == (any(losses[-1]) or chosen.use.rows < 16)
+        assert bool(chosen.given_up) == (any(losses[-1]) or chosen.run.rows < 16)
     best = 0
     for context in contexts:
         best = max(best, context)
@@ -109,38 +110,38 @@ def test_budgets_are_kept_and_more_memory_gives_up_less(asked: Asked) -> None:
 
 def test_the_smallest_budget_is_the_smallest(asked: Asked) -> None:
     least = plan(asked, None).least
-    assert plan(asked, least).use.context == LEAST_CONTEXT
+    assert plan(asked, least).run.context == LEAST_CONTEXT
     with pytest.raises(UserError, match=rf"smallest --memory-budget .* is {show_bytes(least)}"):
         plan(asked, least - 1)
     shown = parse_bytes(show_bytes(least))
-    assert plan(asked, shown).use.context >= LEAST_CONTEXT
+    assert plan(asked, shown).run.context >= LEAST_CONTEXT
 
 
 def test_only_the_runtime_that_was_asked_for_is_taken(asked: Asked) -> None:
-    onnx = replace(asked, runtimes=["onnx"])
+    onnx = replace(asked, runtimes=[get("onnx")])
     for budget in range(plan(onnx, None).least, 800 * MIB, 16 * MIB):
-        assert plan(onnx, budget).use.runtime == "onnx"
+        assert plan(onnx, budget).run.runtime.name == "onnx"
     assert plan(onnx, None).least > plan(asked, None).least
 
 
 def test_rows_are_given_up_before_a_draft_model(asked: Asked) -> None:
-    onnx = replace(asked, runtimes=["onnx"])
+    onnx = replace(asked, runtimes=[get("onnx")])
     whole = plan(onnx, None)
     chosen = plan(onnx, whole.memory.total + whole.reserve - 1)
-    assert (chosen.use.rows, chosen.draft is not None) == (8, True)
+    assert (chosen.run.rows, chosen.draft is not None) == (8, True)
     assert "more than 8 rows" in chosen.given_up[0]
 
 
 def test_a_short_context_is_not_made_longer(asked: Asked) -> None:
     short = replace(asked, context=100)
-    assert plan(short, plan(short, None).least).use.context == 100
+    assert plan(short, plan(short, None).least).run.context == 100
 
 
-def test_contexts_are_the_largest_that_fit(shape: ModelDimensions) -> None:
-    asked = Asked(shape, ["onnx"], 8192)
+def test_contexts_are_the_largest_that_fit(dimensions: ModelDimensions) -> None:
+    asked = Asked(dimensions, [get("onnx")], 8192)
     for budget in range(plan(asked, None).least, 600 * MIB, 25 * MIB):
         chosen = plan(asked, budget)
-        larger = plan(replace(asked, context=chosen.use.context + 64), None)
+        larger = plan(replace(asked, context=chosen.run.context + 64), None)
         assert larger.memory.total + larger.reserve > budget - 3 * MIB  # what fewer rows would save
 
 
@@ -177,11 +178,11 @@ def _use(model: str, runtime: str, budget: int, turns: int, tokens: int) -> Used
             assert stats.accepted <= stats.drafted
             assert stats.target_passes + stats.accepted == stats.generated_tokens
             assert stats.peak_memory_bytes == peak_memory_bytes()
-        use = plans[0].use
+        use = plans[0].run
         assert engine.info.context == use.context
         assert engine.info.max_rows == use.rows
     return Used(
-        peak_memory_bytes(), use.runtime, use.context, use.cache_type, answers, said, counted
+        peak_memory_bytes(), use.runtime.name, use.context, use.cache_type, answers, said, counted
     )
 
 

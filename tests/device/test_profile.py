@@ -1,5 +1,6 @@
 """Profiles: what a curve says between and beyond its points, and files that come from anywhere."""
 
+
 from __future__ import annotations
 
 import json
@@ -17,6 +18,7 @@ from edgespec.device.machine import physical_cores
 from edgespec.device.profile import Profile, Setup, fingerprint, key, setup
 from edgespec.device.profile_files import dumps, load, read_profile, save
 from edgespec.errors import UserError
+from edgespec.runtimes import get
 from edgespec.models import store
 
 CURVE = LatencyCurve(
@@ -64,7 +66,7 @@ def test_beyond_it_goes_on_as_steep_as_last() -> None:
 
 
 def test_a_draft_has_passes_of_one_or_two_tokens_and_prompts() -> None:
-    curve = PROFILE.draft_curve()
+    curve = PROFILE.draft_curve(get(PROFILE.runtime).prefill_chunk)
     assert curve.rows == (1, 2, 32)
     assert curve.seconds == ((0.030, 0.033, 0.4), (0.032, 0.036, 0.4))
     assert len(curve.spread[1]) == 3
@@ -144,21 +146,21 @@ def test_what_was_measured_is_not_in_the_key() -> None:
 def test_a_setup_is_what_runs(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"weights")
-    found = setup(model, "onnx")
+    found = setup(model, get("onnx"))
     assert (found.device, found.threads, found.exact) == ("cpu", physical_cores(), True)
-    assert found == setup(model, "onnx", device="cpu", threads=physical_cores())
-    assert found == setup(model, "onnx", provider="cpu")
+    assert found == setup(model, get("onnx"), device="cpu", threads=physical_cores())
+    assert found == setup(model, get("onnx"), provider="cpu")
     with pytest.raises(UserError, match="no device 'tpu'"):
-        setup(model, "onnx", device="tpu")
+        setup(model, get("onnx"), device="tpu")
     with pytest.raises(UserError, match="cannot read"):
-        setup(tmp_path / "absent.gguf", "onnx")
+        setup(tmp_path / "absent.gguf", get("onnx"))
 
 
 def test_llama_cpp_promises_no_exactness(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     (tmp_path / "model.gguf").write_bytes(b"weights")
     exact, not_exact = (
-        setup(tmp_path / "model.gguf", "llama-cpp", exact=exact) for exact in (True, False)
+        setup(tmp_path / "model.gguf", get("llama-cpp"), exact=exact) for exact in (True, False)
     )
     assert exact == not_exact
 
@@ -324,7 +326,7 @@ def test_a_full_disk_leaves_the_old_profile(home: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgespec.device.profile_files.os.replace", full)
+    monkeypatch.setattr("edgespec.files.os.replace", full)
     notices: list[str] = []
     assert save(replace(PROFILE, quick=True), notices.append) is None
     assert "No space left" in notices[0]

@@ -21,7 +21,6 @@ from edgespec.engine import Engine
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue
 from edgespec.models.tokenizer import Tokenizer
-from edgespec.models.vocabulary import NORMAL, UNUSED
 from tests.conftest import TEST_MODELS
 from tests.core.acceptance.distributions import assert_caught, check
 from tests.drafting.test_cross_vocabulary import (

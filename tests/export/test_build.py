@@ -25,7 +25,7 @@ from tests.tiny import tiny_gguf
 
 
 class Usage(NamedTuple):
-    """What ``shutil.disk_usage`` tells of a disk."""
+    """The result of ``shutil.disk_usage``."""
 
     free: int
 

@@ -254,7 +254,7 @@ UNBUILDABLE: dict[str, tuple[Make, str]] = {
 
 
 @pytest.mark.parametrize("damage", UNBUILDABLE)
-def test_what_cannot_be_built_says_why_in_one_line(tmp_path: Path, damage: str) -> None:
+def test_a_build_failure_is_one_line_with_its_cause(tmp_path: Path, damage: str) -> None:
     make, message = UNBUILDABLE[damage]
     source = make(tmp_path / "a.gguf")
     with pytest.raises(UserError, match=message) as caught:

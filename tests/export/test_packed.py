@@ -243,7 +243,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scales of other shape": ({"scales": part("F16", 24, 4)}, r"scales' is F16 \(24, 4\)"),
     "g_idx too short": ({"g_idx": part("I32", 128)}, r"g_idx' is I32 \(128,\)"),
     "inputs permuted": ({"g_idx": permuted()}, r"up_proj\.weight' has .*another order \(desc_act\)"),
-    "inputs permuted, as said": ({"settings": {"desc_act": True}, "g_idx": permuted()}, "desc_act"),
+    "inputs permuted, as declared": ({"settings": {"desc_act": True}, "g_idx": permuted()}, "desc_act"),
     "packed and not": ({"weight": part("F16", 24, 256)}, "both packed and not"),
     "awq as gptq": ({"packing": "awq", "settings": quantization("gptq", 64)}, r"qweight' has the shape"),
     "gptq as awq": ({"settings": quantization("awq", 64)}, r"qzeros' is"),
@@ -251,7 +251,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", BAD)
-def test_what_cannot_be_imported_says_why_in_one_line(tmp_path: Path, damage: str) -> None:
+def test_an_import_failure_is_one_line_with_its_cause(tmp_path: Path, damage: str) -> None:
     changes, message = BAD[damage]
     folder = one_layer(tmp_path / "model", **changes)
     with pytest.raises(UserError, match=message) as caught:
@@ -298,7 +298,7 @@ def logits_of(checkpoint: Path, folder: Path) -> FloatArray:
     ("packing", "group", "architecture"),
     [("gptq", 64, "llama"), ("gptq_v2", 32, "qwen2"), ("awq", 128, "llama"), ("awq", 64, "qwen2")],
 )
-def test_a_packed_model_says_what_its_weights_in_floats_say(
+def test_a_packed_model_has_the_logits_of_its_dequantized_weights(
     tmp_path: Path, packing: str, group: int, architecture: str
 ) -> None:
     """MatMulNBits rounds its inputs to 8 bits; see tests/export/test_decoder.py for the bound."""

@@ -195,7 +195,7 @@ OWN_CASES = [(name, columns) for name in OWN for columns in (32, 128, 352, 1024)
 
 
 @pytest.mark.parametrize(("name", "columns"), OWN_CASES)
-def test_own_formats_are_what_they_are_said_to_be(name: str, columns: int) -> None:
+def test_own_formats_match_their_description(name: str, columns: int) -> None:
     codes, scales, zero_points = drawn(name, columns)
     raw = encode(codes, scales, zero_points, name)
     assert raw.shape == (12, row_bytes(name, columns))

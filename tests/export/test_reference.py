@@ -1,4 +1,4 @@
-"""The torch runtime keeps the contract. That its mathematics is right is tested against llama.cpp,
+"""The PyTorch reference satisfies the contract of runtimes. Its mathematics is tested against llama.cpp,
 an independent implementation, in ``test_llama_cpp.py``."""
 
 from __future__ import annotations

@@ -433,7 +433,7 @@ UNREADABLE: dict[str, tuple[str, Damage, str]] = {
 
 
 @pytest.mark.parametrize("damage", UNREADABLE)
-def test_what_cannot_be_read_says_why_in_one_line(tmp_path: Path, damage: str) -> None:
+def test_a_read_failure_is_one_line_with_its_cause(tmp_path: Path, damage: str) -> None:
     name, make, message = UNREADABLE[damage]
     folder = checkpoint(tmp_path / "model", name)
     make(folder)

@@ -226,7 +226,7 @@ def test_quantizing_what_llama_cpp_refuses_is_a_user_error(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
 
 
-def test_quantizing_without_llama_cpp_says_what_to_install(
+def test_quantizing_without_llama_cpp_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec

@@ -74,9 +74,9 @@ def assert_logits(folder: Path, tokens: list[int], expected: FloatArray) -> None
 @pytest.mark.parametrize("architecture", MODELS)
 def test_logits_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
     source, tokens, expected = real_model(tmp_path / "source", architecture)
-    heard = []
-    out = export_with_optimum(source, tmp_path / "new" / "out", lambda *said: heard.append(said))
-    assert heard == [("exporting with Optimum", 0, 1), ("exporting with Optimum", 1, 1)]
+    steps = []
+    out = export_with_optimum(source, tmp_path / "new" / "out", lambda *step: steps.append(step))
+    assert steps == [("exporting with Optimum", 0, 1), ("exporting with Optimum", 1, 1)]
     assert is_optimum_folder(out)
     assert_logits(out, tokens, expected)
     for name in ("tokenizer.json", "chat_template.jinja"):

@@ -179,7 +179,9 @@ def test_tokens_that_a_sample_lacks_are_as_likely_as_those_like_them() -> None:
 def test_what_a_draft_expects_is_the_mean_of_its_distributions(model: Path, tmp_path: Path) -> None:
     draft = OnnxRuntime(build_onnx(model, tmp_path / "whole"), context=40, exact=False)
     answers = [([5, 6], list(range(7, 60))), ([8], [9])]  # the first is longer than the context
-    logits = [draft.forward([*prompt, *said][:40]).astype(np.float64) for prompt, said in answers]
+    logits = [
+        draft.forward([*prompt, *output][:40]).astype(np.float64) for prompt, output in answers
+    ]
     rows = np.concatenate(logits)
     expected = (np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)).mean(axis=0)
     found = drafted_tokens(answers, draft)
@@ -225,27 +227,27 @@ def test_acceptance_is_the_share_of_the_targets_tokens_that_the_draft_guesses(
 ) -> None:
     draft = OnnxRuntime(build_onnx(model, tmp_path / "whole"), context=128, exact=False)
     prompt = [5, 6, 7]
-    said: list[int] = []
+    output: list[int] = []
     for _ in range(60):  # the draft's own answer, so that it guesses all of it
-        said.append(int(draft.forward([*prompt, *said], logits="last").argmax()))
-    assert acceptance([(prompt, said)], draft) == 1
+        output.append(int(draft.forward([*prompt, *output], logits="last").argmax()))
+    assert acceptance([(prompt, output)], draft) == 1
     assert draft.length == 0
-    wrong = [*said[:-3], (said[-3] + 1) % 256, *said[-2:]]
+    wrong = [*output[:-3], (output[-3] + 1) % 256, *output[-2:]]
     assert acceptance([(prompt, wrong[:-2])], draft) == pytest.approx(57 / 58)
-    assert acceptance([(prompt, said), (prompt, wrong[:-2])], draft) == pytest.approx(117 / 118)
-    assert acceptance([(prompt, []), (said, [])], draft) == 0
+    assert acceptance([(prompt, output), (prompt, wrong[:-2])], draft) == pytest.approx(117 / 118)
+    assert acceptance([(prompt, []), (output, [])], draft) == 0
 
-    missing = said[0]
+    missing = output[0]
     kept = np.delete(np.arange(draft.info.vocab_size), missing)
     (tmp_path / "trimmed").mkdir()
     write_onnx(TrimmedHead(GGUFFile(model), kept), tmp_path / "trimmed")
     trimmed = OnnxRuntime(tmp_path / "trimmed", context=128, exact=False)
-    share = sum(token != missing for token in said) / len(said)
+    share = sum(token != missing for token in output) / len(output)
     assert 0 < share < 1
-    assert acceptance([(prompt, said)], trimmed) == pytest.approx(share)
+    assert acceptance([(prompt, output)], trimmed) == pytest.approx(share)
 
     report = draft_report(
-        trimmed, np.bincount(said, minlength=draft.info.vocab_size), [(prompt, said)]
+        trimmed, np.bincount(output, minlength=draft.info.vocab_size), [(prompt, output)]
     )
     assert report.weight_bytes == trimmed.info.weight_bytes
     assert report.coverage == report.acceptance == pytest.approx(share)
@@ -265,7 +267,7 @@ def test_the_best_size_weighs_the_head_against_what_it_covers(smollm2: Path) -> 
 
     fewest = 17 + len({id for id in range(size) if len(tokenizer.token_bytes(id)) == 1})
     assert best(5.0, 0.0) == size  # rows cost nothing
-    assert best(0.0, 1.0) == fewest  # they cost more than they are worth
+    assert best(0.0, 1.0) == fewest  # they cost more than they save
     assert fewest < best(5.0, 2e-3) < best(5.0, 5e-4) < size
 
 

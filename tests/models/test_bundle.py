@@ -113,6 +113,16 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     "an unlisted model": lambda folder: change(folder, lambda m: m["target"].update(path="other")),
     "a list for sampling": lambda folder: change(folder, lambda m: m.update(sampling=["top_p"])),
     "text for top_p": lambda folder: change(folder, lambda m: m.update(sampling={"top_p": "x"})),
+    "nested entries": lambda folder: (folder / MANIFEST).write_text(
+        '{"version": 1, "more": ' + "[" * 100_000
+    ),
+    "too many files": lambda folder: change(
+        folder,
+        lambda m: m.update(files={str(i): {"bytes": 1, "sha256": "0" * 64} for i in range(10_001)}),
+    ),
+    "a negative size": lambda folder: change(
+        folder, lambda m: m.update(files={"a": {"bytes": -1, "sha256": "0" * 64}})
+    ),
     "a number for drafts": lambda folder: change(folder, lambda m: m.update(drafts=3)),
 }
 
@@ -125,7 +135,8 @@ def test_a_malformed_manifest_is_refused(folder: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../model", "/model", "model/../../x", "C:/model", "model\\..\\x", "", "a//b", "./a"]
+    "path",
+    ["../model", "/model", "model/../../x", "C:/model", "model\\..\\x", "", "a//b", "./a", "a\n"],
 )
 def test_paths_stay_inside(folder: Path, path: str) -> None:
     change(folder, lambda m: m["target"].update(path=path))

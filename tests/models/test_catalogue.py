@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.export.architectures import ARCHITECTURES
 from edgespec.models.catalogue import (
     DEFAULT_MODEL,
     CatalogueEntry,
@@ -15,6 +16,8 @@ from edgespec.models.catalogue import (
     load_catalogue,
     parse_source,
 )
+from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes.llama_sequences import IK_ARCHITECTURES, why_not_on_ik
 
 ENTRIES = load_catalogue()
 
@@ -30,10 +33,9 @@ def test_entry_is_whole(entry: CatalogueEntry) -> None:
     assert entry.sources
     assert entry.license
     assert entry.description
-    assert set(entry.runtimes) <= {"onnx", "llama-cpp"}
-    assert ("onnx" in entry.runtimes) == (
-        entry.architecture in {"llama", "qwen2", "qwen3", "gemma3"}
-    )
+    assert set(entry.runtimes) <= {"onnx", "llama-cpp", "ik-llama-cpp"}
+    assert ("onnx" in entry.runtimes) == (entry.architecture in ARCHITECTURES)
+    assert "ik-llama-cpp" not in entry.runtimes or entry.architecture in IK_ARCHITECTURES
     assert 3 < 8 * entry.size / entry.parameters < 10.3  # bits a parameter: 4 to 8, and scales
 
 
@@ -43,6 +45,17 @@ def test_sources_can_be_read_and_checked(entry: CatalogueEntry) -> None:
         assert not isinstance(source, Path)  # no folder is on every machine
         if not isinstance(source, HubFile):  # nothing but the catalogue vouches for a wheel
             assert re.fullmatch("[0-9a-f]{64}", entry.sha256 or "")
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_the_hub_comes_first(entry: CatalogueEntry) -> None:
+    on_hub = [isinstance(source, HubFile) for source in map(parse_source, entry.sources)]
+    assert on_hub == sorted(on_hub, reverse=True)
+
+
+def test_the_default_model_lists_what_runs_its_file(smollm2: Path) -> None:
+    on_ik = why_not_on_ik(GGUFFile(smollm2)) is None
+    assert ("ik-llama-cpp" in ENTRIES[DEFAULT_MODEL].runtimes) == on_ik
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)

@@ -59,11 +59,11 @@ def reference(model: Path) -> Iterator[LlamaVocabulary]:
     vocabulary.close()
 
 
-def said(content: str) -> Messages:
+def user_message(content: str) -> Messages:
     return [{"role": "user", "content": content}]
 
 
-def test_smollm2_says_what_its_template_says(template: ChatTemplate) -> None:
+def test_smollm2_is_rendered_by_its_template(template: ChatTemplate) -> None:
     assert template.text(QUESTION) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
@@ -81,7 +81,7 @@ def test_ids_equal_those_of_the_rendered_text(model: Path, reference: LlamaVocab
     texts = [*CORPUS.values(), *random_texts(200, ["<tool_call>"], seed=3)]
     harmless = [text for text in texts if not any(name in text for name in controls)]
     assert len(harmless) > 200
-    for messages in [CHAT, *map(said, harmless)]:
+    for messages in [CHAT, *map(user_message, harmless)]:
         expected = reference.encode(template.text(messages), special=True)
         assert template.render(messages) == expected, messages
 
@@ -99,12 +99,12 @@ def test_earlier_turns_are_a_prefix(model: Path) -> None:
 
 
 def test_contents_never_become_control_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> None:
-    ids = template.render(said(MISCHIEF))
-    plain = template.render(said("Hi"))
+    ids = template.render(user_message(MISCHIEF))
+    plain = template.render(user_message("Hi"))
     specials = [id for id in ids if id in tokenizer.special_ids]
     assert specials == [id for id in plain if id in tokenizer.special_ids]
-    start = template.text(said("")).index("user\n") + len("user\n")
-    before, after = template.text(said(""))[:start], template.text(said(""))[start:]
+    start = template.text(user_message("")).index("user\n") + len("user\n")
+    before, after = template.text(user_message(""))[:start], template.text(user_message(""))[start:]
     # What lies between two control tokens is encoded as one piece, so words join across its parts.
     head = before.rpartition("<|im_start|>")[2]
     assert ids == [
@@ -112,7 +112,7 @@ def test_contents_never_become_control_tokens(tokenizer: Tokenizer, template: Ch
         *tokenizer.encode(head + MISCHIEF),
         *tokenizer.encode(after, special=True),
     ]
-    assert template.text(said(MISCHIEF)) == before + MISCHIEF + after
+    assert template.text(user_message(MISCHIEF)) == before + MISCHIEF + after
 
 
 @pytest.mark.parametrize("key", ["role", "content"])
@@ -131,10 +131,14 @@ def test_private_characters_of_a_user_stay_themselves(
     tokenizer: Tokenizer, template: ChatTemplate
 ) -> None:
     content = "\U000f0000<|im_end|>\U000f0001\U000f0000\U000f0002"
-    assert template.text(said(content)) == template.text(said("@")).replace("@", content)
-    assert template.render(said("\U000f0000")) != template.render(said("<|im_end|>"))
+    assert template.text(user_message(content)) == template.text(user_message("@")).replace(
+        "@", content
+    )
+    assert template.render(user_message("\U000f0000")) != template.render(
+        user_message("<|im_end|>")
+    )
     with pytest.raises(UserError, match="private"):
-        template.render(said("".join(map(chr, range(0xF0000, 0xFFFFE))) + "<|im_end|>"))
+        template.render(user_message("".join(map(chr, range(0xF0000, 0xFFFFE))) + "<|im_end|>"))
 
 
 def test_template_may_trim_and_test_contents(tokenizer: Tokenizer) -> None:
@@ -144,9 +148,9 @@ def test_template_may_trim_and_test_contents(tokenizer: Tokenizer) -> None:
         "{% endif %}{{ eos_token }}{% endfor %}",
         tokenizer,
     )
-    assert template.text(said(" <|im_end|> ")) == "<|im_start|><|im_end|><|im_end|>"
-    assert template.render(said(" <|im_end|> "))[-1] == tokenizer.eos
-    assert template.text(said("<think>2+2</think> 4 ")) == "<|im_start|>4<|im_end|>"
+    assert template.text(user_message(" <|im_end|> ")) == "<|im_start|><|im_end|><|im_end|>"
+    assert template.render(user_message(" <|im_end|> "))[-1] == tokenizer.eos
+    assert template.text(user_message("<think>2+2</think> 4 ")) == "<|im_start|>4<|im_end|>"
 
 
 def test_bos_comes_once() -> None:
@@ -167,7 +171,7 @@ def test_bos_comes_once() -> None:
     tokenizer = Tokenizer.from_gguf(File())  # type: ignore[arg-type]
     assert tokenizer.add_bos
     for source in ("{{ messages[0].content }}", "{{ bos_token }}{{ messages[0].content }}"):
-        assert ChatTemplate(source, tokenizer).render(said("a")) == [1, 3, 4]
+        assert ChatTemplate(source, tokenizer).render(user_message("a")) == [1, 3, 4]
 
 
 def test_functions_that_published_templates_use(tokenizer: Tokenizer) -> None:
@@ -275,7 +279,7 @@ def test_hostile_template_is_a_user_error(tokenizer: Tokenizer, name: str) -> No
 
 def test_bounds_are_those_of_one_rendering(template: ChatTemplate) -> None:
     for _ in range(3):
-        template.render(said("long " * 200_000))
+        template.render(user_message("long " * 200_000))
 
 
 def test_model_without_a_template_cannot_chat(tokenizer: Tokenizer) -> None:

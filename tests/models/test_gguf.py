@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgespec.errors import UserError
-from edgespec.models.gguf import BLOCK_FORMATS, GGUFFile
+from edgespec.models.gguf import GGUFFile
 from tests.tiny import tiny_gguf
 
 U32, STRING, ARRAY, U64 = 4, 8, 9, 10
@@ -127,12 +127,6 @@ def test_all_kinds_of_metadata(tmp_path: Path) -> None:
         "a.bools": [True, False],
         "a.nested": [[1, 2], [3]],
     }
-
-
-def test_block_sizes_are_ggufs() -> None:
-    for number, (name, block, size) in BLOCK_FORMATS.items():
-        kind = gguf.GGMLQuantizationType(number)
-        assert (kind.name, *gguf.GGML_QUANT_SIZES[kind]) == (name, block, size)
 
 
 def test_bytes_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_sliding_layers_keep_what_truncate_may_return_to(tmp_path: Path) -> None
 def test_narrow_heads_do_without_flash_attention_unless_the_cache_needs_it(
     architecture: str, cache_type: str, flash: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgespec.runtimes import llama_cpp as runtime
+    from edgespec.runtimes.llama_cpp import runtime
 
     asked, create = [], runtime.llama.llama_init_from_model
 
@@ -247,7 +247,7 @@ def test_a_missing_extra_is_a_user_error_that_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['llama_cpp'] = None\n"
         "from edgespec.errors import UserError\n"
-        "try: import edgespec.runtimes.llama_cpp\n"
+        "try: import edgespec.runtimes.llama_cpp.runtime\n"
         "except UserError as error: print(error)"
     )
     found = subprocess.run(

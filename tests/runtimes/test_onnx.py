@@ -219,7 +219,7 @@ def test_another_provider_runs_chains(built: Path) -> None:
     runtime = OnnxRuntime(built, provider="azure", exact=False)
     assert not runtime.info.trees
     assert runtime.forward(TREE).shape == (len(TREE), runtime.info.vocab_size)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(ValueError, match="no trees"):
         runtime.forward(TREE, PARENTS)
     runtime.close()
 
@@ -575,7 +575,7 @@ def test_a_provider_that_does_not_start_is_a_user_error(
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("it might start here")
     monkeypatch.setattr(
-        "edgespec.runtimes.onnx.choose_provider", lambda *arguments: "CUDAExecutionProvider"
+        "edgespec.runtimes.onnx.runtime.choose_provider", lambda *arguments: "CUDAExecutionProvider"
     )
     with pytest.raises(UserError, match=r"cannot start CUDAExecutionProvider.*--device cpu"):
         OnnxRuntime(built)

@@ -103,7 +103,7 @@ def test_a_trace_is_read_as_it_was_written_and_never_over_another_file(tmp_path:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 3},
         {"prompt": []},
         {"answer": "abc"},
         {"answer": [1, -1]},
@@ -144,11 +144,11 @@ def profiles(folder: Path, *names: str, **more: Any) -> list[Path]:
     return paths
 
 
-def test_every_drafter_that_the_files_tell_of_is_foreseen(tmp_path: Path) -> None:
+def test_every_drafter_that_the_files_tell_of_is_simulated(tmp_path: Path) -> None:
     trace = replace(SONG, drafts={"d": Guesses(SONG.answer, [0.9] * len(SONG.answer))})
     write_trace(trace, tmp_path / "trace")
     found = simulate(profiles(tmp_path, "tiny", "d"), [tmp_path / "trace"])
-    assert [one.drafter for one in found] == ["none", "suffix", "d"]
+    assert [one.drafter for one in found] == ["none", "suffix", "hierarchy", "d"]
     assert found[0].tokens_per_s == pytest.approx(100)
     assert found[2].speed_up > found[1].speed_up > found[0].speed_up == 1
     assert found[2].acceptance_rate == 1

@@ -26,6 +26,7 @@ from edgespec.drafting.stores.datastore import (
     tokenizer_key,
 )
 from edgespec.errors import UserError
+from edgespec.files import replacing
 from edgespec.models import store
 from edgespec.progress import Progress, silent
 
@@ -72,42 +73,37 @@ def build(
     roots = roots_of(paths)
     key = tokenizer_key(tokenizer)
     final = indexes_dir() / file_name(_checked(name) if name else _name_of(roots[0]), key)
-    partial, skipped = final.with_suffix(".partial"), Counter[str]()
+    skipped = Counter[str]()
     try:
         indexes_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
         with store.locked(final.with_suffix(".lock"), f"index {final.name}", progress):
             if name is None:
                 _refuse_other(final, roots)
-            partial.unlink(missing_ok=True)  # of a process that was killed
-            try:
-                with open(partial, "xb+", opener=_private) as file:
-                    texts = _Texts(roots, skipped, progress)
-                    digest = hashlib.sha256()
-                    tokens = _write_tokens(file, texts, tokenizer, digest)
-                    positions, starts = _write_positions(file, tokens, digest, progress)
-                    if not positions:
-                        raise UserError(_nothing(paths, skipped))
-                    facts = Facts(
-                        name=final.name.split(".", 1)[1].removesuffix(".index"),
-                        tokenizer=key,
-                        model=model,
-                        paths=[str(root) for root in roots],
-                        files=texts.files,
-                        text_bytes=texts.bytes,
-                        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                        tokens=tokens,
-                        positions=positions,
-                        starts=starts,
-                        sha256=digest.hexdigest(),
-                        byteorder=sys.byteorder,
-                    )
-                    file.write(facts_bytes(facts))
-                    file.flush()
-                    # Else a power failure could leave the name without the contents.
-                    os.fsync(file.fileno())
-                os.replace(partial, final)
-            finally:
-                partial.unlink(missing_ok=True)
+            with (
+                replacing(final, partial=final.with_suffix(".partial"), private=True) as partial,
+                partial.open("rb+") as file,
+            ):
+                texts = _Texts(roots, skipped, progress)
+                digest = hashlib.sha256()
+                tokens = _write_tokens(file, texts, tokenizer, digest)
+                positions, starts = _write_positions(file, tokens, digest, progress)
+                if not positions:
+                    raise UserError(_nothing(paths, skipped))
+                facts = Facts(
+                    name=final.name.split(".", 1)[1].removesuffix(".index"),
+                    tokenizer=key,
+                    model=model,
+                    paths=[str(root) for root in roots],
+                    files=texts.files,
+                    text_bytes=texts.bytes,
+                    created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    tokens=tokens,
+                    positions=positions,
+                    starts=starts,
+                    sha256=digest.hexdigest(),
+                    byteorder=sys.byteorder,
+                )
+                file.write(facts_bytes(facts))
             return Datastore(final), skipped
     except OSError as error:
         raise UserError(f"cannot write {final}: {store.reason(error)}") from error
@@ -240,10 +236,6 @@ def _nothing(paths: Sequence[Path], skipped: Counter[str]) -> str:
 
 
 # -- building ----------------------------------------------------------------------------------
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _write_tokens(

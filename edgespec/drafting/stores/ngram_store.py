@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import UserError
+from edgespec.files import replacing
 from edgespec.models import store
 
 WAYS = 8
@@ -163,21 +164,10 @@ def write(path: Path, key: str, name: str, vocab_size: int, clock: int, slots: S
         *(_MAGIC, _VERSION, vocab_size, len(slots), int(np.count_nonzero(slots["key"])), clock),
         *(serial, zlib.crc32(payload), key.encode(), shown.encode()),
     )
-    part = path.with_suffix(
-        ".part"
-    )  # one name suffices under the lock; a killed process leaves one
-    try:
-        with open(
-            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o600), "wb"
-        ) as file:
-            file.write(header + _CRC.pack(zlib.crc32(header)))
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    part = path.with_suffix(".part")  # one a model: the lock is held
+    with replacing(path, partial=part, private=True) as partial, partial.open("wb") as file:
+        file.write(header + _CRC.pack(zlib.crc32(header)))
+        file.write(payload)
     return serial
 
 
@@ -210,9 +200,6 @@ def clear(name: str | None = None) -> int:
     except OSError as error:
         raise UserError(f"cannot clear {directory()}: {store.reason(error)}") from error
     return len(found)
-
-
-_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def _off() -> Path:

@@ -53,7 +53,7 @@ def test_the_gap_is_that_of_the_logits_which_chose_the_token(
     with Engine.open(smollm2, draft="none", context=256) as engine:
         session = engine.session()
         list(session.complete("The capital of France is", max_tokens=4))
-        context = list(engine.held)
+        context = [*session.prompt_ids, *session.token_ids]
         target = engine.target
         gap = exactness.logit_gap(target, context[:-1], context[-1], context[0])
         logits = target.forward([context[-2]])[-1]
