@@ -367,3 +367,18 @@ def test_a_lossy_rule_is_named_and_refused_where_it_would_do_nothing() -> None:
         Session(loaded(), acceptance="typical")
     with pytest.raises(UserError, match="--draft MODEL"):
         Session(loaded(), sampling=warm, acceptance="entropy")
+
+
+def test_a_trace_is_of_the_sessions_own_answer() -> None:
+    """Another session of the same engine may have answered meanwhile."""
+    model = loaded("suffix")
+    first, other = Session(model), Session(model)
+    list(first.complete("abcabc", max_tokens=8))
+    before = first.trace()
+    list(other.complete("something else", max_tokens=8))
+    assert first.trace() == before
+    assert list(before.prompt) == first.prompt_ids == model.tokenizer.encode("abcabc")
+    assert before.recording is not None
+    assert before.recording.fresh
+    assert sum(1 + len(step.tokens) for step in before.recording.steps) >= 8
+    assert other.trace().recording.fresh is False  # type: ignore[union-attr]

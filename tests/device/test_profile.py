@@ -1,6 +1,5 @@
 """Profiles: what a curve says between and beyond its points, and files that come from anywhere."""
 
-
 from __future__ import annotations
 
 import json
@@ -18,8 +17,8 @@ from edgespec.device.machine import physical_cores
 from edgespec.device.profile import Profile, Setup, fingerprint, key, setup
 from edgespec.device.profile_files import dumps, load, read_profile, save
 from edgespec.errors import UserError
-from edgespec.runtimes import get
 from edgespec.models import store
+from edgespec.runtimes import get
 
 CURVE = LatencyCurve(
     rows=(1, 2, 4, 8),

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec.assemble import DraftModel, assemble
 from edgespec.core.decoding import decode
 from edgespec.core.latency import LatencyCurve, LatencyModel
-from edgespec.core.scheduler import Scheduler
 from edgespec.device.profile_files import dumps
 from edgespec.drafting.model import ModelDrafter
+from edgespec.drafting.ngram_cache import NgramCache
 from edgespec.errors import UserError
-from edgespec.simulation.simulate import predict, simulate
+from edgespec.simulation.simulate import predict, replay, simulate
 from edgespec.simulation.trace import (
     Guesses,
+    Recording,
+    StepRecord,
     Trace,
     read_trace,
     record,
@@ -71,9 +74,18 @@ def test_a_recorded_draft_model_is_predicted_as_it_was() -> None:
             pass
 
     frozen = [Frozen(cost._curve) for cost in costs]
-    drafter = ModelDrafter(draft, 30, frozen[1])
+    scheduler = assemble(
+        "memory",
+        30,
+        curve(0.1),
+        persistent=[NgramCache(None, "", 30)],
+        model=DraftModel(draft, curve(0.3, 0.001)),
+    )
+    drafter = scheduler.drafters[-1]
+    assert isinstance(drafter, ModelDrafter)
+    scheduler.costs, drafter.follower.costs = frozen
     context = [0, 1, 2, 3, 4, 0, 1]
-    steps = list(decode(target, Scheduler([drafter], frozen[0]), context, max_tokens=300))
+    steps = list(decode(target, scheduler, context, max_tokens=300))
     trace = record("tiny", context[:7], context[7:], [drafter])
     found = predict([trace], curve(0.1), "memory", draft_curve=curve(0.3, 0.001))
     assert found.generated_tokens == 300
@@ -85,7 +97,7 @@ def test_a_recorded_draft_model_is_predicted_as_it_was() -> None:
         real = sum(getattr(step, name) for step in steps)
         assert getattr(found, name) == pytest.approx(real, rel=0.03)
     assert found.accepted > 100
-    again = [*decode(target, Scheduler([drafter], frozen[0]), context, max_tokens=20)]
+    again = [*decode(target, scheduler, context, max_tokens=20)]
     assert sum(len(step.tokens) for step in again) == 20, "recording leaves the drafter usable"
 
 
@@ -150,8 +162,9 @@ def test_every_drafter_that_the_files_tell_of_is_simulated(tmp_path: Path) -> No
     found = simulate(profiles(tmp_path, "tiny", "d"), [tmp_path / "trace"])
     assert [one.drafter for one in found] == ["none", "suffix", "hierarchy", "d"]
     assert found[0].tokens_per_s == pytest.approx(100)
-    assert found[2].speed_up > found[1].speed_up > found[0].speed_up == 1
-    assert found[2].acceptance_rate == 1
+    assert found[3].speed_up > found[1].speed_up > found[0].speed_up == 1
+    assert found[3].speed_up > found[2].speed_up
+    assert found[3].acceptance_rate > found[2].acceptance_rate
     assert {one.joules_per_token for one in found} == {None}
     [energetic, *_] = simulate(profiles(tmp_path, "tiny", power_w=5.0), [tmp_path / "trace"])
     assert energetic.joules_per_token == pytest.approx(0.05)
@@ -166,3 +179,75 @@ def test_profiles_and_traces_that_do_not_belong_together_are_refused(tmp_path: P
         simulate(profiles(tmp_path, "tiny"), [tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UserError, match="nothing tells how d would draft"):
         predict([SONG], curve(0.1), "d")
+
+
+@pytest.mark.parametrize("draft", ["none", "suffix", "hierarchy"])
+@pytest.mark.parametrize("pass_sizes", [(2, 4, 6, 8, 16), ()])
+def test_a_recorded_answer_is_replayed_with_the_same_choices(
+    draft: str, pass_sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    """On the clock of its own passes, whatever they took here; chains and trees."""
+    target = MemoryRuntime(vocab_size=30, period=7, pass_sizes=pass_sizes, seed=3)
+    persistent = [NgramCache(None, "", 30)] if draft == "hierarchy" else []
+    scheduler = assemble(draft, 30, curve(0.05), persistent=persistent)
+    context = [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    prompt = list(context)
+    steps = [StepRecord.of(s) for s in decode(target, scheduler, context, max_tokens=200)]
+    if draft != "none":
+        assert sum(len(step.tokens) for step in steps) > 50
+    recording = Recording.of(draft, target.info, curve(0.05), steps, fresh=True)
+    write_trace(
+        Trace("tiny", prompt, context[len(prompt) :], {}, recording), tmp_path / "trace.json"
+    )
+    found = replay(read_trace(tmp_path / "trace.json"))
+    assert found.same == len(found.steps) == len(steps)
+    assert found.statistics.decode_s == pytest.approx(
+        sum(s.draft_s + s.pass_s + s.overhead_s for s in steps)
+    )
+    slower = replace(recording, curve=curve(3.0))
+    other = replay(Trace("tiny", prompt, context[len(prompt) :], {}, slower))
+    assert draft == "none" or other.same < len(steps), "the curve decides"
+
+
+def test_a_trace_without_pass_times_is_not_replayed() -> None:
+    with pytest.raises(UserError, match="record it again"):
+        replay(SONG)
+
+
+def test_a_trace_of_version_1_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(
+        '{"version": 1, "model": "tiny", "prompt": [1], "answer": [2, 3], "drafts": {}}'
+    )
+    assert read_trace(path) == Trace("tiny", [1], [2, 3])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 2},
+        {"vocab_size": 0},
+        {"steps": []},
+        {"steps": [{"drafter": "x"}]},
+        {"pass_sizes": [4, 2]},
+        {"pass_sizes": [0]},
+        {"curve": {"rows": [1], "lengths": [0], "seconds": [[0.0]], "spread": [[0.0]]}},
+        {"curve": {"rows": [2, 1], "lengths": [0], "seconds": [[1, 1]], "spread": [[0, 0]]}},
+        {"curve": {"rows": [1], "lengths": [0], "seconds": [[1, 2]], "spread": [[0.0]]}},
+        {"max_rows": 1 << 40},
+    ],
+)
+def test_a_recording_that_cannot_be_replayed_is_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    info = MemoryRuntime(vocab_size=30).info
+    step = StepRecord("none", [], None, 0.0, 0.01, 0.0)
+    recording = Recording.of("none", info, curve(0.1), [step], fresh=True)
+    path = tmp_path / "t.json"
+    write_trace(Trace("m", [1], [2, 3], {}, recording), path)
+    assert replay(read_trace(path)).same == 1
+    found = json.loads(path.read_text())
+    found["recording"].update(change)
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="not a trace"):
+        read_trace(path)
