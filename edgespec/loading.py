@@ -81,16 +81,22 @@ def allowed_places(config: EngineConfig, model: LocalModel) -> list[Placement]:
     kind = config.device.partition(":")[0]
     if kind not in ("auto", "cpu"):
         driving = [spec for spec in found if kind in spec.devices]
-        if not driving and kind in ("gpu", "npu"):
+        if kind not in ("gpu", "npu"):
+            raise UserError(
+                f"there is no device {config.device!r}; take auto, cpu, gpu, gpu:N or npu"
+            )
+        if not driving:
             raise UserError(
                 f"{found[0].name} runs on {' and '.join(found[0].devices)} alone; "
                 f"use --device {found[0].devices[0]} with it"
             )
-        found = driving or found  # the runtime says that there is no such device
+        found = driving
     if config.exact:
-        found = _those(found, "exact", "exact", "leave --exact out")
+        found = _those(found, "exact", "is exact", "leave --exact out")
     if config.provider is not None:
-        found = _those(found, "providers", "able to choose a provider", "leave --provider out")
+        found = _those(
+            found, "providers", "chooses among ONNX Runtime's providers", "leave --provider out"
+        )
     return [
         Placement(spec, config.device, config.provider, config.exact, config.threads)
         for spec in found
@@ -103,8 +109,8 @@ def _those(found: list[RuntimeSpec], trait: str, words: str, remedy: str) -> lis
     if not able:
         names = [spec.name for spec in specs().values() if getattr(spec, trait)]
         raise UserError(
-            f"only the {' and '.join(names)} runtime is {words}; "
-            f"take --runtime {' or '.join(names)}, or {remedy}"
+            f"only the {' and '.join(names)} runtime {words}; "
+            f"it needs --runtime {' or '.join(names)}; take that, or {remedy}"
         )
     return able
 

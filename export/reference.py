@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edgespec.core.runtime import ContextOverflow, FloatArray, Logits, ModelInfo
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.architectures.common import Config
@@ -22,6 +22,7 @@ from edgespec.export.quants import FORMATS, dequantize
 from edgespec.export.source import Source
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.trimmed import TOKEN_IDS
+from edgespec.runtimes.rows import RowTracker
 
 try:
     import torch
@@ -64,7 +65,7 @@ FUSED_LAYER_NAMES = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_pr
 ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
 
-class TorchRuntime:
+class TorchRuntime(RowTracker):
     """A ``Runtime`` over transformers, in float32.
 
     From any ``Source`` or a GGUF file, by their names and conventions; or from a safetensors folder,
@@ -96,7 +97,7 @@ class TorchRuntime:
         # Without the configuration every layer keeps everything, sliding ones too: `keep` needs it.
         self._cache: Any = transformers.DynamicCache()
         self._device = device
-        self.length = 0
+        super().__init__()
         self.info = ModelInfo(
             name=path.stem,
             architecture=loaded.config.model_type,
@@ -108,35 +109,45 @@ class TorchRuntime:
             runtime="torch",
             token_ids=tuple(kept) if kept else None,
             trees=True,
+            hidden_size=loaded.config.hidden_size,
         )
 
     def forward(
-        self, tokens: Sequence[int], parents: Sequence[int] | None = None, *, logits: Logits = "all"
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        logits: Logits = "all",
+        features: bool = False,
     ) -> FloatArray:
         """See ``Runtime``."""
         rows = len(tokens)
-        if self.length + rows > self.info.context:
-            raise ContextOverflow(f"{self.length} + {rows} tokens exceed {self.info.context}")
+        tree = self._append(rows, parents, features)
+        asked = slice({"all": 0, "last": rows - 1, "none": rows}[logits], rows)
         self._select(range(self.length))
         with torch.inference_mode():
             output = self._model(
                 input_ids=torch.tensor([list(tokens)], device=self._device),
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=slice({"all": 0, "last": rows - 1, "none": rows}[logits], rows),
-                **({} if parents is None else self._tree(parents)),
+                logits_to_keep=asked,
+                output_hidden_states=features,
+                **({} if tree is None else self._tree(tree)),
             )
+        if features:  # the last hidden states are those after the final norm
+            self.features = output.hidden_states[-1][0, asked].cpu().numpy()
         found: FloatArray = output.logits[0].cpu().numpy()
         return found if self.info.token_ids is None else found[:, list(self.info.token_ids)]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See ``Runtime``."""
-        self._select([*range(self.length), *(self.length + row for row in rows)])
-        self.length += len(rows)
+        start = self.length
+        super().keep(rows)
+        self._select([*range(start), *(start + row for row in rows)])
 
     def truncate(self, length: int) -> None:
         """See ``Runtime``."""
-        self.length = length
+        super().truncate(length)
         self._select(range(length))
 
     def close(self) -> None:

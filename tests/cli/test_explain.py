@@ -54,7 +54,8 @@ def test_a_trace_predicts_what_was_traced(with_model: Path, run: Run, tmp_path: 
     profile.write_text(dumps(replace(PROFILE, model={**PROFILE.model, "name": kept["model"]})))
     files = ("--device-profile", profile, "--trace", trace)
     found = json.loads(run("plan", *files, "--json").stdout)
-    none, suffix = found["predictions"]
+    none, suffix, hierarchy = found["predictions"]
+    assert hierarchy["drafter"] == "hierarchy"
     assert (none["drafter"], none["speed_up"], none["block_efficiency"]) == ("none", 1, 1)
     assert suffix["drafter"] == "suffix"
     assert suffix["block_efficiency"] == pytest.approx(said["stats"]["block_efficiency"], abs=2)

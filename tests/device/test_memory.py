@@ -11,13 +11,11 @@ from edgespec.bench.child import in_child
 from edgespec.bench.experiments.memory import Case, fill
 from edgespec.core.runtime_spec import ModelDimensions, RunConfiguration
 from edgespec.device.memory import Memory, predict
-from edgespec.errors import UserError
 from edgespec.export import dimensions
-from edgespec.export.dimensions import built_dimensions, dimensions_of
+from edgespec.export.dimensions import dimensions_of
 from edgespec.local_model import give_back_memory
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes import get
-from tests.tiny import tiny_gguf
 
 VOCABULARY = 49152
 
@@ -25,24 +23,6 @@ VOCABULARY = 49152
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> ModelDimensions:
     return dimensions_of(GGUFFile(smollm2), VOCABULARY)
-
-
-def test_the_dimensions_of_smollm2(model: ModelDimensions, smollm2: Path) -> None:
-    layers, kv_heads, head_dim = 30, 3, 64
-    assert model.cache_numbers == layers * 2 * kv_heads * head_dim
-    assert (model.heads, model.head_dim, model.hidden, model.feed_forward) == (9, 64, 576, 1536)
-    assert (model.columns, model.context) == (VOCABULARY, 8192)
-    assert 0.97 * smollm2.stat().st_size < model.stored_bytes < smollm2.stat().st_size
-
-
-def test_a_built_model_has_the_dimensions_of_its_source(
-    model: ModelDimensions, smollm2: Path, smollm2_onnx: Path
-) -> None:
-    built = built_dimensions(smollm2_onnx, VOCABULARY)
-    same = ("vocab_size", "columns", "context", "cache_numbers", "heads", "head_dim", "hidden")
-    assert [getattr(built, name) for name in same] == [getattr(model, name) for name in same]
-    assert built.matrices == pytest.approx(model.matrices, abs=100)  # some are fused
-    assert built.packed_bytes == pytest.approx(model.packed_bytes, rel=0.02)
 
 
 def test_caches_are_what_their_numbers_take(model: ModelDimensions) -> None:
@@ -133,22 +113,6 @@ def test_building_is_counted_where_nothing_is_built(model: ModelDimensions) -> N
 def test_small_heads_have_no_q8_cache(model: ModelDimensions) -> None:
     assert get("llama-cpp").cache_types_of(model) == ("float16", "q8_0")
     assert get("llama-cpp").cache_types_of(replace(model, head_dim=80)) == ("float16",)
-
-
-@pytest.mark.parametrize("key", ["block_count", "attention.head_count", "embedding_length"])
-@pytest.mark.parametrize("value", [0, -1, 1 << 50, "many", 2.5])
-def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, key: str, value: object) -> None:
-    file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
-    file.metadata[f"llama.{key}"] = value
-    with pytest.raises(UserError, match=f"says llama.{key} = "):
-        dimensions_of(file, 300)
-
-
-def test_a_file_without_a_head_is_refused(tmp_path: Path) -> None:
-    file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
-    del file.tensors["output.weight"], file.tensors["token_embd.weight"]
-    with pytest.raises(UserError, match=r"no tensor token_embd\.weight"):
-        dimensions_of(file, 300)
 
 
 def _check(case: Case) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
 
-from edgespec.device.memory import ModelDimensions
+from edgespec.core.runtime_spec import ModelDimensions
 from edgespec.errors import UserError
-from edgespec.export.dimensions import dimensions_of, dimensions_of_built
+from edgespec.export.dimensions import built_dimensions, dimensions_of
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.onnx_folder import MODEL_FILE, read_manifest
 from tests.tiny import tiny_gguf
 
 VOCABULARY = 49152
@@ -19,7 +17,7 @@ VOCABULARY = 49152
 
 @pytest.fixture(scope="module")
 def found(smollm2: Path) -> ModelDimensions:
-    return dimensions_of(GGUFFile(smollm2), VOCABULARY, {})
+    return dimensions_of(GGUFFile(smollm2), VOCABULARY)
 
 
 def test_the_dimensions_of_smollm2(found: ModelDimensions, smollm2: Path) -> None:
@@ -33,9 +31,7 @@ def test_the_dimensions_of_smollm2(found: ModelDimensions, smollm2: Path) -> Non
 def test_a_built_model_has_the_dimensions_of_its_source(
     found: ModelDimensions, smollm2_onnx: Path
 ) -> None:
-    manifest = read_manifest(smollm2_onnx)
-    graph = onnx.load(str(smollm2_onnx / MODEL_FILE), load_external_data=False).graph
-    built = dimensions_of_built(manifest, graph, VOCABULARY)
+    built = built_dimensions(smollm2_onnx, VOCABULARY)
     same = ("vocab_size", "columns", "context", "cache_numbers", "heads", "head_dim", "hidden")
     assert [getattr(built, name) for name in same] == [getattr(found, name) for name in same]
     assert built.matrices == pytest.approx(found.matrices, abs=100)  # some are fused
@@ -48,11 +44,11 @@ def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, key: str, value: o
     file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
     file.metadata[f"llama.{key}"] = value
     with pytest.raises(UserError, match=f"says llama.{key} = "):
-        dimensions_of(file, 300, {})
+        dimensions_of(file, 300)
 
 
 def test_a_file_without_a_head_is_refused(tmp_path: Path) -> None:
     file = GGUFFile(tiny_gguf(tmp_path / "tiny.gguf"))
     del file.tensors["output.weight"], file.tensors["token_embd.weight"]
     with pytest.raises(UserError, match=r"no tensor token_embd\.weight"):
-        dimensions_of(file, 300, {})
+        dimensions_of(file, 300)
