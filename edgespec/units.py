@@ -12,5 +12,5 @@ def format_size(size: float) -> str:
     while round(size) >= _STEP and power < len(_UNITS) - 1:
         size /= _STEP
         power += 1
-    decimals = 0 if power == 0 else 2 if power > 2 else 1 if size < 10 else 0
+    decimals = 0 if power == 0 else 2 if power > 2 else 1 if round(size, 1) < 10 else 0
     return f"{size:.{decimals}f} {_UNITS[power]}"

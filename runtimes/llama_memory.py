@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgespec.core.runtime_spec import ModelDimensions, RunConfiguration, RuntimeMemory
+from edgespec.core.runtime_spec import CACHE_BYTES, ModelDimensions, RunConfiguration, RuntimeMemory
 
 _MIB = 1 << 20
 _LIBRARIES = 50 * _MIB
@@ -12,8 +12,6 @@ _LOADING_TOKEN = 210
 """For a while, for each token."""
 _CACHE_STEP = 256
 """Caches are multiples of so many tokens."""
-CACHE_BYTES = {"float16": 2.0, "q8_0": 34 / 32}
-"""Of a number in the cache; q8_0 has blocks of 32 with a float16 scale."""
 _Q8_BLOCK = 32
 
 

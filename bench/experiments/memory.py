@@ -21,7 +21,7 @@ from edgespec.bench.experiments.common import (
 )
 from edgespec.bench.workloads import own_text
 from edgespec.core.decoding import prefill
-from edgespec.core.runtime_spec import RunConfiguration
+from edgespec.core.runtime_spec import CACHE_BYTES
 from edgespec.device.machine import peak_memory_bytes
 from edgespec.device.planning import Plan
 from edgespec.engine import Engine
@@ -87,9 +87,8 @@ def fill(case: Case) -> Peaks:
 
 def cache_bytes(file: GGUFFile, context: int, runtime: str) -> int:
     """The key-value cache of ``context`` tokens, in the type that ``runtime`` usually has."""
-    spec = get(runtime)
-    run = RunConfiguration(spec, context, spec.cache_types[0])
-    return spec.memory(dimensions_of(file, vocab_size=0), run).cache
+    numbers = dimensions_of(file, vocab_size=0).cache_numbers * context
+    return int(numbers * CACHE_BYTES[get(runtime).cache_types[0]])
 
 
 def _columns(case: Case, weights: int) -> tuple[dict[str, int], dict[str, float]]:

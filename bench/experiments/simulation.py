@@ -27,7 +27,9 @@ from edgespec.engine import Engine
 from edgespec.simulation.simulate import Prediction, simulate
 from edgespec.simulation.trace import Trace, write_trace
 
-_MODEL_FREE = ("none", "suffix")
+_MODEL_FREE = ("none", "suffix", "hierarchy")
+_WITH_MODEL = f"hierarchy+{ALONE}"
+"""How ``Engine.open`` drafts with a model."""
 
 
 def measure(
@@ -52,7 +54,7 @@ def rows_of(predictions: list[Prediction], measured: dict[str, float]) -> list[l
     """Per drafter: measured and predicted tokens/s, their ratio, and the predicted τ."""
     rows = []
     for prediction in predictions:
-        rate = measured[prediction.drafter if prediction.drafter in _MODEL_FREE else ALONE]
+        rate = measured[prediction.drafter if prediction.drafter in _MODEL_FREE else _WITH_MODEL]
         rows.append(
             [
                 prediction.drafter,
@@ -67,7 +69,7 @@ def rows_of(predictions: list[Prediction], measured: dict[str, float]) -> list[l
 
 @experiment
 @runtime_option
-@click.option("--draft", metavar="MODEL", help="A draft model, beside none and suffix.")
+@click.option("--draft", metavar="MODEL", help="A draft model, beside none, suffix and hierarchy.")
 @click.option(
     "--device-profile",
     "profiles",
@@ -96,7 +98,7 @@ def main(
     prompts = chosen_prompts(path, per_category)
     with Engine.open(model, runtime=runtime, draft=draft or "none") as engine:
         switch = Switch(engine)
-        drafts = [*_MODEL_FREE, *([ALONE] if draft else [])]
+        drafts = [*_MODEL_FREE, *([_WITH_MODEL] if draft else [])]
         modes = [Mode(name, switch.exact_passes) for name in drafts]
         run(switch, PLAIN, prompts[0], 8, False)  # warms everything up
         measured, traces = measure(switch, modes, prompts, max_tokens)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edgespec.cli.options import RUNTIMES, model_argument
+from edgespec.cli.options import RUNTIMES, model_argument, runtime_name
 from edgespec.cli.progress import ProgressBar
 from edgespec.errors import UserError
 
@@ -93,7 +93,8 @@ def bench() -> None:
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice(["auto", *RUNTIMES]),
+    callback=runtime_name,
+    metavar=RUNTIMES,
     default=("auto",),
     show_default=True,
     help="Of edgespec; may be repeated.",

@@ -33,17 +33,19 @@ RUNTIMES = "auto|onnx|llama-cpp|ik-llama-cpp"
 """How help shows the values of ``--runtime``; other packages may add runtimes (``edgespec.runtimes``)."""
 
 
-def _runtime_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value != "auto":
-        from edgespec.runtimes import get
+def runtime_name(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The callback of ``--runtime``: a name, or several where it may be repeated."""
+    for name in [value] if isinstance(value, str) else value:
+        if name != "auto":
+            from edgespec.runtimes import get
 
-        get(value)  # raises before anything is loaded
+            get(name)  # raises before anything is loaded
     return value
 
 
 runtime_option = click.option(
     "--runtime",
-    callback=_runtime_name,
+    callback=runtime_name,
     metavar=RUNTIMES,
     default="auto",
     show_default=True,

@@ -15,6 +15,9 @@ Form = Literal["gguf", "checkpoint", "built", "plain"]
 """A ``.gguf`` file, a safetensors folder, a folder that ``edgespec.export`` built, or a graph that
 Optimum wrote."""
 
+CACHE_BYTES = {"float32": 4.0, "float16": 2.0, "q8_0": 34 / 32}
+"""Bytes of a number in the key-value cache; q8_0 has blocks of 32 with a float16 scale."""
+
 
 class ModelHeader(Protocol):
     """The metadata of a model file, without its weights."""

@@ -6,32 +6,41 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.cli.plan import _NAMES
 from edgespec.device import machine
+from edgespec.device.planning import show_bytes
 from edgespec.export.dimensions import dimensions_of
 from edgespec.models.gguf import GGUFFile
+from edgespec.units import format_size
 from tests.cli.conftest import Run, error_of, spawn
 
 
-def _sizes(table: str) -> dict[str, int]:
-    rows = re.findall(r"^(\S.*?) +([\d,]+) bytes$", table, re.M)
-    return {name: int(size.replace(",", "")) for name, size in rows}
+def _sizes(table: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\S.*?) +([\d.]+ (?:bytes|[KMG]iB))$", table, re.M))
 
 
-def test_the_table_adds_up(with_model: Path, run: Run) -> None:
-    result = run("plan", "--runtime", "onnx", "--memory-budget", "2GB")
+def test_the_table_shows_the_figures_of_json(with_model: Path, run: Run) -> None:
+    options = ("plan", "--runtime", "onnx", "--memory-budget", "2GB")
+    result = run(*options)
     assert result.exit_code == 0
+    found = json.loads(run(*options, "--json").stdout)
+    memory = found["memory"]
+    assert sum(memory.values()) == found["total_bytes"]
+    assert found["total_bytes"] + found["reserve_bytes"] <= found["budget_bytes"] == 2 * 10**9
+    assert found["smallest_budget_bytes"] < found["total_bytes"]
     sizes = _sizes(result.stdout)
-    total, reserve, budget, least = (
-        sizes.pop(name) for name in ("total", "reserve", "budget", "smallest budget")
-    )
-    assert {"Python and libraries", "tokenizer", "weights", "key-value cache"} < set(sizes)
-    assert sum(sizes.values()) == total
-    assert total + reserve <= budget == 2 * 10**9
-    assert least < total
+    shown = {name: memory[name] for name in memory if memory[name]}
+    assert [sizes.pop(_NAMES[name]) for name in shown] == [format_size(x) for x in shown.values()]
+    assert sizes == {
+        "total": format_size(found["total_bytes"]),
+        "reserve": format_size(found["reserve_bytes"]),
+        "budget": "1.86 GiB",
+        "smallest budget": show_bytes(found["smallest_budget_bytes"]),
+    }
     assert "Given up" not in result.stdout
 
 
-def test_what_is_given_up_is_said(with_model: Path, run: Run) -> None:
+def test_given_up_context_is_shown(with_model: Path, run: Run) -> None:
     least = json.loads(run("plan", "--runtime", "onnx", "--json").stdout)["smallest_budget_bytes"]
     result = run("plan", "--runtime", "onnx", "--memory-budget", least)
     left = re.search(r"^context +(\d+) tokens$", result.stdout, re.M)
@@ -69,7 +78,7 @@ def test_no_model_is_loaded(with_model: Path, run: Run, monkeypatch: pytest.Monk
         run("generate", "-p", "Hi")
 
 
-def test_an_impossible_budget_names_the_smallest(with_model: Path, run: Run) -> None:
+def test_a_budget_that_is_too_small_names_the_smallest(with_model: Path, run: Run) -> None:
     error = error_of(run("plan", "--runtime", "onnx", "--memory-budget", "50MiB"))
     named = re.search(r"smallest --memory-budget that it runs in is (\d+) MiB", error)
     assert named
@@ -81,7 +90,7 @@ def test_an_impossible_budget_names_the_smallest(with_model: Path, run: Run) -> 
 
 
 @pytest.mark.parametrize("size", ["lots", "-5", "0", "1.2.3GB"])
-def test_what_is_no_size_is_one_line(with_model: Path, run: Run, size: str) -> None:
+def test_an_invalid_size_is_one_line(with_model: Path, run: Run, size: str) -> None:
     assert "is no amount" in (error := error_of(run("plan", "--memory-budget", size))) or (
         "holds nothing" in error
     )
@@ -97,13 +106,13 @@ def test_a_budget_is_kept(with_model: Path) -> None:
     budget = json.loads(least)["smallest_budget_bytes"]
     options = ("-p", "Tell me a story.", "--max-tokens", "100", "--json", "--runtime", "onnx")
     process = spawn("generate", *options, "--memory-budget", budget)
-    told, notices = process.communicate()
-    assert json.loads(told)["stats"]["peak_memory_bytes"] <= budget
+    answer, notices = process.communicate()
+    assert json.loads(answer)["stats"]["peak_memory_bytes"] <= budget
     assert b"of 4096 tokens of context" in notices
 
 
 @pytest.mark.parametrize("available", [300 << 20, 1 << 20, 0])
-def test_short_memory_is_said(
+def test_a_notice_reports_short_memory(
     available: int, with_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "memory", lambda: (1 << 34, available))
@@ -116,7 +125,7 @@ def test_short_memory_is_said(
         assert "a smaller model" in line
 
 
-def test_memory_that_is_not_known_is_no_cause_for_alarm(
+def test_unknown_memory_gives_no_notice(
     with_model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown() -> tuple[int, int]:

@@ -23,6 +23,7 @@ def test_piped_output_keeps_whole_cells_without_colour(capsys: pytest.CaptureFix
         (0, "0 bytes"),
         (1023, "1023 bytes"),
         (1024, "1.0 KiB"),
+        (10200, "10 KiB"),
         (98 * 10**6, "93 MiB"),
         (3 << 30, "3.00 GiB"),
         (5 << 50, "5120.00 TiB"),

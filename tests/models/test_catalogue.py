@@ -17,7 +17,8 @@ from edgespec.models.catalogue import (
     parse_source,
 )
 from edgespec.models.gguf import GGUFFile
-from edgespec.runtimes.llama_sequences import IK_ARCHITECTURES, why_not_on_ik
+from edgespec.runtimes.ik_llama_cpp import ARCHITECTURES as IK_ARCHITECTURES
+from edgespec.runtimes.ik_llama_cpp import why_not
 
 ENTRIES = load_catalogue()
 
@@ -54,7 +55,7 @@ def test_the_hub_comes_first(entry: CatalogueEntry) -> None:
 
 
 def test_the_default_model_lists_what_runs_its_file(smollm2: Path) -> None:
-    on_ik = why_not_on_ik(GGUFFile(smollm2)) is None
+    on_ik = why_not(GGUFFile(smollm2)) is None
     assert ("ik-llama-cpp" in ENTRIES[DEFAULT_MODEL].runtimes) == on_ik
 
 

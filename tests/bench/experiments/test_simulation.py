@@ -22,14 +22,14 @@ def test_the_program(run: Run, smollm2: Path, tmp_path: Path) -> None:
     files = ("--device-profile", tmp_path / "profile.json", "--prompts", PROMPTS / "edits.jsonl")
     run(simulation.main, smollm2, *files, "--draft", smollm2, "--max-tokens", 8, "--json", out)
     rows = json.loads(out.read_text())["figures"]
-    assert [row[0] for row in rows] == ["none", "suffix", name]
-    none, suffix, model = rows
+    assert [row[0] for row in rows] == ["none", "suffix", "hierarchy", name]
+    none, suffix, hierarchy, model = rows
     assert none[4] == "1.00"
     # an edit repeats the prompt, so what is looked up is accepted
     assert float(suffix[4]) > 1.2
     assert float(suffix[2]) > float(none[2])
     # the draft model is the target itself: its passes take as long, so drafting with it does not pay
-    assert float(model[2]) <= float(none[2])
+    assert float(model[2]) <= float(hierarchy[2])
     assert float(none[2]) == pytest.approx(1 / profile["curve"]["seconds"][0][0], rel=0.2)
 
 
@@ -39,7 +39,9 @@ def test_a_row_has_the_speed_that_was_measured_with_the_same_drafter() -> None:
         Prediction("cpu", drafter, rate, rate / 20, rate / 20, 0.5, None)
         for drafter, rate in rates.items()
     ]
-    assert simulation.rows_of(predictions, {"none": 25.0, "suffix": 40.0, "model": 15.0}) == [
+    assert simulation.rows_of(
+        predictions, {"none": 25.0, "suffix": 40.0, "hierarchy+model": 15.0}
+    ) == [
         ["none", "25.0", "20.0", "0.800", "1.00"],
         ["suffix", "40.0", "50.0", "1.250", "2.50"],
         ["tiny", "15.0", "30.0", "2.000", "1.50"],

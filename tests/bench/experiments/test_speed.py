@@ -97,7 +97,7 @@ def test_modes_of_one_model_are_those_of_an_engine(
             (Mode("γ = 2", True), proved, "suffix"),
         ):
             parts = switch.to(mode)
-            assert parts is engine.loaded
+            assert parts.target is engine.target
             assert (parts.target.info.pass_sizes, parts.scheduler.name) == (sizes, name)
         assert set(MODEL_FREE) >= {"none", "suffix", "hierarchy", "recycling"}
 
