@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +74,16 @@ def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     listed = {(index.parent / link).resolve() for link in links(index)}
     assert {page for page in PAGES if "docs" in page.parts and page != index} <= listed
+
+
+def test_the_plot_has_the_figures_of_its_table() -> None:
+    figures = (ROOT / "docs/reference/figures.md").read_text("utf-8")
+    table = figures.partition("## Over plain decoding by category")[2].partition("\n\nAll 80")[0]
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| (\d\.\d\d) /", table, re.M))
+    plot = (ROOT / "docs/images/speed-up-by-category.svg").read_text("utf-8")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", plot)
+    assert len(rows) == 14
+    assert {name: texts[texts.index(name) + 1] for name in rows} == rows
 
 
 def test_the_example_of_a_runtime_runs(tmp_path: Path) -> None:
