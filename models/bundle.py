@@ -1,7 +1,7 @@
 """Bundles: a folder that holds a target, its drafts, their tokenizer and proof that they are whole.
 
 ``bundle.json`` says what is in it; ``bundle.schema.json``, beside this file, is its JSON Schema, and
-``docs/bundles.md`` describes the format for readers in other languages. A bundle may come from
+``docs/reference/bundles.md`` describes the format for readers in other languages. A bundle may come from
 anywhere: nothing in it is believed before it was checked.
 """
 
