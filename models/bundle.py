@@ -1,7 +1,7 @@
 """Bundles: a folder that holds a target, its drafts, their tokenizer and the hashes of all files.
 
 ``bundle.json`` lists what is in it; ``bundle.schema.json``, beside this file, is its JSON Schema, and
-``docs/bundles.md`` describes the format for readers in other languages. A bundle may come from
+``docs/reference/bundles.md`` describes the format for readers in other languages. A bundle may come from
 anywhere: everything in it is checked before it is used.
 """
 

@@ -1,4 +1,4 @@
-"""Measured energy; where nothing measures, ``NoMeter`` gives the reason (docs/energy.md).
+"""Measured energy; where nothing measures, ``NoMeter`` gives the reason (docs/reference/energy.md).
 
 The readers are our own where a library would estimate what it cannot read, or brings more than it reads; each file
 says what was looked at. Zeus and codecarbon are neither taken nor copied: pandas (and scikit-learn) for a few

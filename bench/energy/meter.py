@@ -36,7 +36,7 @@ class Meter(Protocol):
         """Largest relative error, by sampling alone, of a reading over so long.
 
         The counter's step and how seldom it is refreshed; what the sensor itself is wrong by is not
-        known here (docs/energy.md). 1 or more: the reading is useless.
+        known here (docs/reference/energy.md). 1 or more: the reading is useless.
         """
 
     def close(self) -> None:

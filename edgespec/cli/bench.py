@@ -78,7 +78,7 @@ def bench() -> None:
     "peers",
     multiple=True,
     metavar="NAME[:MODE][?SETTING=VALUE][=PATH]",
-    help="Another system, in one of its modes or in all; may be repeated. docs/peers.md has their names.",
+    help="Another system, in one of its modes or in all; may be repeated. docs/reference/peers.md has their names.",
 )
 @click.option(
     "--output",

@@ -1,4 +1,4 @@
-"""Profiles in files, kept between runs or given by hand; the format is in ``docs/profiles.md``."""
+"""Profiles in files, kept between runs or given by hand; the format is in ``docs/reference/profiles.md``."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ CONSTANTS = ModelConstants()
 class ModelDrafter:
     """Drafts with ``runtime``, whose cache it keeps a prefix of the context.
 
-    Decide at the end of this round: docs/drafting.md has a geometric mean of 1.24 beside the sources against 1.21
+    Decide at the end of this round: docs/reference/figures.md has a geometric mean of 1.24 beside the sources against 1.21
     without it (14 questions), and 1.26 against 1.17 (7 others).
 
     Target and draft may share a tokenizer and pad their vocabularies to different sizes. Ids from ``vocab_size``

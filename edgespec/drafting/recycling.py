@@ -38,7 +38,7 @@ class Recycling:
     softmax. The table has ``vocab_size`` rows; memory is used only for tokens that occurred.
 
     Decide at the end of this round: it gains nothing beside the n-gram cache (``hierarchy`` leaves it out) and takes
-    time at every row. Alone it gains 1.05 (geometric mean of 28 questions, docs/drafting.md), the n-gram cache 1.09.
+    time at every row. Alone it gains 1.05 (geometric mean of 28 questions, docs/reference/figures.md), the n-gram cache 1.09.
     """
 
     name = "recycling"

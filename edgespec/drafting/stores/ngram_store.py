@@ -1,4 +1,4 @@
-"""The n-gram caches on disk: one file a model, and whether caches are enabled. See ``docs/cache.md``.
+"""The n-gram caches on disk: one file a model, and whether caches are enabled. See ``docs/reference/cache.md``.
 
 A file is a header and the table as it is in memory: reading it is one read and a checksum. It is replaced by a
 rename, under a lock that the system releases when its holder dies. So a killed process or a full disk leaves the file
