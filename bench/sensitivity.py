@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.cli import Failure
+from edgespec.bench.experiments.common import Failure
 from edgespec.core import latency, scheduler
 from edgespec.device.profile import Profile
 from edgespec.device.profile_files import read_profile

@@ -192,7 +192,7 @@ def drafting(engine: Engine, alone: bool = False) -> Engine:
     assert isinstance(drafter, ModelDrafter)
     if alone:
         scheduler.drafters = [drafter]
-    scheduler.costs, drafter.follower.costs = Always(1.0), Always(0.01)
+    scheduler.latency, drafter.follower.costs = Always(1.0), Always(0.01)
     return engine
 
 
@@ -221,7 +221,7 @@ def test_what_was_said_serves_the_next_engine_unless_it_is_not_to_be_kept(
 ) -> None:
     def answer(**options: bool) -> Completion:
         with Engine.open(tiny, draft="ngram-cache", context=256, **options) as engine:
-            engine.scheduler.costs = Always(1.0)
+            engine.scheduler.latency = Always(1.0)
             return engine.generate("hello world", chat=False, max_tokens=100)
 
     unkept = answer(remember=False)

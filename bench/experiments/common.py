@@ -20,7 +20,9 @@ from edgespec.models import store
 from edgespec.runtimes import specs
 
 
-class _Failure(click.ClickException):
+class Failure(click.ClickException):
+    """What a user can put right: one line on stderr."""
+
     exit_code = 2
 
 
@@ -91,7 +93,7 @@ def experiment(command: Callable[..., None]) -> click.Command:
         try:
             command(**options)
         except UserError as error:
-            raise _Failure(str(error)) from error
+            raise Failure(str(error)) from error
 
     guarded = click.option(
         "--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there."

@@ -138,5 +138,5 @@ class Switch:
             fixed_drafters = [
                 Fixed(d.sources, mode.nodes) for d in scheduler.drafters if isinstance(d, Hierarchy)
             ]
-            return Scheduler(fixed_drafters, scheduler.costs)
+            return Scheduler(fixed_drafters, scheduler.latency)
         return scheduler

@@ -19,30 +19,30 @@ from edgespec.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Step:
-    """One target pass and what came of it. Times are in seconds and add up to the whole step."""
+    """One step of the decoding loop. The times are in seconds and add up to the whole step."""
 
     tokens: list[int]
-    """The tokens said, a stop token included; already in the context."""
+    """The output tokens, a stop token included; already in the context."""
     accepted: int
-    """How many of them had been drafted."""
+    """The number of output tokens that were drafted."""
     choice: Choice
     draft_s: float
     pass_s: float
     overhead_s: float
-    """What the engine itself took: accepting, learning, bookkeeping."""
+    """Acceptance, learning and bookkeeping."""
     draft_passes: int = 0
-    """Passes of a draft model, for this step."""
+    """Draft model passes of this step."""
 
     @property
     def drafted(self) -> int:
-        """Tokens that the pass verified."""
+        """The number of tokens that the pass verified."""
         return len(self.choice.draft)
 
 
 def prefill(target: Runtime, context: list[int], progress: Progress = silent) -> None:
-    """Evaluate ``context[target.length:-1]``; the last token is left to the first decoding pass.
+    """Evaluate ``context[target.length:-1]``. The first decoding pass evaluates the last token.
 
-    ``progress`` is called before every chunk; an exception from it, or Ctrl-C, cancels between
+    ``progress`` is called before every chunk. An exception from it, or Ctrl-C, cancels between
     chunks and leaves a valid cache. Raises ``ContextOverflow`` when the context does not fit.
     """
     end, size = len(context) - 1, target.info.prefill_chunk
@@ -65,14 +65,13 @@ def decode(
     rule: Rule = "lossless",
     clock: Callable[[], float] = perf_counter,
 ) -> Iterator[Step]:
-    """Say at most ``max_tokens`` tokens after ``context``, appending them to it, a step at a time.
+    """Decode at most ``max_tokens`` tokens after ``context``, one step at a time, and append them to it.
 
-    On entry the cache must hold a proper prefix of ``context``; what is missing is prefilled. Ends
-    after a stop token, after ``max_tokens``, or when the cache is full (then the last token said is
-    the first that has no place in it). Whenever it is left, even by an exception, the cache holds a
-    prefix of ``context``; after a step it holds ``context[:-1]`` whatever was drafted, so that what
-    follows is evaluated in the same passes with and without drafting. ``rule`` is how drafted tokens are
-    accepted. ``clock`` gives seconds.
+    On entry the cache must hold a proper prefix of ``context``; the rest is prefilled. Decoding ends
+    after a stop token, after ``max_tokens``, or when the cache is full; then the last output token is
+    not in the cache. The cache always holds a prefix of ``context``, even after an exception. After a
+    step it holds ``context[:-1]`` with any draft, so later passes are the same with and without
+    drafting. ``rule`` is the acceptance rule. ``clock`` returns seconds.
     """
     if max_tokens <= 0:
         return
@@ -95,19 +94,19 @@ def decode(
         logits = target.forward([context[-1], *draft.tokens], parents)
         passed_at = clock()
 
-        verdict = accept(draft, logits, sampling, context, rng, rule)
-        said = verdict.tokens
-        stop = next((i for i, token in enumerate(said) if token in stop_tokens), None)
+        verification = accept(draft, logits, sampling, context, rng, rule)
+        tokens = verification.tokens
+        stop = next((i for i, token in enumerate(tokens) if token in stop_tokens), None)
         if stop is not None:
-            said = said[: stop + 1]
-        accepted = min(len(verdict.tokens) - 1, len(said))
+            tokens = tokens[: stop + 1]
+        accepted = min(len(verification.tokens) - 1, len(tokens))
 
         draft_s, pass_s = drafted_at - started, passed_at - drafted_at
-        outcome = Outcome(draft, accepted, said, logits)
+        outcome = Outcome(draft, accepted, tokens, logits)
         scheduler.learn(outcome, info.padded(1 + len(draft)), pass_s, target.length, passes)
-        context.extend(said)  # before keep: interrupted in between, the cache is only behind
-        target.keep(verdict.rows[: len(said)])
-        left = 0 if stop is not None else left - len(said)
+        context.extend(tokens)  # before keep: an interrupt in between leaves the cache valid
+        target.keep(verification.rows[: len(tokens)])
+        left = 0 if stop is not None else left - len(tokens)
 
         overhead_s = clock() - passed_at
-        yield Step(said, accepted, choice, draft_s, pass_s, overhead_s, passes)
+        yield Step(tokens, accepted, choice, draft_s, pass_s, overhead_s, passes)

@@ -1,4 +1,4 @@
-"""A draft: the tokens guessed to come next, as a chain or a tree."""
+"""A draft: guesses of the next tokens, as a chain or a tree."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from edgespec.core.runtime import FloatArray
 class Draft:
     """Tokens to verify in one target pass.
 
-    ``parents[i]`` is the draft token that token ``i`` follows, -1 for the context's last token;
-    ``None`` is a chain. Every parent comes before its children. Siblings are candidates for the same
-    place, tried in their order.
+    ``parents[i]`` is the index of the draft token before token ``i``, -1 for the context's last
+    token; ``None`` is a chain. Every parent comes before its children. Siblings are candidates for
+    the same position, in the order in which they are verified.
 
-    ``probabilities`` is float32 ``[len(tokens), vocab_size]``: the distribution that each token was
-    drawn from, before its earlier siblings were taken out (siblings have the same row); ``None``: the
-    drafter was certain (one-hot). Siblings were drawn from it one after the other without
-    replacement, or ``with_replacement`` independently, so that they may repeat. Lossless are only
-    drafts in which nothing that was drawn decided whether it is offered. What was drawn earlier may
-    decide whether more is drawn, with one exception: how many siblings there are, if drawn with
-    replacement, must not depend on any of them.
+    ``probabilities`` is float32 ``[len(tokens), vocab_size]``: the distribution q that each token was
+    drawn from, before its earlier siblings were removed (siblings have the same row). ``None`` means
+    one-hot: the drafter did not sample. Siblings are drawn one after the other without replacement,
+    or independently with ``with_replacement`` (then they may repeat). A draft is lossless only if no
+    drawn token is dropped because of its value. Earlier tokens may decide whether more tokens are
+    drawn, with one exception: the number of siblings that are drawn with replacement must not depend
+    on any of them.
 
-    ``confidence[i]`` is the drafter's estimate of the chance that token ``i`` is accepted once its
-    parent is; the scheduler cuts a draft by it. ``None`` means no cut: tokens that were drawn may not
-    be chosen from afterwards. ``expected`` then says how many tokens may be accepted.
+    ``confidence[i]`` is the estimated probability that token ``i`` is accepted if its parent is. The
+    scheduler cuts a draft by it. ``None`` means no cut, because drawn tokens must not be selected
+    afterwards. ``expected`` is then the expected number of accepted tokens.
     """
 
     tokens: Sequence[int] = ()
@@ -41,12 +41,14 @@ class Draft:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every token follows the one before it."""
+        """Whether every token follows the token before it."""
         return self.parents is None or list(self.parents) == list(range(-1, len(self.tokens) - 1))
 
     def children(self) -> list[list[int]]:
-        """By row of the pass that verifies it (the context's last token, then the draft's), the
-        draft tokens that follow."""
+        """The children of each row of the pass, as indices of draft tokens.
+
+        Row 0 is the context's last token, row i + 1 is draft token i.
+        """
         if self.parents is None:
             return [*([i] for i in range(len(self.tokens))), []]
         found: list[list[int]] = [[] for _ in range(1 + len(self.tokens))]
@@ -55,7 +57,7 @@ class Draft:
         return found
 
     def depth(self) -> int:
-        """Tokens of its longest path."""
+        """The number of tokens of the longest path."""
         if self.parents is None:
             return len(self.tokens)
         depths = [0]
@@ -64,10 +66,9 @@ class Draft:
         return max(depths)
 
     def first(self, count: int) -> Draft:
-        """The first ``count`` tokens: of a tree a tree, as parents come first.
+        """The first ``count`` tokens. The result is a tree, because parents come first.
 
-        Of ``expected`` there is no more than the depth that is left; how it spread over the tokens
-        is not known.
+        ``expected`` is limited to the remaining depth: its share per token is unknown.
         """
         if count >= len(self.tokens):
             return self

@@ -1,4 +1,4 @@
-"""The latency model of passes: a measured curve, corrected by the passes themselves."""
+"""The latency model of passes: a measured curve, corrected by the times of later passes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST = 64
-"""``LatencyCurve.at`` gives the time of passes over up to so many tokens."""
+"""The largest pass of ``LatencyCurve.at``, in tokens."""
 _SIZES = np.arange(1.0, 65)
-"""The pass sizes that are estimated; larger ones scale with the last."""
+"""The estimated pass sizes. The time of larger ones is proportional to the last."""
 _LENGTH_BUCKET = 64
-"""Cached tokens per entry of the tables: a difference within it is not worth computing."""
+"""Cached tokens per entry of the tables: the difference within an entry is negligible."""
 
 
 @dataclass(frozen=True)
@@ -20,24 +20,23 @@ class LatencyConstants:
     """Constants of the latency model. All of them are guesses."""
 
     prior_slope: float = 0.09
-    """Cost of a further token in a pass, in passes over one token, where no curve was measured."""
-    own_forgetting: float = 0.75
-    """Factor on the weight of earlier passes of a size, per pass of that size: about the last four count."""
+    """Latency of a further token in a pass, in passes over one token, without a measured curve."""
+    size_forgetting: float = 0.75
+    """Factor on the weight of earlier passes of a size, per pass of that size: about four passes count."""
     forgetting: float = 0.99
     """Factor on the weight of all earlier passes, per pass: load, heat and power change."""
     pace_weight: float = 0.5
-    """Weight of the factor that all sizes share, in passes of the size itself."""
+    """Weight of the factor that all sizes share, in passes of the size."""
     slowest_surprise: float = 1.5
-    """Largest factor over the expected time that a pass is believed to take: hiccups only make it longer."""
+    """Largest factor above the expected time; longer times are clipped, because outliers are always long."""
     fastest_surprise: float = 20.0
-    """Largest factor below the expected time that a pass is believed to take."""
+    """Largest factor below the expected time; shorter times are clipped."""
     stale_weight: float = 0.5
     """Weight of plain decoding's passes below which it is measured again: 70 passes after one."""
     trusted_passes: int = 8
     """Passes for which the measured curve is trusted about plain decoding."""
     neighbour_octaves: float = 0.35
-    """Standard deviation, in octaves of size, of what a pass tells about other sizes: at a third of an octave
-    about half as much."""
+    """Standard deviation, in octaves, of the weight of a pass for other sizes: about a half at a third of an octave."""
 
 
 CONSTANTS = LatencyConstants()
@@ -47,7 +46,7 @@ CONSTANTS = LatencyConstants()
 class LatencyCurve:
     """Seconds of a pass over n tokens (all logits) after L tokens in the cache.
 
-    ``rows`` are the sizes n that ran, padding included; both they and ``lengths`` ascend.
+    ``rows`` are the measured sizes n, padding included. ``rows`` and ``lengths`` are in ascending order.
     """
 
     rows: tuple[int, ...]
@@ -58,10 +57,10 @@ class LatencyCurve:
     """[length][rows], (p90 - p10) / median."""
 
     def at(self, length: int) -> npt.NDArray[np.float64]:
-        """Seconds of passes over 1…64 tokens after ``length``; that of n is at n - 1.
+        """Seconds of passes over 1…64 tokens after ``length`` cached ones; index n - 1 for n tokens.
 
-        Linear between what was measured; beyond it along the last slope, where that rises, so
-        never less than the nearest that was measured.
+        Linear between measured points. Beyond them it follows the last slope, if that is positive,
+        so it is never less than the nearest measured time.
         """
         sizes, rows = np.arange(1.0, LARGEST + 1), np.asarray(self.rows, np.float64)
         table = np.array([np.interp(sizes, rows, seconds) for seconds in self.seconds])
@@ -79,19 +78,19 @@ class LatencyCurve:
 
 
 class LatencyModel:
-    """Seconds that a pass over n tokens takes on this device now.
+    """The expected seconds of a pass over n tokens on this device now.
 
-    ``curve`` was measured. Without one, a pass takes 1 + ``slope`` (n - 1) (default: ``prior_slope``), in units that
-    the first passes show.
-    The model learns the device's departure from the curve from every pass: one factor for all sizes (load, heat),
-    and for each size its own departure from that, shared with neighbouring sizes. A pass that takes half as long
-    again shows within five passes; a single hiccup hardly shows. Plain decoding's size, ``plain``, takes the lower of
-    its own estimate and the shared one: when only other sizes slow down, it is tried. No size takes longer than a
-    larger one. The first pass of a size pays for its allocations and is not counted.
+    ``curve`` is the measured curve. Without one, a pass takes 1 + ``slope`` (n - 1) (default: ``prior_slope``), in a
+    unit that the first passes give. The model learns the device's deviation from the curve from every pass: one factor
+    for all sizes (load, heat), and one factor per size, which neighbouring sizes share. If passes become half as
+    long again, the estimate follows within five passes; a single outlier hardly changes it. Plain decoding's size,
+    ``plain``, has the lower of its own estimate and the shared one: when only other sizes become slower, plain
+    decoding is tried. No size takes longer than a larger one. The first pass of a size includes its allocations and
+    is not counted.
     """
 
     plain = 1
-    """The size of plain decoding's passes."""
+    """The size of a plain decoding pass, in tokens."""
 
     def __init__(self, curve: LatencyCurve | None = None, *, slope: float | None = None) -> None:
         self._curve, self._slope = curve, CONSTANTS.prior_slope if slope is None else slope
@@ -102,12 +101,12 @@ class LatencyModel:
         octaves = np.log2(_SIZES[:, None] / _SIZES)
         self._nearness = np.exp(-0.5 * (octaves / CONSTANTS.neighbour_octaves) ** 2)
         self._seen: set[int] = set()
-        # By bucket of cached tokens: what the curve says, and what is expected now.
+        # By bucket of cached tokens: the curve, and the expected times now.
         self._bases: dict[int, npt.NDArray[np.float64]] = {}
         self._tables: dict[int, list[float]] = {}
 
     def seconds(self, size: int, length: int = 0) -> float:
-        """Expected time of a pass over ``size`` tokens after ``length`` cached ones."""
+        """Expected seconds of a pass over ``size`` tokens after ``length`` cached ones."""
         bucket = length // _LENGTH_BUCKET
         if bucket not in self._tables:
             self._tables[bucket] = (self._base(length) * np.exp(self._log_factors)).tolist()
@@ -116,12 +115,12 @@ class LatencyModel:
 
     @property
     def plain_is_stale(self) -> bool:
-        """Whether plain decoding was not measured for so long that it should be."""
+        """Whether plain decoding must be measured again."""
         weight = self._weight[self.plain - 1]
         return self._passes > CONSTANTS.trusted_passes and bool(weight < CONSTANTS.stale_weight)
 
     def record(self, size: int, seconds: float, length: int = 0) -> None:
-        """Learn that a pass over ``size`` tokens (padding included) took ``seconds``."""
+        """Record that a pass over ``size`` tokens (padding included) took ``seconds``."""
         index = min(size, len(_SIZES)) - 1
         self._passes += 1
         if size not in self._seen or seconds <= 0:
@@ -134,8 +133,8 @@ class LatencyModel:
             log_factor = min(log_factor, expected + np.log(CONSTANTS.slowest_surprise))
         self._weight *= CONSTANTS.forgetting
         self._sum *= CONSTANTS.forgetting
-        self._weight[index] = CONSTANTS.own_forgetting * self._weight[index] + 1
-        self._sum[index] = CONSTANTS.own_forgetting * self._sum[index] + log_factor
+        self._weight[index] = CONSTANTS.size_forgetting * self._weight[index] + 1
+        self._sum[index] = CONSTANTS.size_forgetting * self._sum[index] + log_factor
         self._log_factors = self._estimate()
         self._tables.clear()
 
@@ -144,7 +143,7 @@ class LatencyModel:
         if bucket not in self._bases:
             prior = 1 + self._slope * (_SIZES - 1)
             base = self._curve.at(length) if self._curve else prior
-            # A size that took longer than a larger one was measured at a bad moment.
+            # A size that took longer than a larger one was measured while the machine was busy.
             self._bases[bucket] = np.minimum.accumulate(base[::-1])[::-1]
         return self._bases[bucket]
 
@@ -157,6 +156,6 @@ class LatencyModel:
         ) / (self._nearness @ self._weight + CONSTANTS.pace_weight)
         plain = self.plain - 1
         if self._weight[plain]:
-            own = self._sum[plain] / self._weight[plain]
-            factors[plain] = min(factors[plain], own)
+            measured = self._sum[plain] / self._weight[plain]
+            factors[plain] = min(factors[plain], measured)
         return factors

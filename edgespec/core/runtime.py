@@ -1,4 +1,4 @@
-"""The protocol of a runtime: a model, loaded on a device, that runs passes over tokens."""
+"""The protocol of a runtime: a model on a device that runs passes over tokens."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from edgespec.errors import UserError
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["all", "last", "none"]
 DEFAULT_CONTEXT = 4096
-"""Tokens of context, where the user asks for none and the model has as many."""
+"""The default context in tokens, limited by the model's."""
 MAX_ROWS = 16
-"""Rows of logits in the largest pass, where memory is not short: the last token and 15 drafted."""
+"""Rows of logits in the largest pass without a memory limit: the last token and 15 drafted."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is loaded, and where.
+    """A loaded model and its device.
 
-    ``context`` is the cache's capacity in tokens. ``weight_bytes`` is what one pass must read.
-    ``pass_sizes`` lists, in ascending order, the sizes of pass that give the same row the same bits;
-    it is empty where that was not proved (or not asked for), and then passes are not padded.
-    ``vocab_size`` is the columns of the logits. A draft's head may have been trimmed: ``token_ids``
-    are then the tokens that its columns are for; ``None``: every token, in order.
-    ``max_rows`` is the most rows of logits that a pass is meant to have: memory was planned for these.
-    ``trees``: whether a pass may be a tree, or chains only. ``prefill_chunk``: prompt tokens in one pass;
-    more are hardly faster, and keep Ctrl-C waiting. ``hidden_size`` is the width of ``Runtime.features``; 0 where the
-    runtime has none.
+    ``context`` is the cache's capacity in tokens. ``weight_bytes`` is the bytes that one pass reads.
+    ``pass_sizes`` lists, in ascending order, the pass sizes that give the same row the same bits. It is
+    empty if this was not proved (or not requested); then passes are not padded. ``vocab_size`` is the
+    number of columns of the logits. A draft model's head may be trimmed: ``token_ids`` are then the
+    tokens of its columns; ``None``: every token, in order. ``max_rows`` is the largest number of rows of
+    logits in a pass that memory was planned for. ``trees``: whether a pass may be a tree; else it must
+    be a chain. ``prefill_chunk``: prompt tokens per pass; a larger chunk is hardly faster and delays
+    Ctrl-C. ``hidden_size`` is the width of ``Runtime.features``; 0 if the runtime has none.
     """
 
     name: str
@@ -57,16 +56,16 @@ class ModelInfo:
 class Runtime(Protocol):
     """One causal language model, loaded on one device, with its key-value cache.
 
-    A pass appends rows after the committed ones; the rows stay uncommitted until ``keep`` says which
-    of them are true. Rows that nobody keeps are forgotten by the next pass.
+    A pass appends rows after the committed ones. The rows stay uncommitted until ``keep`` commits some
+    of them. The next pass discards uncommitted rows.
     """
 
     info: ModelInfo
     length: int
-    """Tokens committed in the cache."""
+    """The number of committed tokens in the cache."""
     features: FloatArray | None
-    """Hidden states of the last pass, after the final norm: float32 ``[rows asked for, hidden_size]``,
-    where that pass was asked for them; else ``None``. The next pass may reuse the array."""
+    """Hidden states of the last pass after the final norm: float32 ``[requested rows, hidden_size]``.
+    ``None`` if the pass did not request them. The next pass may reuse the array."""
 
     def forward(
         self,
@@ -78,25 +77,25 @@ class Runtime(Protocol):
     ) -> FloatArray:
         """Run one pass over ``tokens``.
 
-        ``parents[i]`` is the row that token ``i`` follows (-1: the cache's end); ``None`` is a chain.
-        Returns float32 logits, ``[rows asked for, vocab_size]``; the array may be reused by the next
-        pass, so copy what must outlive it. With ``features`` the same rows are left in ``self.features``.
-        Raises ``ContextOverflow`` when the rows do not fit, and ``ValueError`` for parents that are no tree, for
-        a tree where ``info.trees`` is false and for features where ``info.hidden_size`` is 0.
+        ``parents[i]`` is the row before token ``i`` (-1: the cache's end); ``None`` is a chain. Returns
+        float32 logits ``[requested rows, vocab_size]``. The next pass may reuse the array: copy it to keep
+        it. With ``features``, ``self.features`` has the same rows. Raises ``ContextOverflow`` if the rows do
+        not fit, and ``ValueError`` for parents that are not a tree, for a tree if ``info.trees`` is false
+        and for features if ``info.hidden_size`` is 0.
         """
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Commit these rows of the last pass, a path from the cache's end; forget the others.
+        """Commit these rows of the last pass, a path from the cache's end; discard the others.
 
-        Raises ``ValueError`` where they are not such a path.
+        Raises ``ValueError`` if they are not such a path.
         """
         ...
 
     def truncate(self, length: int) -> None:
-        """Forget everything after the first ``length`` committed tokens.
+        """Discard everything after the first ``length`` committed tokens.
 
-        Raises ``ValueError`` where fewer are committed.
+        Raises ``ValueError`` if fewer are committed.
         """
         ...
 
@@ -106,15 +105,15 @@ class Runtime(Protocol):
 
 
 def capacity(context: int | None, limit: int) -> int:
-    """The tokens that a cache is made for, where the user asks for ``context`` of the model's ``limit``.
+    """The capacity of a cache in tokens, for a requested ``context`` and the model's ``limit``.
 
-    Raises ``UserError`` where the model does not take as many.
+    Raises ``UserError`` if the model does not support ``context`` tokens.
     """
     tokens = min(limit, DEFAULT_CONTEXT) if context is None else context
     if not 0 < tokens <= limit:
-        raise UserError(f"the context is {tokens}; this model takes 1 to {limit} tokens")
+        raise UserError(f"--context is {tokens}; this model supports 1 to {limit} tokens")
     return tokens
 
 
 class ContextOverflow(ValueError):
-    """A pass does not fit in what is left of the cache."""
+    """A pass does not fit in the free part of the cache."""

@@ -1,4 +1,4 @@
-"""What a runtime says of itself before it loads anything: the one thing to write to add a runtime."""
+"""The description of a runtime before it loads a model. To add a runtime, write a ``RuntimeSpec``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from edgespec.core.runtime import MAX_ROWS, Runtime
 from edgespec.progress import Progress, silent
 
 Form = Literal["gguf", "checkpoint", "built", "plain"]
-"""A ``.gguf`` file, a safetensors folder, a folder that ``edgespec.export`` built, or a graph that
-Optimum wrote."""
+"""A ``.gguf`` file, a safetensors folder, a folder from ``edgespec.export``, or a graph from Optimum."""
 
 CACHE_BYTES = {"float32": 4.0, "float16": 2.0, "q8_0": 34 / 32}
 """Bytes of a number in the key-value cache; q8_0 has blocks of 32 with a float16 scale."""
@@ -24,50 +23,50 @@ class ModelHeader(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """By GGUF's keys."""
+        """Values by GGUF key."""
         ...
 
     @property
     def tensors(self) -> Mapping[str, Any]:
-        """By GGUF's names; each has a ``shape``, its columns last."""
+        """Tensors by GGUF name; each has a ``shape``, columns last."""
         ...
 
     @property
     def architecture(self) -> str:
-        """The family of the model, such as ``llama``."""
+        """The model's architecture, such as ``llama``."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelDimensions:
-    """The sizes of a model that its memory follows from."""
+    """The dimensions of a model that determine its memory."""
 
     vocab_size: int
-    """Tokens of its tokenizer."""
+    """Tokens of the tokenizer."""
     columns: int
-    """Columns of its logits: fewer where its head was trimmed."""
+    """Columns of the logits: fewer if the head is trimmed."""
     context: int
     cache_numbers: int
-    """Keys and values of one token, in all layers."""
+    """Key and value numbers of one token, in all layers."""
     heads: int
     head_dim: int
     hidden: int
     feed_forward: int
     matrices: int
-    """Matrix products of a pass."""
+    """Matrix multiplications of a pass."""
     stored_bytes: int
-    """The weights as they are stored."""
+    """Bytes of the stored weights."""
     llama_bytes: int
-    """The weights as llama.cpp keeps them on this processor."""
+    """Bytes of the weights in llama.cpp's layout for this CPU."""
     packed_bytes: int
-    """The weights as ONNX Runtime packs them: codes, scales and block sums, without the embedding."""
+    """Bytes of the weights that ONNX Runtime packs: codes, scales and block sums, without the embedding."""
     largest_bytes: int
-    """The largest of its packed matrices."""
+    """Bytes of the largest packed matrix."""
 
 
 @dataclass(frozen=True)
 class RunConfiguration:
-    """How a model runs: what its memory depends on besides its dimensions."""
+    """The settings that determine a model's memory, besides its dimensions."""
 
     runtime: RuntimeSpec
     context: int
@@ -75,38 +74,38 @@ class RunConfiguration:
     rows: int = MAX_ROWS
     """Rows of logits in the largest pass."""
     built: bool = True
-    """``False``: the model is built for the runtime first."""
+    """``False``: the model must be built for the runtime first."""
 
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """Bytes that one model takes on one runtime."""
+    """The memory of one model on one runtime, in bytes."""
 
     libraries: int
-    """The interpreter and the packages that answering imports."""
+    """The interpreter and the imported packages."""
     runtime: int
-    """The runtime's own structures."""
+    """The runtime's structures."""
     weights: int
     cache: int
     logits: int
     activations: int
     loading: int
-    """Taken for a while during loading, beside ``runtime`` and ``weights``."""
+    """Temporary memory during loading, besides ``runtime`` and ``weights``."""
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a runtime loads a model; each runtime reads what it has a use for."""
+    """Options for loading a model. Each runtime reads the options that it supports."""
 
     context: int | None = None
-    """Tokens of cache; ``None``: the model's, at most 4096."""
+    """Cache capacity in tokens; ``None``: the model's context, at most 4096."""
     threads: int | None = None
-    """``None``: one for each physical core."""
+    """``None``: one per physical core."""
     device: str = "auto"
     provider: str | None = None
     """An execution provider of ONNX Runtime."""
     exact: bool = False
-    """Prove sizes of pass to agree bit for bit, and pad passes to them, where the runtime can."""
+    """Prove which pass sizes agree bit for bit, and pad passes to them, if the runtime can."""
     rows: int = MAX_ROWS
     """Rows of logits in the largest pass."""
     cache_type: str | None = None
@@ -115,7 +114,7 @@ class LoadOptions:
 
 
 class RuntimeSpec(ABC):
-    """What the engine, the planner and the command line know of a runtime.
+    """A runtime for the engine, the planner and the command line.
 
     Subclass it in a file of its own and register an instance under the entry point group
     ``edgespec.runtimes``. Importing that file must be cheap: import the runtime's library in the
@@ -123,52 +122,52 @@ class RuntimeSpec(ABC):
     """
 
     name: str
-    """As ``--runtime`` takes it."""
+    """The value of ``--runtime``."""
     title: str
-    """The library's own name, for messages."""
+    """The library's name, for messages."""
     forms: tuple[Form, ...]
-    """What ``load`` takes. Models in other forms are built for a runtime that takes ``built``."""
+    """The forms that ``load`` accepts. Other forms are built for a runtime that accepts ``built``."""
     install: str
-    """The command that installs what the runtime needs."""
+    """The command that installs the runtime's packages."""
     exact: bool = False
-    """Whether it can prove sizes of pass to agree bit for bit."""
+    """Whether it can prove that pass sizes agree bit for bit."""
     prefill_chunk: int = 64
-    """Prompt tokens in one pass."""
+    """Prompt tokens per pass."""
     cache_types: tuple[str, ...] = ("float16",)
-    """Types of keys and values that it keeps, the default first."""
+    """Types of cached keys and values, the default first."""
     devices: tuple[str, ...] = ("cpu",)
-    """Kinds of device that it drives: cpu, gpu, npu."""
+    """Supported kinds of device: cpu, gpu, npu."""
     providers: bool = False
-    """Whether it takes an execution provider of ONNX Runtime."""
+    """Whether it has execution providers of ONNX Runtime."""
 
     @abstractmethod
     def why_not_here(self) -> str | None:
-        """Why the runtime cannot be used on this machine; ``None`` where it can. Imports nothing."""
+        """The reason if the runtime cannot be used on this machine, else ``None``. Imports nothing."""
 
     @abstractmethod
     def version(self) -> str:
-        """What a latency profile depends on: the library's version and build. Raises ``UserError``."""
+        """The library's version and build, for latency profiles. Raises ``UserError``."""
 
     @abstractmethod
     def device(self, device: str, provider: str | None) -> str:
-        """The device that ``--device`` and ``--provider`` mean here. Raises ``UserError``."""
+        """The device for ``--device`` and ``--provider`` on this machine. Raises ``UserError``."""
 
     @abstractmethod
     def memory(self, model: ModelDimensions, run: RunConfiguration) -> RuntimeMemory:
-        """The bytes that ``model`` takes as ``run`` has it, with its cache full."""
+        """The memory of ``model`` with the run configuration ``run`` and a full cache."""
 
     @abstractmethod
     def load(self, path: Path, form: Form, options: LoadOptions) -> Runtime:
         """Load a model in one of ``forms``. Raises ``UserError``."""
 
     def refuses(self, model: ModelHeader) -> str | None:
-        """Why the runtime must not run this GGUF file; ``None`` where it can."""
+        """The reason if the runtime must not run this GGUF file, else ``None``."""
         return None
 
     def cache_types_of(self, model: ModelDimensions) -> tuple[str, ...]:
-        """Those of ``cache_types`` that fit the model's heads, the default first."""
+        """The ``cache_types`` that fit the model's heads, the default first."""
         return self.cache_types
 
     def pool_threads(self) -> int | None:
-        """The threads that models of this process share already; ``None``: not decided yet."""
+        """The thread count of this process's shared pool; ``None``: not created yet."""
         return None

@@ -1,4 +1,4 @@
-"""From logits to the distribution that is actually sampled."""
+"""From logits to the distribution that tokens are sampled from."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from edgespec.core.runtime import FloatArray
 from edgespec.errors import UserError
 
 _GREEDY_BELOW = 1e-5
-"""A temperature under this is greedy: dividing by it would only overflow (vLLM's limit)."""
+"""A lower temperature is greedy: dividing by it would overflow (vLLM's limit)."""
 
 _BLOCK = 64
-"""Tokens reduced at once where only their maximum or sum is needed first."""
+"""Tokens per block of a first reduction to maxima or sums."""
 
 Tokens = Sequence[int] | npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen, with the literature's names. The default is greedy.
+    """Sampling parameters, with the literature's names. The default is greedy.
 
     Applied in the order of Hugging Face's ``generate``: repetition penalty (Keskar et al. 2019,
-    over the whole context), temperature, top-k, top-p (over what top-k left), min-p. ``top_k=0``,
-    ``top_p=1``, ``min_p=0`` and ``repetition_penalty=1`` switch a stage off. ``seed=None`` draws
+    over the whole context), temperature, top-k, top-p (over the tokens that top-k keeps), min-p. ``top_k=0``,
+    ``top_p=1``, ``min_p=0`` and ``repetition_penalty=1`` turn a stage off. ``seed=None`` draws
     a fresh seed. Raises ``UserError`` for a value out of range.
     """
 
@@ -53,7 +53,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken, and nothing is drawn."""
+        """Whether the likeliest token is taken without sampling."""
         return self.temperature < _GREEDY_BELOW
 
 
@@ -70,10 +70,10 @@ def penalise(logits: FloatArray, penalty: float, history: Tokens) -> FloatArray:
 
 
 def probabilities(logits: FloatArray, sampling: Sampling, history: Tokens = ()) -> FloatArray:
-    """The distributions sampled from, float32 ``[n, V]``, for logits ``[n, V]``.
+    """The distributions for logits ``[n, V]``: float32 ``[n, V]``.
 
-    ``history`` is what the repetition penalty looks at, the same for every row. Tokens tied with
-    the last one that top-k or top-p keeps are kept too. Greedy is one-hot at the largest logit.
+    ``history`` is the token ids for the repetition penalty, the same for every row. Top-k and top-p
+    also keep ties with the last kept token. Greedy is one-hot at the largest logit.
     """
     if sampling.repetition_penalty != 1:
         logits = penalise(logits, sampling.repetition_penalty, history)
@@ -85,8 +85,8 @@ def probabilities(logits: FloatArray, sampling: Sampling, history: Tokens = ()) 
 
 
 def draw(p: FloatArray, rng: np.random.Generator) -> int:
-    """One token from ``p [V]``, which need not sum to 1. Uses exactly one number of ``rng``."""
-    # by the inverse of the cumulative distribution, first over blocks: a tenth of the additions
+    """Draw one token from ``p [V]``, which need not sum to 1. Uses exactly one number of ``rng``."""
+    # the inverse of the cumulative distribution, first over blocks: a tenth of the additions
     blocks = np.add.reduceat(p, np.arange(0, p.size, _BLOCK), dtype=np.float64).cumsum()
     mark = rng.random() * blocks[-1]
     block = int(blocks.searchsorted(mark, side="right"))
@@ -98,10 +98,10 @@ def draw(p: FloatArray, rng: np.random.Generator) -> int:
 
 
 def gumbel_top_k(p: FloatArray, k: int, rng: np.random.Generator) -> list[int]:
-    """At most ``k`` tokens drawn from ``p [V]`` without replacement, in the order drawn, in one go.
+    """Draw at most ``k`` tokens from ``p [V]`` without replacement; the result is in drawing order.
 
-    They are those with the largest log p + Gumbel noise (Kool et al. 2019), in that order; or, as
-    here, with the least Exponential / p, whose logarithm that is. Fewer where p has fewer.
+    Gumbel top-k: the tokens with the largest log p + Gumbel noise (Kool et al. 2019). This is the
+    same as the smallest Exponential / p, which is computed here. Fewer where p has fewer tokens.
     """
     tokens = np.flatnonzero(p)
     arrivals = rng.exponential(size=tokens.size) / p[tokens]
@@ -113,7 +113,7 @@ def gumbel_top_k(p: FloatArray, k: int, rng: np.random.Generator) -> list[int]:
 
 
 def _distribution(logits: FloatArray, sampling: Sampling) -> FloatArray:
-    """One row of ``probabilities``, ``[V]``. Only the few candidates that matter are sorted."""
+    """One row of ``probabilities``, ``[V]``. Sorts only the few candidates of the nucleus."""
     candidates = slice(None) if not sampling.top_k else top(logits, sampling.top_k)
     scores = logits[candidates] - logits.max()  # before dividing: no temperature can overflow
     p = np.exp(scores / np.float32(sampling.temperature))
@@ -130,7 +130,7 @@ def _distribution(logits: FloatArray, sampling: Sampling) -> FloatArray:
 
 
 def likeliest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
-    """The ``count`` largest of ``logits [V]``, the largest first; of ties any."""
+    """Indices of the ``count`` largest of ``logits [V]``, the largest first; ties in any order."""
     found = top(logits, count)
     if found.size > count:
         found = found[np.argpartition(-logits[found], count - 1)[:count]]
@@ -138,7 +138,7 @@ def likeliest(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
 
 
 def top(logits: FloatArray, count: int) -> npt.NDArray[np.intp]:
-    """Where the ``count`` largest of ``logits [V]`` are, and those tied with the last, in no order."""
+    """Indices of the ``count`` largest of ``logits [V]`` and of ties with the last, unordered."""
     if count >= logits.size:
         return np.arange(logits.size)
     # the count-th largest of the blocks' maxima is a lower bound, and leaves few to partition

@@ -1,4 +1,4 @@
-"""What an answer cost, in the literature's figures."""
+"""The statistics of an answer, with the literature's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """What was expected of a kind of step, and what came of it. Times are in seconds."""
+    """Expected and measured sums over steps of one kind. Times are in seconds."""
 
     steps: int = 0
     drafted: int = 0
@@ -23,7 +23,7 @@ class Tally:
     pass_s: float = 0.0
     expected_pass_s: float = 0.0
     plain_s: float = 0.0
-    """What as many passes of plain decoding would have taken."""
+    """Expected seconds of as many passes of plain decoding."""
 
     def add(self, step: Step) -> None:
         """Count one step."""
@@ -40,18 +40,17 @@ class Tally:
 
 @dataclass
 class Statistics:
-    """Figures of one answer. Times are in seconds.
+    """Statistics of one answer. Times are in seconds.
 
-    Every token comes from a decoding pass (the prompt's passes stop one token short and compute
-    no logits), so the first one needs no rule of its own: ``target_passes`` counts the decoding
-    passes, ``decode_s`` the time of the steps around them without the time that the caller took
-    between them, and ``ttft_s`` is the prompt's time and the first step's. ``generated_tokens``
-    includes the stop token. Rates of nothing are 0.
+    Every output token comes from a decoding pass: prefill stops one token before the end and computes
+    no logits. ``target_passes`` counts the decoding passes. ``decode_s`` is the time of their steps,
+    without the caller's time between steps. ``ttft_s`` is the time of the prefill and the first step.
+    ``generated_tokens`` includes the stop token. A rate with a denominator of 0 is 0.
     """
 
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
-    """Prompt tokens evaluated before decoding: neither in the cache already, nor the last."""
+    """Prompt tokens evaluated before decoding: not the cached tokens, and not the last token."""
     generated_tokens: int = 0
     prefill_s: float = 0.0
     ttft_s: float = 0.0
@@ -66,18 +65,18 @@ class Statistics:
     drafted: int = 0
     accepted: int = 0
     peak_memory_bytes: int = 0
-    """The largest resident memory of the process so far."""
+    """The peak resident memory of the process so far."""
     energy_j: float | None = None
     runtime: str = ""
     device: str = ""
     drafter: str = ""
     acceptance: str = "lossless"
-    """How drafted tokens were accepted; by any other rule the words may not be the target's alone."""
+    """The acceptance rule. Only ``lossless`` keeps the target's distribution."""
     exact: bool = False
     by_drafter: dict[str, Tally] = field(default_factory=dict)
-    """Steps by who drafted; "none" is plain decoding."""
+    """Steps by drafter; "none" is plain decoding."""
     by_size: dict[int, Tally] = field(default_factory=dict)
-    """Steps by tokens in the target's pass."""
+    """Steps by the number of tokens in the target's pass."""
 
     def add(self, step: Step) -> None:
         """Count one step of the loop."""
@@ -108,12 +107,12 @@ class Statistics:
 
     @property
     def acceptance_rate(self) -> float:
-        """α: drafted tokens that were said / drafted tokens."""
+        """α: accepted tokens / drafted tokens."""
         return _ratio(self.accepted, self.drafted)
 
     @property
     def mbsu(self) -> float:
-        """Memory-bound speed-up: τ / (1 + draft passes per target pass · c)."""
+        """Memory-bound speedup: τ / (1 + draft passes per target pass · c)."""
         passes = _ratio(self.draft_passes, self.target_passes)
         return self.block_efficiency / (1 + passes * self.draft_pass_cost)
 

@@ -143,9 +143,9 @@ class Hierarchy:
 
     def observe(self, outcome: Outcome) -> None:
         """Verify the guesses along the path of the output tokens; the sources learn."""
-        self._length += len(outcome.said)
+        self._length += len(outcome.tokens)
         node: int | None = -1
-        for actual in outcome.said:
+        for actual in outcome.tokens:
             if node is None or node not in self._candidates:
                 break
             for token, evidence in self._candidates[node].items():

@@ -126,10 +126,10 @@ class ModelDrafter:
 
     def observe(self, outcome: Outcome) -> None:
         """Learn what was accepted; also of a greedy token that was evaluated and not offered."""
-        self._answer.add(len(outcome.said))
+        self._answer.add(len(outcome.tokens))
         step_s = self.follower.step_s + self._budget.pass_seconds(1 + len(outcome.draft))
         self.follower.step_s = 0.0
-        self._exploration.record(step_s, self.stopping.observe(outcome.said, step_s))
+        self._exploration.record(step_s, self.stopping.observe(outcome.tokens, step_s))
 
     def forget(self) -> None:
         """Empty the draft's cache."""

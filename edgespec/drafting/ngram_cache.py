@@ -147,12 +147,12 @@ class NgramCache:
 
     def observe(self, outcome: Outcome) -> None:
         """Count the output tokens; they may be guessed from the next step on."""
-        for token in map(int, outcome.said):
+        for token in map(int, outcome.tokens):
             for key in _keys(self._tail):
                 self._count(key, token)
             self._tail = self.advance(self._tail, token)
             self._clock = min(self._clock + 1, _MAX_CLOCK)
-        self._length += len(outcome.said)
+        self._length += len(outcome.tokens)
         self._changed = True
 
     # -- the file ------------------------------------------------------------------------------

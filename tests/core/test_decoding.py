@@ -166,10 +166,10 @@ def test_drafts_stay_within_the_budget_and_outcomes_tell_the_truth() -> None:
     drafter = RandomDrafter(target)
     said, steps = say(target, drafter, [1, 2, 3], 50)
     assert [o.accepted for o in drafter.outcomes] == [s.accepted for s in steps]
-    assert [t for o in drafter.outcomes for t in o.said] == said
+    assert [t for o in drafter.outcomes for t in o.tokens] == said
     for outcome in drafter.outcomes:
         assert outcome.logits.shape == (1 + len(outcome.draft), 12)
-        assert list(outcome.said[: outcome.accepted]) == list(
+        assert list(outcome.tokens[: outcome.accepted]) == list(
             outcome.draft.tokens[: outcome.accepted]
         )
 

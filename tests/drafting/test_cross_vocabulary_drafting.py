@@ -219,7 +219,7 @@ def test_a_model_with_another_tokenizer_drafts(tmp_path: Path, smollm2: Path) ->
         drafter = scheduler.drafters[-1]
         assert isinstance(drafter, ModelDrafter)
         assert not drafter.vocabulary.same
-        scheduler.costs, drafter.follower.costs = Fixed(1.0), Fixed(0.01)
+        scheduler.latency, drafter.follower.costs = Fixed(1.0), Fixed(0.01)
         found = engine.generate("the world is", max_tokens=30, chat=False)
         sampled = engine.generate("the world is", max_tokens=20, chat=False, temperature=1.0)
     assert found.token_ids == plain
@@ -238,7 +238,7 @@ def test_smollm2_drafts_for_qwen(smollm2: Path) -> None:
                 scheduler = engine.scheduler
                 drafter = scheduler.drafters[-1]
                 assert isinstance(drafter, ModelDrafter)
-                scheduler.costs, drafter.follower.costs = Fixed(1.0), Fixed(0.1)
+                scheduler.latency, drafter.follower.costs = Fixed(1.0), Fixed(0.1)
             found = [engine.generate(prompt, max_tokens=60) for prompt in prompts]
             return [f.token_ids for f in found], found[0].statistics.block_efficiency
 

@@ -300,7 +300,7 @@ def test_the_name_and_every_source_observes_every_outcome() -> None:
     drafter = Hierarchy(sources)
     assert (drafter.name, Hierarchy([]).name) == ("one+two", "none")
     say(drafter, [0], [1, 4, 9], Budget(8, width=4))
-    assert [[list(o.said) for o in source.outcomes] for source in sources] == [[[1, 4, 9]]] * 2
+    assert [[list(o.tokens) for o in source.outcomes] for source in sources] == [[[1, 4, 9]]] * 2
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -427,7 +427,7 @@ def test_information(built: Path) -> None:
 
 @pytest.mark.parametrize("context", [0, -1, 513])
 def test_a_context_that_the_model_cannot_have_is_a_user_error(built: Path, context: int) -> None:
-    with pytest.raises(UserError, match="takes 1 to 512 tokens"):
+    with pytest.raises(UserError, match="supports 1 to 512 tokens"):
         OnnxRuntime(built, context=context)
 
 

@@ -202,7 +202,7 @@ def test_information(folder: Path) -> None:
 
 def test_the_context_is_the_model_s(folder: Path) -> None:
     assert OptimumRuntime(folder).info.context == CONTEXT
-    with pytest.raises(UserError, match=f"takes 1 to {CONTEXT} tokens"):
+    with pytest.raises(UserError, match=f"supports 1 to {CONTEXT} tokens"):
         OptimumRuntime(folder, context=CONTEXT + 1)
     edit_config(n_positions=None)(folder)
     assert OptimumRuntime(folder).info.context == DEFAULT_CONTEXT

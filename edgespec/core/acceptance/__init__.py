@@ -1,4 +1,4 @@
-"""The only place where drafted tokens are accepted. One file a rule."""
+"""Acceptance of drafted tokens, in one place. Each rule is one file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from edgespec.core.runtime import FloatArray
 from edgespec.core.sampling import Sampling, draw
 
 Rule = Literal["lossless", "typical", "entropy"]
-"""How drafted tokens are accepted. Only ``lossless`` says what the target alone would say."""
+"""An acceptance rule. Only ``lossless`` keeps the target's distribution."""
 
-# A child of the path's last row that is accepted though ``lossless`` might not, if there is one.
+# Each returns a child of the path's last row that the lossy rule accepts, if there is one.
 _LOSSY = {"typical": typical.choose, "entropy": entropy.choose}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What one target pass over ``[last token] + draft`` says."""
+    """The result of verifying a draft."""
 
     tokens: list[int]
-    """The tokens said: the accepted ones, then the target's own."""
+    """The output tokens: the accepted ones, then the target's own."""
     rows: Sequence[int]
-    """The rows of the pass to keep, as many as tokens said: row 0 is the last token's, row i + 1
-    draft token i's. They are a path from row 0."""
+    """The rows of the pass to keep, one per output token. Row 0 is the context's last token, row i + 1
+    is draft token i. The rows are a path from row 0."""
 
 
 def accept(
@@ -42,19 +42,18 @@ def accept(
 ) -> Verification:
     """Verify ``draft``, a chain or a tree, against the target's ``logits [1 + len(draft), V]``.
 
-    ``context`` is what came before the draft. Draft tokens are accepted one after the other for as
-    long as one follows, then the target says one of its own. Rows that are not reached are not
-    looked at.
+    ``context`` is the token ids before the draft. Draft tokens are accepted one after the other along
+    a path, then the target adds a token of its own. Rows off the path are not read.
 
-    **Greedy**: the target's likeliest token is said, and the child that has it is followed.
-    **Sampled, certain guesses**: a token is drawn from the target's p, and the child that has it is
-    followed. So what is said is p's whatever was drafted; and no lossless rule accepts more, since
-    what is said is one of the candidates C with the chance p(C), and whenever it is, it is accepted.
-    One random number is used for each token said: with a seed, the words do not depend on what was
-    drafted. **Sampled, drawn guesses**: ``speculative_sampling.verify``, or ``k_sequential.verify``
-    where they were drawn with replacement.
+    **Greedy**: the output token is the target's likeliest token. A child with that token is accepted.
+    **Sampled, draft without probabilities**: the output token is drawn from the target's p. A child
+    with that token is accepted. The output has the distribution p for any draft, and no lossless rule
+    accepts more: one of the candidates C is accepted with probability p(C). Each output token uses
+    one random number, so with a seed the output does not depend on the draft. **Sampled, draft with
+    probabilities**: ``speculative_sampling.verify``, or ``k_sequential.verify`` for siblings that were
+    drawn with replacement.
 
-    The other rules take some tokens that these would not: ``typical.choose``, ``entropy.choose``.
+    The lossy rules accept more tokens: ``typical.choose``, ``entropy.choose``.
     """
     choose = None if rule == "lossless" else _LOSSY[rule]
     target = Target(draft, logits, sampling, context)
@@ -83,7 +82,7 @@ def _verify(
     greedy: bool,
     rng: np.random.Generator,
 ) -> tuple[int, int | None]:
-    """What is said after ``row``, and which of ``siblings``, its children, that is."""
+    """The output token after ``row``, and the accepted one of ``siblings``, the row's children."""
     candidates = [draft.tokens[i] for i in siblings]
     if greedy or draft.probabilities is None or not siblings:
         token = target.best(row) if greedy else draw(target.p(row), rng)

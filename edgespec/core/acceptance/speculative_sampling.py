@@ -14,13 +14,13 @@ from edgespec.core.sampling import draw
 def verify(
     candidates: Sequence[int], p: FloatArray, q: FloatArray, rng: np.random.Generator
 ) -> tuple[int, int | None]:
-    """What is said where ``candidates`` were drafted, and which of them that is, if one is accepted.
+    """Verify ``candidates``; return the output token, and the index of the accepted candidate or ``None``.
 
-    ``p [V]`` is the target's distribution; the candidates were drawn from ``q [V]`` one after the
-    other without replacement. In their order, each is accepted with min(1, p/q); after a rejection
-    what is left to say is p ← norm(max(0, p - q)), in which the candidate has no mass, and the next one
-    was drawn from q ← norm(q without the candidate). Said after the last rejection: a draw from p.
-    A draw from the target's distribution in any case.
+    ``p [V]`` is the target's distribution. The candidates were drawn from ``q [V]`` one after the
+    other without replacement. In their order, each is accepted with probability min(1, p/q). After a
+    rejection p ← norm(max(0, p - q)), which has no mass on the candidate, and q ← norm(q without the
+    candidate), which the next one was drawn from. After the last rejection the token is drawn from p.
+    The output token has the target's distribution.
     """
     for i, token in enumerate(candidates):
         if q[token] <= 0:

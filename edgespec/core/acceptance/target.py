@@ -1,4 +1,4 @@
-"""What the target says after each row of a pass."""
+"""The target's distribution after each row of a pass."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgespec.core.sampling import Sampling, penalise, probabilities
 
 
 class Target:
-    """The target's distributions, from ``logits [1 + len(draft), V]``, a row at a time.
+    """The target's distributions from ``logits [1 + len(draft), V]``, one row at a time.
 
-    The repetition penalty sees the context and the draft's path to the row.
+    The repetition penalty applies to the context and the draft's path to the row.
     """
 
     def __init__(
@@ -26,14 +26,14 @@ class Target:
         self._context = np.array(context if self._penalty != 1 else (), dtype=np.intp)
 
     def best(self, row: int) -> int:
-        """The likeliest token. The lowest id wins a tie, whatever was drafted."""
+        """The likeliest token. The lowest id wins a tie, with any draft."""
         scores = self._logits[row]
         if self._penalty != 1:
             scores = penalise(scores[None], self._penalty, self._history(row))[0]
         return int(scores.argmax())
 
     def p(self, row: int) -> FloatArray:
-        """The distribution that is sampled from, ``[V]``."""
+        """The distribution that tokens are sampled from, ``[V]``."""
         found: FloatArray = probabilities(
             self._logits[row : row + 1], self._sampling, self._history(row)
         )[0]

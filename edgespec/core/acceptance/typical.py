@@ -12,13 +12,13 @@ from edgespec.core.draft import Draft
 from edgespec.core.runtime import FloatArray
 
 EPSILON = 0.09
-"""The probability that is enough wherever it is: Medusa's default."""
+"""ε: a larger probability is always accepted. Medusa's default."""
 DELTA = math.sqrt(EPSILON)
-"""What is enough where the target is unsure, as a share of exp(-entropy): the square root, as theirs."""
+"""δ: the threshold as a share of exp(-entropy); the square root of ε, as in Medusa."""
 
 
 def is_typical(token: int, p: FloatArray) -> bool:
-    """Whether ``p [V]`` makes it likely enough: p(x) > min(ε, δ exp(-H(p))), or the likeliest."""
+    """Whether p(x) > min(ε, δ exp(-H(p))) in ``p [V]``, or x is the likeliest token."""
     some = p[p > 0]
     nats = -float(some @ np.log(some))
     return bool(p[token] > min(EPSILON, DELTA * math.exp(-nats)) or token == p.argmax())
@@ -27,11 +27,11 @@ def is_typical(token: int, p: FloatArray) -> bool:
 def choose(
     rows: Sequence[int], draft: Draft, children: Sequence[Sequence[int]], target: Target
 ) -> int | None:
-    """The child of the last of ``rows`` that begins the longest path of typical tokens, the likeliest
-    of these; ``None`` if no child is typical, and then the target draws a token.
+    """The child of the last of ``rows`` on the longest path of typical tokens; ``None`` if none is typical.
 
-    Medusa says its likeliest token instead. With a draw, what is said where nothing was drafted is
-    the target's own. Greedy, only the likeliest token has any probability, and nothing is lost.
+    The likeliest of several longest paths is chosen. With ``None`` a token is drawn from the target's
+    distribution; Medusa takes the likeliest token. So the output without a draft has the target's
+    distribution. Greedy decoding is lossless, because only the likeliest token has any probability.
     """
     return _longest(rows[-1], draft, children, target)[2]
 
@@ -39,7 +39,7 @@ def choose(
 def _longest(
     row: int, draft: Draft, children: Sequence[Sequence[int]], target: Target
 ) -> tuple[int, float, int | None]:
-    """Length and log-likelihood of the best typical path below ``row``, and its first token."""
+    """Length and log-likelihood of the best typical path below ``row``, and its first draft token."""
     best: tuple[int, float, int | None] = (0, 0.0, None)
     if not children[row]:
         return best

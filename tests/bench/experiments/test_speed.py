@@ -116,7 +116,7 @@ def test_modes_and_rounds_learn_apart_and_nothing_of_it_lasts(
         assert (run.mode, run.tokens, len(run.said)) == ("hierarchy", 8, 8)
         switch.renew()
         assert switch.to(FAST).scheduler is not first
-        assert switch.to(FAST).scheduler.costs is not first.costs
+        assert switch.to(FAST).scheduler.latency is not first.latency
     assert not list((bench_home / "ngrams").glob("*"))
     assert ngram_store.enabled()
 
