@@ -83,7 +83,7 @@ def test_a_recorded_draft_model_is_predicted_as_it_was() -> None:
     )
     drafter = scheduler.drafters[-1]
     assert isinstance(drafter, ModelDrafter)
-    scheduler.costs, drafter.follower.costs = frozen
+    scheduler.latency, drafter.follower.costs = frozen
     context = [0, 1, 2, 3, 4, 0, 1]
     steps = list(decode(target, scheduler, context, max_tokens=300))
     trace = record("tiny", context[:7], context[7:], [drafter])
