@@ -57,7 +57,7 @@ def runtime(model: EngineState) -> MemoryRuntime:
 
 
 def consistent(model: EngineState) -> bool:
-    return runtime(model).tokens == model.held[: model.target.length]
+    return runtime(model).tokens == model.context[: model.target.length]
 
 
 def test_chat_keeps_the_conversation_and_streams_it() -> None:
@@ -102,10 +102,10 @@ def test_a_turn_evaluates_only_what_is_new_and_the_context_grows_in_place() -> N
     prompt = "abcdefghij " * 30
     list(session.chat(prompt, max_tokens=40))
     assert session.finish_reason == "stop", "this seed's answer must end by itself"
-    first, held = runtime(model).rows_evaluated, model.held
+    first, held = runtime(model).rows_evaluated, model.context
     assert first == session.statistics.prompt_tokens - 1 + session.statistics.target_passes
     list(session.chat("go on", max_tokens=40))
-    assert model.held is held
+    assert model.context is held
     # the stop token, the role, five letters, the end, the next role: the last is the first step's
     assert session.statistics.prefilled_tokens == 1 + 1 + 5 + 1
     second = runtime(model).rows_evaluated - first
@@ -117,11 +117,11 @@ def test_an_edited_conversation_reuses_its_common_beginning() -> None:
     session = Session(model)
     list(session.chat("the first question of two", max_tokens=10))
     list(session.chat("the second", max_tokens=10))
-    held = model.held
+    held = model.context
     session.messages[2:] = [{"role": "user", "content": "other"}]
     session.messages.pop()
     list(session.chat("another second", max_tokens=10))
-    assert model.held is not held
+    assert model.context is not held
     assert session.statistics.prefilled_tokens < 30 < session.statistics.prompt_tokens
     assert consistent(model)
 
@@ -232,8 +232,8 @@ def test_an_overflowing_conversation_drops_its_oldest_turns_and_says_so() -> Non
         assert consistent(model)
         assert session.statistics.prompt_tokens + 20 <= 200
         system = model.tokenizer.encode("stay")
-        assert model.held[1:5] == system
-        assert all(t in model.held for t in model.tokenizer.encode(text))
+        assert model.context[1:5] == system
+        assert all(t in model.context for t in model.tokenizer.encode(text))
     assert session.forgotten > 0
     assert 1 <= len(notices) <= 4, "half of the context is freed at a time"
     assert "200 tokens" in notices[0]
@@ -259,7 +259,7 @@ def test_the_end_of_the_context_ends_the_answer() -> None:
     session = Session(model, ignore_stop=True)
     list(session.chat("hello"))
     assert session.finish_reason == "length"
-    assert len(model.held) == 61
+    assert len(model.context) == 61
     assert model.target.length == 60
 
 
@@ -268,7 +268,7 @@ def test_completion_is_raw_and_leaves_the_conversation_alone() -> None:
     session = Session(model)
     text = "".join(session.complete("abc", max_tokens=9))
     assert session.messages == []
-    assert model.held[:3] == model.tokenizer.encode("abc")
+    assert model.context[:3] == model.tokenizer.encode("abc")
     stopped = session.finish_reason == "stop"
     ids = session.token_ids[:-1] if stopped else session.token_ids
     assert text == model.tokenizer.decode(ids)
@@ -278,7 +278,7 @@ def test_an_empty_prompt_begins_with_the_beginning_token_or_is_refused() -> None
     model = loaded()
     session = Session(model)
     list(session.complete("", max_tokens=4))
-    assert model.held[0] == model.tokenizer.bos
+    assert model.context[0] == model.tokenizer.bos
     assert session.statistics.prompt_tokens == 1
     with pytest.raises(UserError, match="empty"):
         list(Session(loaded(bos=None)).complete(""))

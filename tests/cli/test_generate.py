@@ -179,7 +179,10 @@ def test_an_argument_that_is_not_utf8(tiny_model: Path, home: Path) -> None:
         (["tiny.gguf", "-p", "x", "--top-p", "1.5"], "top_p is 1.5"),
         (["tiny.gguf", "-p", "x", "--max-tokens", "-1"], "-1 is not in the range x>=0"),
         (["tiny.gguf", "-p", "x", "--threads", "0"], "0 is not in the range x>=1"),
-        (["tiny.gguf", "-p", "x", "--runtime", "abacus"], "'abacus' is not one of"),
+        (
+            ["tiny.gguf", "-p", "x", "--runtime", "abacus"],
+            "there is no runtime 'abacus'; take auto or onnx",
+        ),
         (["tiny.gguf", "-p", "x", "--draft", "psychic"], "there is no drafter 'psychic'"),
         (["tiny.gguf", "-p", "x", "--draft", "cut.gguf"], "cut.gguf is not a usable GGUF file"),
         (["tiny.gguf", "-p", "x", "--device", "toaster"], "there is no device 'toaster'"),

@@ -21,6 +21,7 @@ from edgespec.device.profile import Profile
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.progress import Progress, silent
+from edgespec.runtimes import get
 from tests.cli.conftest import Run, spawn
 from tests.tiny import tiny_gguf
 
@@ -39,7 +40,7 @@ def test_a_real_model_is_measured_and_kept(with_model: Path, run: Run) -> None:
     result = run("tune", "--runtime", "onnx")
     assert result.exit_code == 0
     path = store.models_dir() / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    found = profile_files.load(profile.key(profile.setup(path, "onnx")), pytest.fail)
+    found = profile_files.load(profile.key(profile.setup(path, get("onnx"))), pytest.fail)
     assert found is not None
     assert not found.quick
     assert found.exact
