@@ -104,7 +104,7 @@ def _those(found: list[RuntimeSpec], trait: str, words: str, remedy: str) -> lis
         names = [spec.name for spec in specs().values() if getattr(spec, trait)]
         raise UserError(
             f"only the {' and '.join(names)} runtime is {words}; "
-            f"take --runtime {' or '.join(names)}, or {remedy}"
+            f"use --runtime {' or '.join(names)}, or {remedy}"
         )
     return able
 
