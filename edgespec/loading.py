@@ -86,7 +86,7 @@ def allowed_places(config: EngineConfig, model: LocalModel) -> list[Placement]:
                 f"{found[0].name} runs on {' and '.join(found[0].devices)} alone; "
                 f"use --device {found[0].devices[0]} with it"
             )
-        found = driving or found  # the runtime says that there is no such device
+        found = driving or found  # the runtime raises the error for an unknown device
     if config.exact:
         found = _those(found, "exact", "exact", "leave --exact out")
     if config.provider is not None:
@@ -112,7 +112,7 @@ def _those(found: list[RuntimeSpec], trait: str, words: str, remedy: str) -> lis
 def find_places(
     config: EngineConfig, model: LocalModel, *, notice: Callable[[str], None] = lambda line: None
 ) -> list[Placement]:
-    """Where ``model`` may run as ``config`` asks, the fastest first, as far as profiles tell.
+    """Where ``model`` may run as ``config`` asks, the fastest first, by the profiles.
 
     Raises ``UserError`` where it cannot run so.
     """
