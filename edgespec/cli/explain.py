@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from edgespec.core.statistics import Statistics, Tally
 
-_HEADS = ("passes", "drafted", "said of it", "tokens: exp.", "got", "ms: exp.", "got", "drafting")
+_HEADS = ("passes", "drafted", "accepted", "tokens: exp.", "got", "ms: exp.", "got", "drafting")
 
 
 def print_explanation(stats: Statistics) -> None:
