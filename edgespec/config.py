@@ -1,4 +1,4 @@
-"""What a user chooses: the one configuration that the engine, the planner, `tune` and the bench share."""
+"""The configuration that the engine, the planner, `tune` and the bench share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EngineConfig:
     """A name in the catalogue (pulled if absent), a ``.gguf`` file, or a folder with a bundle, with
     safetensors or with what Optimum exported."""
     runtime: str = "auto"
-    """auto (the fastest, as far as profiles tell) or a runtime's name; see ``edgespec.runtimes``."""
+    """auto (the fastest one by the profiles) or a runtime's name; see ``edgespec.runtimes``."""
     device: str = "auto"
     """auto, cpu, gpu[:N] or npu."""
     provider: str | None = None
@@ -32,12 +32,12 @@ class EngineConfig:
     context: int | None = None
     """The most tokens of prompt and answer; ``None``: the model's, at most 4096."""
     threads: int | None = None
-    """``None``: as the fastest profile has it, else one for each physical core."""
+    """``None``: the count of the fastest profile, else one per physical core."""
     memory_budget: int | None = None
     """The most bytes of resident memory: runtime (where it is auto), context, cache, draft model and
     pass sizes are chosen to fit. ``None``: no limit."""
     remember: bool = True
-    """Read the n-gram store of earlier answers, and keep what this engine's answers teach."""
+    """Read the n-gram cache of earlier answers, and add this engine's answers to it."""
 
 
 class Options(TypedDict, total=False):

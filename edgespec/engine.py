@@ -1,4 +1,4 @@
-"""An engine: one model, opened on this device, with what drafts for it."""
+"""An engine: one model on this device, with its drafters."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from edgespec.config import Options
 
 _DRAFT_PROFILED = (1, 2)
-"""Sizes of a draft model's pass: after a rejection, and after a draft accepted whole."""
+"""Pass sizes of a draft model: after a rejection, and after a fully accepted draft."""
 _PROFILED_S = 0.9
-"""Seconds that this takes, for each model."""
+"""Seconds of this measurement, per model."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer and what it cost. ``token_ids`` includes the stop token."""
+    """An answer and its statistics. ``token_ids`` includes the stop token."""
 
     text: str
     token_ids: list[int]
@@ -59,12 +59,12 @@ class Completion:
 
 
 class Engine:
-    """A model ready to answer; open it with ``Engine.open``, close it or use it in ``with``."""
+    """A loaded model. Open it with ``Engine.open``; close it, or use it in ``with``."""
 
     def __init__(self, state: EngineState, recommended: Mapping[str, float] | None = None) -> None:
         self._state = state
         self.recommended: Mapping[str, Any] = recommended or {}
-        """Fields of ``Sampling`` that the model's makers recommend for conversation."""
+        """Fields of ``Sampling`` that the model recommends for chat."""
 
     @classmethod
     def open(
@@ -76,12 +76,12 @@ class Engine:
         progress: Progress = silent,
         **options: Unpack[Options],
     ) -> Engine:
-        """Open a model as an ``EngineConfig`` says, or the same options as keyword arguments.
+        """Open a model with an ``EngineConfig``, or with its fields as keyword arguments.
 
-        What is open of runtime, device and threads is what profiles of this machine (`edgespec tune`)
-        say is the fastest; without a profile, passes are timed for a second. ``planned`` receives the
-        memory plan before anything is loaded, wherever memory can be predicted; ``notice`` what a user
-        should know though nothing went wrong. Raises ``UserError`` for what the caller can put right.
+        Profiles of this machine (`edgespec tune`) choose the fastest runtime, device and threads, if
+        these are not given. Without a profile, passes are timed for a second. ``planned`` receives the
+        memory plan before loading, if memory can be predicted. ``notice`` receives notices for the user.
+        Raises ``UserError`` for errors that the caller can fix.
         """
         config = configure(model, **options)
         check_threads(config.threads)
@@ -98,11 +98,9 @@ class Engine:
             if plan.draft is None:
                 drafting = None
         place = next(p for p in places if plan is None or p.runtime == plan.run.runtime)
-        with ExitStack() as opened:  # closed again if what follows fails
+        with ExitStack() as opened:  # closed if a later step fails
             draft = None
-            if (
-                drafting is not None
-            ):  # built and loaded first; not exact: its tokens are only guesses
+            if drafting is not None:  # loaded first; not exact: its tokens are verified anyway
                 beside = replace(place, runtime=draft_runtime(place.runtime, drafting), exact=False)
                 room = min(drafting.context, config.context or DEFAULT_CONTEXT)
                 limits = _options(beside, room, plan.draft if plan else None, progress)
@@ -155,12 +153,12 @@ class Engine:
 
     @property
     def draft_model(self) -> Runtime | None:
-        """The draft model on its runtime, if one drafts."""
+        """The draft model on its runtime, if there is one."""
         return None if self._state.draft is None else self._state.draft.runtime
 
     @property
     def draft(self) -> DraftModel | None:
-        """The draft model with what ``assemble`` wants to know of it, if one drafts."""
+        """The draft model with its latency curve and vocabulary, if there is one."""
         return self._state.draft
 
     @property
@@ -170,17 +168,17 @@ class Engine:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The target's."""
+        """The target's tokenizer."""
         return self._state.tokenizer
 
     @property
     def scheduler(self) -> Scheduler:
-        """What chooses among the drafters."""
+        """The scheduler of the drafters."""
         return self._state.scheduler
 
     @property
     def info(self) -> ModelInfo:
-        """What is loaded, and where."""
+        """The loaded target and its device."""
         return self._state.target.info
 
     @property
@@ -200,8 +198,8 @@ class Engine:
     ) -> Session:
         """A new conversation. Sessions of one engine answer one at a time.
 
-        ``acceptance`` is lossless, or a rule that may say what the target alone would not: typical, or
-        entropy (of a draft model's distributions). ``ignore_stop``: answers go on after a stop token.
+        ``acceptance`` is lossless, typical or entropy; the last two are lossy, and entropy needs a draft
+        model. ``ignore_stop``: answers continue after a stop token.
         """
         return Session(
             self._state,
@@ -247,9 +245,9 @@ class Engine:
         system: str | None = None,
         **sampling: Any,
     ) -> Completion | Iterator[str]:
-        """Answer ``prompt``, whole or (``stream``) as pieces of text while they come.
+        """Answer ``prompt``: return the whole answer, or (``stream``) its pieces as they are decoded.
 
-        ``chat`` puts the prompt into the model's chat template (default: where it has one);
+        ``chat`` puts the prompt into the model's chat template (default: if it has one);
         ``sampling`` are the fields of ``Sampling``: ``temperature`` (0, greedy, by default),
         ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``seed``.
         """
@@ -266,14 +264,14 @@ class Engine:
     def plan(
         model: str | Path | EngineConfig, *, progress: Progress = silent, **options: Unpack[Options]
     ) -> Plan:
-        """What ``open`` would load with the same options, and what it would take. Loads nothing."""
+        """The plan of ``open`` with the same options, and its memory. Loads nothing."""
         config = configure(model, **options)
         found = find(config.model, progress)
         places = find_places(config, found)
         return _plan(config, found, _draft_model(config.draft, found, progress), places)
 
     def close(self) -> None:
-        """Free the model, and its draft; keep what was learnt of its answers."""
+        """Free the target and the draft model; save the n-gram cache."""
         if self._state.cache is not None:
             self._state.cache.close()
         self._state.target.close()
@@ -295,7 +293,7 @@ def _profile(
     progress: Progress,
     notice: Notice,
 ) -> Profile:
-    """What passes cost in ``place``; measured now, and kept, if that is not known."""
+    """The profile of ``place``; measured and saved if there is none."""
     profile = known(model.path, place, notice)
     if profile is None:
         sizes = [size for size in sizes if size <= runtime.info.max_rows]
@@ -307,7 +305,7 @@ def _profile(
             rows=sizes,
             progress=progress,
         )
-        if profile.steady:  # else the next opening may find a better moment
+        if profile.steady:  # else measure again the next time
             profile_files.save(profile, notice)
     return profile
 
@@ -328,7 +326,7 @@ def _plan(
 def _options(
     place: Placement, context: int | None, run: RunConfiguration | None, progress: Progress
 ) -> LoadOptions:
-    """How a model is loaded in ``place``, within what a plan says of it."""
+    """The options to load a model in ``place``, limited by the plan's run configuration."""
     options = LoadOptions(
         context, place.threads, place.device, place.provider, place.padded, progress=progress
     )
@@ -338,7 +336,7 @@ def _options(
 
 
 def _check(info: ModelInfo, model: LocalModel, config: EngineConfig) -> None:
-    """Raise ``UserError`` where what was loaded is not what was asked for."""
+    """Raise ``UserError`` if the loaded model does not match the request."""
     if config.exact and not info.pass_sizes:
         raise UserError(
             f"no sizes of pass agree bit for bit on {info.device} here; leave --exact out"
@@ -367,7 +365,7 @@ def _persistent_sources(
 
 
 def _draft_model(draft: str, target: LocalModel, progress: Progress) -> LocalModel | None:
-    """The model that ``draft`` names, or that the target's bundle has; ``None`` for other drafters."""
+    """The draft model of the name ``draft`` or of the target's bundle; ``None`` for other drafters."""
     if draft == "auto" and target.drafts:
         return target.drafts[0]
     if draft in DRAFTERS:

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can put right. The message is one line: what happened and what to do."""
+    """An error that the user can fix. The message is one line: what happened and what to do."""

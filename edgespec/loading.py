@@ -118,7 +118,7 @@ def _those(found: list[RuntimeSpec], trait: str, words: str, remedy: str) -> lis
 def find_places(
     config: EngineConfig, model: LocalModel, *, notice: Callable[[str], None] = lambda line: None
 ) -> list[Placement]:
-    """Where ``model`` may run as ``config`` asks, the fastest first, as far as profiles tell.
+    """Where ``model`` may run as ``config`` asks, the fastest first, by the profiles.
 
     Raises ``UserError`` where it cannot run so.
     """

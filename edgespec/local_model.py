@@ -45,7 +45,7 @@ class LocalModel:
     drafts: tuple[LocalModel, ...] = ()
     """What its bundle has to draft for it, the preferred one first."""
     dimensions: ModelDimensions | None = None
-    """What its memory follows from; ``None`` where that takes reading a graph, or nothing tells."""
+    """The dimensions that determine its memory; ``None`` if the metadata does not have them."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Runtimes that must not run it, and why."""
 
@@ -92,7 +92,7 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> LocalModel:
     file = GGUFFile(path)
     context = file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT)
     if not isinstance(context, int):
-        context = DEFAULT_CONTEXT  # the runtime will say what is wrong
+        context = DEFAULT_CONTEXT  # the runtime reports the error
     tokenizer = tokenizer or Tokenizer.from_gguf(file)
     reasons = {name: spec.refuses(file) for name, spec in specs().items()}
     model = LocalModel(
@@ -134,7 +134,7 @@ def _folder(path: Path) -> LocalModel:
 
 
 def _dimensions(source: Source, tokenizer: Tokenizer) -> ModelDimensions | None:
-    """``None`` where the metadata does not tell: the runtime will say what is wrong, if anything is."""
+    """``None`` if the metadata does not have them; the runtime reports any error."""
     with contextlib.suppress(UserError):
         return dimensions_of(source, tokenizer.vocab_size)
     return None

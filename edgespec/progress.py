@@ -1,4 +1,4 @@
-"""How long work reports on itself, without knowing who shows it."""
+"""The protocol by which long work reports its progress."""
 
 from __future__ import annotations
 

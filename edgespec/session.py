@@ -30,46 +30,46 @@ if TYPE_CHECKING:
     from edgespec.models.vocabulary import Detokenizer
 
 _KEPT_EVERY_S = 60.0
-"""Seconds between two times that what was learnt of answers is kept; it is when the engine closes, too."""
+"""Seconds between two saves of the n-gram cache. It is also saved when the engine closes."""
 
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
 
 Notice = Callable[[str], None]
-"""Told, in one line, what a user should know though nothing went wrong."""
+"""A function that receives a notice for the user, one line of text."""
 
 
 def ignore_notice(line: str) -> None:
-    """Tell nobody."""
+    """Drop the notice."""
 
 
 @dataclass
 class EngineState:
-    """What the sessions of one engine share: the model on its runtime, and what is in its cache."""
+    """The state that the sessions of one engine share."""
 
     target: Runtime
     scheduler: Scheduler
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
     context: list[int] = field(default_factory=list)
-    """The tokens of the last answer's context; those that the target has cached are a prefix of it."""
+    """The token ids of the last answer's context. The target's cached tokens are a prefix of it."""
     draft: DraftModel | None = None
-    """The model that a drafter drafts with, if one does."""
+    """The draft model, if there is one."""
     cache: NgramCache | None = None
-    """What is learnt of answers for later ones, if a drafter looks there."""
+    """The n-gram cache of earlier answers, if a drafter uses it."""
     config: EngineConfig | None = None
-    """What the engine was opened with."""
+    """The configuration of the engine."""
     curve: LatencyCurve | None = None
     """The latency curve that the scheduler began with."""
     fresh: bool = True
-    """Whether no drafter knows anything of earlier answers."""
+    """Whether no drafter knows earlier answers."""
 
 
 class Session:
-    """One conversation: its messages, its context and the figures of its last answer.
+    """One conversation: its messages, its context and the statistics of its last answer.
 
-    Several sessions may share one engine, one answer at a time: each takes over of the cache what
-    its own prompt begins with. ``acceptance`` is how drafted tokens are accepted, see ``acceptance.accept``.
+    Several sessions may share one engine, one answer at a time. Each reuses the cached tokens that are
+    a prefix of its prompt. ``acceptance`` is the acceptance rule, see ``acceptance.accept``.
     """
 
     def __init__(
@@ -84,63 +84,62 @@ class Session:
         progress: Progress = silent,
     ) -> None:
         self.messages: list[Message] = []
-        """The whole conversation, also what no longer fits in the context."""
+        """The whole conversation, including messages that no longer fit in the context."""
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self.statistics = Statistics()
         self.prompt_ids: list[int] = []
-        """The tokens that the last answer follows."""
+        """The token ids of the last prompt."""
         self.token_ids: list[int] = []
-        """What the last answer said, its stop token included."""
+        """The token ids of the last answer, its stop token included."""
         self.finish_reason: str | None = None
         """"stop", "length", or None while the last answer is unfinished or was stopped."""
         self.forgotten = 0
-        """How many messages after the system's no longer fit in the context."""
+        """The number of messages after the system message that no longer fit in the context."""
         self._state = state
         self._sampling = sampling or Sampling()
         self._rule = acceptance
         if acceptance != "lossless" and self._sampling.greedy:
             raise UserError(
-                f"{acceptance} acceptance changes nothing where the likeliest token is taken; "
+                f"{acceptance} acceptance changes nothing in greedy decoding; "
                 "give a --temperature above 0, or leave --acceptance out"
             )
         if acceptance == "entropy" and state.draft is None:
-            raise UserError("entropy acceptance trusts a draft model; give one with --draft MODEL")
+            raise UserError("entropy acceptance needs a draft model; give one with --draft MODEL")
         self._stop: frozenset[int] = frozenset() if ignore_stop else state.tokenizer.stop_tokens
         self._notice = notice
         self._progress = progress
         self._answers = 0
-        # Of the last answer, for its trace: another session may use the engine meanwhile.
+        # The last answer's, for its trace: another session may use the engine meanwhile.
         self._steps: list[StepRecord] = []
         self._fresh = False
         self._running: Generator[str, None, None] | None = None
 
     def chat(self, text: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
-        """Say ``text`` and stream the answer's pieces; both are kept in ``messages``.
+        """Send ``text`` and stream the answer's pieces; both are added to ``messages``.
 
-        Nothing happens before the first piece is asked for. Closing the generator, or Ctrl-C in it,
-        stops the answer and keeps what was said of it; if that is nothing, ``text`` is withdrawn.
-        ``max_tokens=None`` goes on to the context's end. When the conversation overflows the
-        context, its oldest turns are dropped until half of it is free, so that the rest is
-        evaluated again only now and then, and ``notice`` is told. Raises ``UserError`` if ``text``
-        alone does not fit.
+        Work begins with the first piece. Closing the generator, or Ctrl-C in it, stops the answer and
+        keeps its text so far; an empty answer and ``text`` are removed from ``messages``.
+        ``max_tokens=None`` decodes to the context's end. When the conversation overflows the context,
+        its oldest turns are dropped until half of the context is free, so that the rest is rarely
+        evaluated again; ``notice`` receives a notice. Raises ``UserError`` if ``text`` alone does not fit.
         """
         return self._exclusive(self._chat(text, max_tokens))
 
     def complete(self, prompt: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
-        """Stream what follows ``prompt`` as it stands: no template, outside the conversation.
+        """Stream the continuation of ``prompt``, without a chat template and outside the conversation.
 
-        An empty prompt is the model's beginning-of-text token; ``UserError`` if it has none.
+        An empty prompt is the model's beginning-of-text token; ``UserError`` if there is none.
         """
         return self._exclusive(self._complete(prompt, max_tokens))
 
     def trace(self) -> Trace:
-        """The last answer, to be decoded again on another device's clock; draft models read it once.
+        """The trace of the last answer. A draft model evaluates the answer once for it.
 
-        Raises ``UserError`` where nothing was said.
+        Raises ``UserError`` if there is no answer.
         """
         if not self.token_ids:
-            raise UserError("nothing was said, so there is nothing to trace")
+            raise UserError("there is no answer to trace; generate at least one token")
         state = self._state
         draft = state.config.draft if state.config else state.scheduler.name
         recording = Recording.of(
@@ -150,7 +149,7 @@ class Session:
         return record(model, self.prompt_ids, self.token_ids, state.scheduler.drafters, recording)
 
     def reset(self) -> None:
-        """Forget the conversation, except its system message."""
+        """Drop the conversation, except its system message."""
         self._close_running()
         self.messages[:] = self._system()
         self.forgotten = 0
@@ -159,7 +158,7 @@ class Session:
         return [m for m in self.messages[:1] if m["role"] == "system"]
 
     def _exclusive(self, answer: Generator[str, None, None]) -> Generator[str, None, None]:
-        """``answer``, once started the only one of this session that runs."""
+        """Run ``answer``; it ends the session's running answer first."""
         self._close_running()
         self._running = answer
         yield from answer
@@ -171,14 +170,14 @@ class Session:
 
     def _chat(self, text: str, max_tokens: int | None) -> Generator[str, None, None]:
         self.messages.append({"role": "user", "content": text})
-        said = ""
+        text_so_far = ""
         try:
             for piece in self._answer(self._prompt(max_tokens), max_tokens):
-                said += piece
+                text_so_far += piece
                 yield piece
         finally:
-            if said or self.finish_reason is not None:
-                self.messages.append({"role": "assistant", "content": said})
+            if text_so_far or self.finish_reason is not None:
+                self.messages.append({"role": "assistant", "content": text_so_far})
             else:
                 self.messages.pop()
 
@@ -190,17 +189,17 @@ class Session:
             tokens = [tokenizer.bos, *tokens]
         if not tokens:
             raise UserError(
-                "the prompt is empty and the model has no token to begin with; say more"
+                "the prompt is empty and the model has no beginning-of-text token; give a prompt"
             )
         self._check_fits(len(tokens))
         yield from self._answer(tokens, max_tokens, continues=bool(prompt))
 
     def _prompt(self, max_tokens: int | None) -> list[int]:
-        """The conversation's tokens, without the oldest turns if it overflows."""
+        """The token ids of the conversation, without the oldest turns if it overflows."""
         self.finish_reason = None
         template, capacity = self._state.template, self._state.target.info.context
         if template is None:
-            raise UserError("this model has no chat template; use it for completion (no chat)")
+            raise UserError("this model has no chat template; use --raw (Session.complete)")
         system = self._system()
         turns = self.messages[len(system) :]
         start = self.forgotten
@@ -232,9 +231,9 @@ class Session:
     def _answer(
         self, prompt: list[int], max_tokens: int | None, *, continues: bool = False
     ) -> Iterator[str]:
-        """Stream the text that follows ``prompt``; sets the figures, ids and finish reason.
+        """Stream the text after ``prompt``; set the statistics, token ids and finish reason.
 
-        ``continues``: it goes on from the prompt's text, so that a leading space belongs to it.
+        ``continues``: the answer continues the prompt's text and keeps a leading space.
         """
         state, info = self._state, self._state.target.info
         stats = self.statistics = Statistics(
@@ -296,16 +295,16 @@ class Session:
             yield piece
 
     def _rng(self) -> np.random.Generator:
-        """Its own for every answer, so that a seed gives the same words whatever was drafted."""
+        """A generator per answer, so that a seed gives the same tokens with any draft."""
         self._answers += 1
         seed = self._sampling.seed
         return np.random.default_rng(None if seed is None else (seed, self._answers))
 
     def _take_over(self, prompt: list[int]) -> list[int]:
-        """The context to answer from: the cache is cut to what it shares with ``prompt``.
+        """The context of the answer. The cache is truncated to the common prefix with ``prompt``.
 
-        A prompt that goes on from the last answer's context extends that very list, so that
-        drafters need not index it again.
+        If the prompt extends the last answer's context, the same list is extended, so that drafters
+        need not index it again.
         """
         state = self._state
         before, cached = state.context, state.target.length

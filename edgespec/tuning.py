@@ -1,7 +1,7 @@
-"""Measures a model on the runtimes that can run it, each in a process of its own.
+"""Measures a model on every runtime that can run it, each in a separate process.
 
-So its memory and its threads are its own too: ONNX Runtime has one pool of them a process, and what
-a runtime does to a machine that it crashes on stays there.
+A separate process has its own memory and threads (ONNX Runtime has one thread pool per process), and
+a crash of a runtime ends only that process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ T = TypeVar("T")
 _DRAFT_S, _THREADS_S = 5.0, 2.5
 """Seconds for a draft's passes, and for another number of threads."""
 _GRACE_S = 10.0
-"""Seconds that a process which was told to end has for tidying up."""
+"""Seconds that an interrupted process has for its cleanup."""
 
 
 @dataclass(frozen=True)
@@ -116,28 +116,28 @@ def in_child(function: Callable[..., T], *arguments: Any, progress: Progress = s
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_serve, args=(sender, function, arguments), daemon=True)
-    with _uninterrupted():  # starting; it would say so in a traceback
+    with _uninterrupted():  # an interrupt during the start would print a traceback
         child.start()
     sender.close()
     ended = False
     try:
         while not ended:
-            kind, *told = receiver.recv()
+            kind, *values = receiver.recv()
             ended = kind != "progress"
             if not ended:
-                progress(*told)
+                progress(*values)
         if kind == "error":
-            raise UserError(told[0])
-        result: T = told[0]
+            raise UserError(values[0])
+        result: T = values[0]
         return result
     except EOFError:
         child.join()
         raise UserError(
-            f"the process that measures ended by itself (exit code {child.exitcode}); "
+            f"the measuring process crashed (exit code {child.exitcode}); "
             "is there enough memory? try a smaller model or another --runtime"
         ) from None
     finally:
-        receiver.close()  # its next word fails
+        receiver.close()  # its next send fails
         if not ended and child.is_alive() and sys.platform != "win32" and child.pid:
             os.kill(child.pid, signal.SIGINT)
         child.join(_GRACE_S)
@@ -176,7 +176,7 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: Sequence
         sender.send(("error", str(error)))
     except MemoryError:
         sender.send(("error", "out of memory; close other programs, or try a smaller model"))
-    except (KeyboardInterrupt, BrokenPipeError):  # nobody listens any more
+    except (KeyboardInterrupt, BrokenPipeError):  # the parent has closed the pipe
         pass
 
 

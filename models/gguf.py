@@ -66,7 +66,11 @@ class GGUFFile:
         try:
             with open(self.path, "rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        except ValueError as error:
+            raise UserError(
+                f"cannot read {self.path}: the file is empty; download or copy it again"
+            ) from error
+        except OSError as error:
             raise UserError(f"cannot read {self.path}: {error}") from error
         self._position = 0
         self._read()

@@ -23,14 +23,14 @@ _COMMANDS = {
     "bench": "edgespec.cli.bench",
     "doctor": "edgespec.cli.doctor",
 }
-"""Imported when they are needed: a command does not wait for the others to load."""
+"""Imported on use, so that a command does not wait for the others."""
 
 _INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
 
 class Failure(click.ClickException):
-    """What a user can put right: one line on stderr."""
+    """An error that a user can fix: one line on stderr."""
 
     exit_code = 2
 
@@ -50,7 +50,7 @@ class _Commands(click.Group):
         return super().main(*args, **{"windows_expand_args": False, **options})
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what the user or the machine caused is one line, a bug a traceback."""
+        """Run the command. An error of the user or the machine is one line; a bug is a traceback."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -68,8 +68,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Run large language models on this machine, faster by speculative decoding.
 
-    Drafts are verified by the model itself, so the words are the same with and without them.
-    Models are downloaded when first used; the default one takes 94 MiB.
+    The model verifies every draft, so the answer is the same with and without drafts. Models are
+    downloaded when first used; the default model has 94 MiB.
 
     \b
     Talk to a model:

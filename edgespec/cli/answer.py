@@ -1,4 +1,4 @@
-"""Printing an answer while it comes, and what it cost."""
+"""Prints an answer as it streams, and its statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgespec.cli.progress import ProgressBar
 if TYPE_CHECKING:
     from edgespec.session import Session
 
-# What a model says must not move the cursor, set the clipboard or ring: U+FFFD for it on terminals.
+# Output text must not control the terminal (cursor, clipboard, bell): it gets U+FFFD there.
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
@@ -23,7 +23,7 @@ def print_answer(pieces: Generator[str, None, None], progress: ProgressBar) -> N
     """Print the pieces as they come, and end the line."""
     terminal = sys.stdout is not None and sys.stdout.isatty()
     last = "\n"
-    with closing(pieces):  # stopped while printing, it must know
+    with closing(pieces):  # an interrupt while printing must end the answer
         try:
             for piece in pieces:
                 progress.stop()
@@ -36,7 +36,7 @@ def print_answer(pieces: Generator[str, None, None], progress: ProgressBar) -> N
 
 
 def print_status(session: Session, max_tokens: int) -> None:
-    """One line on stderr: how fast the last answer was, what speculation did, how it ended."""
+    """Print one line on stderr: speed, acceptance and the end of the last answer."""
     stats = session.statistics
     parts = [
         f"{stats.generated_tokens} tokens",

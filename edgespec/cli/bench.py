@@ -1,4 +1,4 @@
-"""``edgespec bench``: measures edgespec and its peers here, and draws what it found."""
+"""``edgespec bench``: measures edgespec and its peers, and writes a report."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class _Measuring(click.Group):
 
 @click.group(cls=_Measuring)
 def bench() -> None:
-    """Measure edgespec and other systems on this machine, alternated in one run.
+    """Measure edgespec and other systems on this machine, in turn within one run.
 
     \b
-    What speculation gains with the default model, and two prompts of a kind:
+    Measure the default model with two prompts per category:
       edgespec bench --limit 2
-    Against llama.cpp and OpenVINO GenAI:
+    Compare with llama.cpp and OpenVINO GenAI:
       edgespec bench --setup-peer openvino-genai
       edgespec bench MODEL --peer llama-cpp-python --peer openvino-genai
-    What changed between two runs:
+    Compare two runs:
       edgespec bench compare before/results.json after/results.json
-    All options:
+    Show all options:
       edgespec bench run --help
     """
 
@@ -57,10 +57,13 @@ def bench() -> None:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Questions in Spec-Bench's format; may be repeated. Default: edgespec's own.",
+    help="Prompts in Spec-Bench's format; may be repeated. Default: edgespec's prompts.",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="Only the first N of each category."
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Use only the first N prompts of each category.",
 )
 @click.option("--max-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option(
@@ -70,15 +73,15 @@ def bench() -> None:
     default=("auto",),
     show_default=True,
     metavar="NAME|MODEL",
-    help="What drafts, as for `edgespec generate`; may be repeated. Plain decoding is measured anyway. "
-    "A model in GGUF is the peers' draft, too.",
+    help="The drafter, as for `edgespec generate`; may be repeated. Plain decoding is always measured. "
+    "Peers use a GGUF draft model, too.",
 )
 @click.option(
     "--peer",
     "peers",
     multiple=True,
     metavar="NAME[:MODE][?SETTING=VALUE][=PATH]",
-    help="Another system, in one of its modes or in all; may be repeated. docs/reference/peers.md has their names.",
+    help="Another system, in one mode or in all; may be repeated. docs/reference/peers.md lists them.",
 )
 @click.option(
     "--output",
@@ -88,7 +91,7 @@ def bench() -> None:
     help="The folder for results.json, report.md, report.html and rates.svg.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on with the run in --output that was stopped.")
+@click.option("--resume", is_flag=True, help="Resume the stopped run in --output.")
 @click.option(
     "--runtime",
     "runtimes",
@@ -97,40 +100,53 @@ def bench() -> None:
     metavar=RUNTIMES,
     default=("auto",),
     show_default=True,
-    help="Of edgespec; may be repeated.",
+    help="The runtime of edgespec; may be repeated.",
 )
 @click.option(
-    "--context", type=click.IntRange(1), metavar="N", help="Default: what the prompts need."
+    "--context",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The context in tokens. Default: as long as the prompts need.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Default: one a physical core."
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The number of CPU threads. Default: one per physical core.",
 )
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, metavar="K")
 @click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, metavar="P")
 @click.option("--seed", type=int, default=0, metavar="N")
-@click.option("--stop/--ignore-stop", default=True, show_default=True, help="End where models do.")
 @click.option(
-    "--profile", is_flag=True, help="Also measure the time of each operator of a pass, on onnx."
+    "--stop/--ignore-stop",
+    default=True,
+    show_default=True,
+    help="End answers at the model's stop token.",
+)
+@click.option(
+    "--profile", is_flag=True, help="Also report the time per operator of a pass, on onnx."
 )
 @click.option(
     "--meter",
     metavar="NAME",
-    help="What reads energy: rapl, apple, android, battery or nvml. Default: the first of them that can, "
-    "nvml left out.",
+    help="The energy meter: rapl, apple, android, battery or nvml. Default: the first that works, "
+    "except nvml.",
 )
-@click.option("--setup-peer", metavar="NAME", help="Only install a peer, for itself.")
+@click.option(
+    "--setup-peer", metavar="NAME", help="Only install this peer, in its own environment."
+)
 def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> None:
-    """Answer prompts with every system in turn, and report how fast each was.
+    """Answer prompts with every system in turn, and report the speed of each.
 
-    Every system has processes of its own; they are closed when memory is short. Nothing that edgespec
-    learnt of earlier answers is used, nor kept. Ctrl-C stops, reports what was measured, and --resume
-    goes on from there. Leave the machine alone meanwhile.
+    Every system runs in its own processes, which are closed when memory is short. The n-gram cache of
+    earlier answers is neither read nor written. Ctrl-C stops the run and reports the results so far;
+    --resume continues it. Do not use the machine meanwhile.
 
     \b
-    Every drafter that needs no model, on your own questions:
+    Measure two model-free drafters with your own prompts:
       edgespec bench run MODEL --prompts questions.jsonl --draft suffix --draft hierarchy
-    Go on with what was stopped:
+    Resume a stopped run:
       edgespec bench run MODEL --output bench-results --resume
     """
     progress = ProgressBar()
@@ -140,7 +156,7 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
         click.echo(line, err=True)
 
     with _extra_installed():
-        import matplotlib  # noqa: F401 (a run of hours is not to end without it)
+        import matplotlib  # noqa: F401 (fails before a run of hours, not after it)
 
         from edgespec.bench.peers import setup_named
         from edgespec.bench.running import benchmark
@@ -153,7 +169,7 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
             model, output, command=command, notify=notify, progress=progress, **options
         )
     except KeyboardInterrupt:
-        notify(f"stopped; what was measured is in {output}, --resume goes on")
+        notify(f"stopped; the results so far are in {output}; --resume continues")
         raise
     finally:
         progress.stop()
@@ -164,10 +180,10 @@ def run(model: str, output: Path, setup_peer: str | None, **options: Any) -> Non
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 def compare(before: Path, after: Path) -> None:
-    """Report what changed between two runs, and whether it is more than noise.
+    """Show the changes between two runs, and whether they exceed the noise.
 
     \b
-    Two folders that runs were written to, or their results.json:
+    Compare two output folders, or their results.json:
       edgespec bench compare before after
     """
     with _extra_installed():
@@ -183,5 +199,5 @@ def _extra_installed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UserError(
-            f'the bench needs {error.name}; install it by `pip install "edgespec[bench]"`'
+            f'the bench needs {error.name}; install it with `pip install "edgespec[bench]"`'
         ) from error

@@ -1,4 +1,4 @@
-"""``edgespec cache``: what was learnt from answers, and whether it is."""
+"""``edgespec cache``: the n-gram cache of earlier answers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from edgespec.units import format_size
 
 @click.group()
 def cache() -> None:
-    """See, delete or switch off what edgespec keeps of answers.
+    """Show, delete or disable the n-gram cache of earlier answers.
 
-    To guess a model's next words better, edgespec counts which of them follow which in its answers. The
-    counts are kept on this machine, up to 32 MiB a model, and hold phrases of what models said.
-    EDGESPEC_HOME moves the folder.
+    For better drafts, edgespec counts the n-grams of each model's answers. The cache stays on this
+    machine, uses up to 32 MiB per model, and contains phrases of the answers. EDGESPEC_HOME moves
+    the folder.
 
     \b
-    What there is, and where:
+    List the caches and their folder:
       edgespec cache show
-    Keep nothing from now on, and delete what there is:
+    Disable the cache and delete its files:
       edgespec cache off
       edgespec cache clear
     """
@@ -29,10 +29,10 @@ def cache() -> None:
 
 @cache.command()
 def show() -> None:
-    """List what is kept: for which models, how much, when used last.
+    """List the caches: model, size and time of last use.
 
     \b
-    Where it lies:
+    Print the folder:
       edgespec cache show | tail -1
     """
     from edgespec.drafting.stores import ngram_store as store  # as below: not needed for help
@@ -45,16 +45,16 @@ def show() -> None:
         rows.append((name, entries, format_size(kept.size), f"{used:%Y-%m-%d %H:%M}"))
     if len(rows) > 1:
         print_table(rows, left=1)
-    state = "is kept" if store.enabled() else "is switched off: neither read nor added to"
-    click.echo(f"What models say {state}. Folder: {store.directory()}")
+    state = "on" if store.enabled() else "off: it is neither read nor written"
+    click.echo(f"The n-gram cache is {state}. Folder: {store.directory()}")
 
 
 @cache.command()
 @click.argument("model", required=False)
 def clear(model: str | None) -> None:
-    """Delete what is kept of a MODEL that `edgespec cache show` names, or of all.
+    """Delete the cache of a MODEL from `edgespec cache show`, or all caches.
 
-    A chat that is open forgets at its next save what it had read or saved.
+    An open chat drops its copy the next time it saves.
 
     \b
     For example:
@@ -68,7 +68,7 @@ def clear(model: str | None) -> None:
 
 @cache.command()
 def off() -> None:
-    """Neither read nor keep anything from now on. What is there stays; `clear` deletes it.
+    """Disable the cache. Existing files stay; `clear` deletes them.
 
     \b
     For example:
@@ -77,12 +77,12 @@ def off() -> None:
     from edgespec.drafting.stores import ngram_store as store
 
     store.switch(False)
-    click.echo("Off: nothing is read or kept, by what is started from now on.")
+    click.echo("Off: commands that start from now on neither read nor write the n-gram cache.")
 
 
 @cache.command()
 def on() -> None:
-    """Keep what models say again, as at first.
+    """Enable the cache again.
 
     \b
     For example:
@@ -91,4 +91,4 @@ def on() -> None:
     from edgespec.drafting.stores import ngram_store as store
 
     store.switch(True)
-    click.echo("On: what models say is kept, by what is started from now on.")
+    click.echo("On: commands that start from now on use the n-gram cache.")

@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 def chat(model: str, explain: bool, max_tokens: int, **options: Any) -> None:
     """Talk to a model.
 
-    MODEL is a name of `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
+    MODEL is a name from `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
     smollm2-135m-instruct by default.
-    A line is a turn. With input piped in, it answers line by line and exits. After each answer,
-    stderr says what it cost.
+    Each line is one message. Piped input is answered line by line. Speed and acceptance of each
+    answer go to stderr.
 
-    Ctrl-C stops an answer and keeps the conversation; at the prompt it leaves, as Ctrl-D does.
+    Ctrl-C stops an answer and keeps the conversation; at the prompt, Ctrl-C and Ctrl-D exit.
     /help lists the commands: /stats, /why, /reset, /save FILE, /exit.
 
     \b
-    A first conversation (downloads 94 MiB once):
+    Start a conversation (downloads 94 MiB once):
       edgespec chat
-    A model that writes code, with a role to play:
+    Use a code model with a system prompt:
       edgespec chat qwen2.5-coder-1.5b-instruct --system "Answer with code only."
-    A smaller model of its family drafts for it:
+    Draft with a smaller model of its family:
       edgespec chat qwen2.5-coder-1.5b-instruct --draft qwen2.5-coder-0.5b-instruct
-    Two turns from a pipe:
+    Send two messages from a pipe:
       printf 'My name is Ada.\\nWhat is my name?\\n' | edgespec chat
     """
     interactive = sys.stdin is not None and sys.stdin.isatty()
@@ -125,7 +125,7 @@ def _why(session: Session, argument: str) -> None:
 
 def _reset(session: Session, argument: str) -> None:
     session.reset()
-    notice("the conversation is forgotten")
+    notice("the conversation was reset")
 
 
 def _save(session: Session, argument: str) -> None:
@@ -154,10 +154,10 @@ _COMMANDS: dict[str, Callable[[Session, str], None]] = {
 }
 
 _HELP = """\
-/stats      what the last answer cost
-/why        what was drafted for it, what that was expected to bring, and what it brought
-/reset      forget the conversation, except the system message
+/stats      statistics of the last answer
+/why        how often each drafter was used, and the expected and measured results
+/reset      start over; keep the system message
 /save FILE  write the conversation to a new JSON file
-/help       this list
-/exit       leave; Ctrl-D does, too
-To say something that begins with /, put a space before it."""
+/help       show this list
+/exit       exit; so does Ctrl-D
+To send a message that begins with /, put a space before it."""

@@ -1,4 +1,4 @@
-"""``edgespec doctor``: what this machine has and what is missing."""
+"""``edgespec doctor``: the machine, the software and the installed models."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _AMX_CURE = (
 
 @click.command()
 def doctor() -> None:
-    """Say what this machine has and what is missing.
+    """Show the hardware, software and models of this machine.
 
-    What is missing comes with the command that puts it right.
+    For each missing part, the command that installs it is shown.
 
     \b
     For a bug report:

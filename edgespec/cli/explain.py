@@ -1,4 +1,4 @@
-"""What the scheduler decided in the last answer, what it expected of it, and what it got."""
+"""The scheduler's choices in the last answer, with expected and measured results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import click
 if TYPE_CHECKING:
     from edgespec.core.statistics import Statistics, Tally
 
-_HEADS = ("passes", "drafted", "said of it", "tokens: exp.", "got", "ms: exp.", "got", "drafting")
+_HEADS = ("passes", "drafted", "accepted", "tokens: exp.", "got", "ms: exp.", "got", "drafting")
 
 
 def print_explanation(stats: Statistics) -> None:
-    """Print to stderr who drafted how often and how much, and what plain decoding would have taken."""
+    """Print on stderr how often each drafter was used, and the expected speed of plain decoding."""
     for line in explanation(stats):
         click.echo(line, err=True)
 
@@ -22,7 +22,7 @@ def print_explanation(stats: Statistics) -> None:
 def explanation(stats: Statistics) -> Iterator[str]:
     """Lines of at most 100 columns; tokens and milliseconds are of a pass."""
     if not stats.target_passes:
-        yield "No token was decoded: there was nothing to decide."
+        yield "No token was decoded."
         return
     names = {"none": "plain"}
     yield from _table("drafter", ((names.get(k, k), t) for k, t in stats.by_drafter.items()))

@@ -30,26 +30,26 @@ _ANSWER_TOKENS = 256
     type=click.Choice(["onnx", "gguf"]),
     default="onnx",
     show_default=True,
-    help="What will run it: ONNX Runtime or llama.cpp.",
+    help="The format of the result: for ONNX Runtime or for llama.cpp.",
 )
 @click.option(
     "--weights",
     type=click.Choice(["exact", "fp16", "int8", "int4"]),
     default="exact",
     show_default=True,
-    help="The weights as they are, or smaller ones. In ONNX, int4 of a target is calibrated (extra "
-    "torch; up to hours), as its answers suffer; of a draft it is rounded in minutes: that costs "
-    "acceptance alone, and the report says how much. In GGUF, int4 is Q4_K_M (extra llama).",
+    help="exact keeps the weights; the others quantize them. In ONNX, int4 of a target uses calibration "
+    "(extra torch; up to hours); int4 of a draft model uses rounding (minutes), which only lowers "
+    "acceptance, and the report shows by how much. In GGUF, int4 is Q4_K_M (extra llama).",
 )
 @click.option(
     "--via",
     type=click.Choice(["optimum"]),
-    help="Let Optimum (extra export) make a plain graph of an architecture that edgespec lacks.",
+    help="Export with Optimum (extra export), for an architecture that edgespec does not support.",
 )
 @click.option(
     "--trim-vocab",
     metavar="N|auto",
-    help="Make a draft that can only say the N most frequent tokens, or as many as promise the most "
+    help="Make a draft model with only the N most frequent tokens; auto: the N with the most expected "
     "tokens per second on this device.",
 )
 @click.option(
@@ -57,13 +57,13 @@ _ANSWER_TOKENS = 256
     type=_PATH,
     metavar="FILE",
     multiple=True,
-    help="Text, or JSON lines with a text, whose tokens are counted; may be repeated, and go with "
+    help="Count the tokens of this text, or of the texts in JSON lines; may be repeated, also with "
     "--sampled-from.",
 )
 @click.option(
     "--sampled-from",
     metavar="TARGET",
-    help="Count the tokens that this model says when it answers --prompts.",
+    help="Count the tokens of this model's answers to --prompts.",
 )
 @click.option(
     "--prompts", type=_PATH, metavar="FILE", help="One prompt a line, or JSON lines with a prompt."
@@ -71,7 +71,7 @@ _ANSWER_TOKENS = 256
 @click.option(
     "--keep-layers",
     metavar="LIST|K",
-    help="Make a draft of these layers (0,1,5), or of the K that matter most (extra torch).",
+    help="Make a draft model from these layers (0,1,5), or from the K most important ones (extra torch).",
 )
 @click.option(
     "--draft",
@@ -79,9 +79,9 @@ _ANSWER_TOKENS = 256
     type=_PATH,
     metavar="BUNDLE",
     multiple=True,
-    help="Pack the draft of another bundle along; may be repeated.",
+    help="Add the draft model of another bundle; may be repeated.",
 )
-@click.option("--allow-loss", is_flag=True, help="Keep weights that lose more than 3 % perplexity.")
+@click.option("--allow-loss", is_flag=True, help="Allow a perplexity increase of more than 3 %.")
 def export(
     source: str,
     out: Path,
@@ -96,21 +96,21 @@ def export(
     drafts: tuple[Path, ...],
     allow_loss: bool,
 ) -> None:
-    """Make OUT, a bundle, of SOURCE.
+    """Export SOURCE as a bundle in the folder OUT.
 
-    SOURCE is a name of `edgespec models list`, a .gguf file or a folder with safetensors. OUT is a
-    new folder; `edgespec chat OUT` runs it. It holds a report of what the export changed.
+    SOURCE is a name from `edgespec models list`, a .gguf file or a folder with safetensors. OUT is a
+    new folder; `edgespec chat OUT` runs it. It contains a report of the quality loss.
 
     \b
-    A target as it is:
+    Export a target without changes:
       edgespec export qwen2.5-coder-1.5b-instruct coder
-    A small draft for it, and both in one bundle:
+    Export a small draft model, and both in one bundle:
       edgespec export qwen2.5-coder-0.5b-instruct draft --trim-vocab 16384 --corpus src.txt \\
         --sampled-from qwen2.5-coder-1.5b-instruct --prompts prompts.txt
       edgespec export qwen2.5-coder-1.5b-instruct coder --draft draft
-    Smaller weights, from a checkpoint in full precision:
+    Quantize a full-precision checkpoint:
       edgespec export ./SmolLM2-135M-Instruct small --weights int4
-    For llama.cpp:
+    Export for llama.cpp:
       edgespec export ./SmolLM2-135M-Instruct small --format gguf --weights int4
     """
     from edgespec.export.pipeline import export as run
@@ -177,7 +177,7 @@ def _prompts(file: Path) -> list[str]:
 
 
 def _answers(engine: Engine, prompts: list[str], progress: ProgressBar) -> list[Answer]:
-    """What the target says: the ids of every prompt and of its answer."""
+    """The token ids of every prompt and of the target's answer."""
     found: list[Answer] = []
     for i, prompt in enumerate(prompts):
         progress("sampling answers", i, len(prompts))

@@ -34,8 +34,8 @@ _LONGEST = 16 << 20
 @click.option(
     "--chat/--raw",
     default=None,
-    help="Answer the prompt in the model's chat format, or go on with the text as it stands. "
-    "Default: --chat if the model has such a format.",
+    help="--chat: put the prompt into the model's chat template. --raw: continue the text. "
+    "Default: --chat if the model has a chat template.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @explain_option
@@ -43,8 +43,8 @@ _LONGEST = 16 << 20
     "--trace",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write the ids of what was read and said, and what a draft model would have said at each "
-    "place, for `edgespec plan --trace`.",
+    help="Write a trace for `edgespec plan --trace`: the token ids of prompt and answer, the scheduler's "
+    "choices and their times, and the guesses of a draft model.",
 )
 @max_tokens_option(256)
 @session_options
@@ -62,26 +62,26 @@ def generate(
 ) -> None:
     """Complete one prompt, from TEXT, a FILE or standard input (-).
 
-    MODEL is a name of `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
-    smollm2-135m-instruct by default. The answer goes to stdout while it is made, what it cost to
-    stderr. One line end at the end of a file or of standard input is not part of the prompt.
+    MODEL is a name from `edgespec models list`, a .gguf file, a bundle or a safetensors folder;
+    smollm2-135m-instruct by default. The answer streams to stdout; speed and acceptance go to
+    stderr. One newline at the end of a file or of standard input is not part of the prompt.
 
     \b
     Ask a question:
       edgespec generate -p "Why is the sky blue?"
-    Go on with a text, the same way every time:
+    Continue a text with a fixed seed:
       edgespec generate --raw -p "Once upon a time" --temperature 0.8 --seed 1
-    Give a model some work from a pipe:
+    Read the prompt from a pipe:
       cat notes.txt | edgespec generate qwen2.5-coder-1.5b-instruct - --system "Summarize."
-    The answer's figures:
+    Print the statistics as JSON:
       edgespec generate -p Hello --json | jq .stats
-    Why it drafted as it did, or not:
+    Explain the scheduler's choices:
       edgespec generate -p "Count to fifty." --explain
     """
     if model == "-":  # `edgespec generate -`: no model named
         model, stdin = DEFAULT_MODEL, "-"
     if chat is False and options["system"] is not None:
-        raise click.UsageError("--system needs the chat format; it does not go with --raw")
+        raise click.UsageError("--system needs a chat template; leave --system or --raw out")
     text = _prompt(prompt, file, stdin)
     if trace is not None and trace.exists():
         raise UserError(f"{trace} exists; name another file for the trace")
@@ -90,10 +90,10 @@ def generate(
         answer = session.chat if (engine.can_chat if chat is None else chat) else session.complete
         pieces = answer(text, max_tokens=max_tokens)
         if as_json:
-            said = "".join(pieces)
+            text = "".join(pieces)
             progress.stop()
             result = {
-                "text": said,
+                "text": text,
                 "token_ids": session.token_ids,
                 "finish_reason": session.finish_reason,
                 "stats": session.statistics.as_dict(),

@@ -1,4 +1,4 @@
-"""``edgespec index``: the user's own files, to look up what follows in them."""
+"""``edgespec index``: indexes the user's files for retrieval drafting."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from edgespec.units import format_size
     "--model",
     metavar="MODEL",
     show_default=DEFAULT_MODEL,
-    help="For whose tokens: the index serves every model with this one's tokenizer.",
+    help="The model to index for. The index works with every model that has the same tokenizer.",
 )
-@click.option("--name", metavar="NAME", help="What to call it. Default: as the first PATH.")
-@click.option("--list", "listed", is_flag=True, help="List the indexes there are, and check them.")
+@click.option(
+    "--name", metavar="NAME", help="The name of the index. Default: the name of the first PATH."
+)
+@click.option("--list", "listed", is_flag=True, help="List and check the indexes.")
 @click.option("--remove", metavar="NAME", help="Delete an index.")
 def index(
     paths: tuple[Path, ...],
@@ -32,19 +34,19 @@ def index(
     listed: bool,
     remove: str | None,
 ) -> None:
-    """Index your files, so that answers which quote them come faster.
+    """Index your files, for faster answers that quote them.
 
-    When a model is about to say what stands in one of the files, what follows there is offered as
-    a draft. The words of an answer are the same with and without it.
+    When the last output tokens occur in an indexed file, the text after them is the draft. The
+    answer is the same with and without an index.
 
-    Folders are read with all that is in them: UTF-8 text, except hidden files and links. Index them
-    again when they have changed. An index holds the text of the files: only you can read it, it stays
-    on this machine, and --remove deletes it.
+    All UTF-8 text in a folder is read, except hidden files and links. Index files again after they
+    change. An index contains the text of the files: only you can read it, it stays on this machine,
+    and --remove deletes it.
 
     \b
     Index two folders for a model:
       edgespec index ~/notes ~/src/project --model qwen2.5-coder-1.5b-instruct
-    What there is:
+    List the indexes:
       edgespec index --list
     """
     if bool(paths) + listed + (remove is not None) != 1:
@@ -66,7 +68,7 @@ def _build(paths: tuple[Path, ...], model: str, name: str | None) -> None:
     from edgespec.drafting.stores import indexing
     from edgespec.local_model import find
 
-    indexing.roots_of(paths)  # what is wrong is said before a model is fetched
+    indexing.roots_of(paths)  # reports errors before a model is downloaded
     progress, started = ProgressBar(), monotonic()
     try:
         tokenizer = find(model, progress).tokenizer

@@ -1,4 +1,4 @@
-"""``edgespec models``: what there is to run, and what of it is on this machine."""
+"""``edgespec models``: the catalogue and the installed models."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from edgespec.units import format_size
 def models() -> None:
     """List, download and remove models.
 
-    A model is downloaded when it is first used, so `pull` is only for doing it beforehand.
-    EDGESPEC_HOME moves the folder where models are kept.
+    A model is downloaded when it is first used, or with `pull` before that. EDGESPEC_HOME moves
+    the models folder.
 
     \b
-    What there is:
+    List the models:
       edgespec models list
-    Have a model ready for a journey without a network:
+    Download a model for use without a network:
       edgespec models pull qwen2.5-coder-1.5b-instruct
     """
 
 
 @models.command("list")
 def list_models() -> None:
-    """List the models that edgespec knows by name.
+    """List the models of the catalogue.
 
-    Any other model in a GGUF file is used by its path.
+    For any other GGUF file, give its path.
 
     \b
-    Those on this machine:
+    List the installed ones:
       edgespec models list | grep yes
     """
     here = {model.entry.name for model in store.installed()}
@@ -52,7 +52,7 @@ def list_models() -> None:
 @models.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show what is known of a model: a NAME of the list or a .gguf file.
+    """Show the metadata of a model: a NAME from the list or a .gguf file.
 
     \b
     For example:
@@ -69,10 +69,9 @@ def show(name: str) -> None:
 @models.command()
 @click.argument("name")
 def pull(name: str) -> None:
-    """Download a model, unless it is here.
+    """Download a model, if it is not installed.
 
-    An interrupted download goes on where it stopped. The file is in place only when its SHA-256 is
-    right.
+    An interrupted download resumes. The file is installed only if its SHA-256 is correct.
 
     \b
     For example:
@@ -91,9 +90,9 @@ def pull(name: str) -> None:
 
 @models.command()
 @click.argument("name")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Delete a downloaded model, and what was built from it.
+    """Delete a downloaded model and the files built from it.
 
     \b
     For example:

@@ -1,4 +1,4 @@
-"""The options that commands share, and the session that they ask for."""
+"""The options that commands share, and the session that they open."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ runtime_option = click.option(
     metavar=RUNTIMES,
     default="auto",
     show_default=True,
-    help="What runs the model.",
+    help="The library that runs the model.",
 )
 model_argument = click.argument("model", default=DEFAULT_MODEL)
 
@@ -60,31 +60,31 @@ _PLAN_OPTIONS = (
         metavar="auto|cpu|gpu[:N]|npu",
         default="auto",
         show_default=True,
-        help="Where it runs.",
+        help="The device that the model runs on.",
     ),
     click.option(
         "--draft",
         metavar="auto|none|NAME|MODEL",
         default="auto",
         show_default=True,
-        help="What guesses the next tokens: nothing (none); what followed the same words in this "
-        "conversation (suffix), in earlier answers (ngram-cache), in files that were indexed (retrieval), "
-        "or in all of them (hierarchy, auto); what the model last thought might follow (recycling); or a "
-        "smaller model beside these: a name of `edgespec models list`, a .gguf file, a bundle or a "
-        "safetensors folder. auto also takes the draft of a bundle.",
+        help="The drafter: none (plain decoding); suffix (prompt lookup in this conversation); "
+        "ngram-cache (n-grams of earlier answers); retrieval (files from `edgespec index`); hierarchy "
+        "(all of these); recycling (candidates from earlier logits); or a smaller MODEL besides "
+        "hierarchy: a name from `edgespec models list`, a .gguf file, a bundle or a safetensors folder. "
+        "auto: hierarchy, and the draft model of a bundle.",
     ),
     click.option(
         "--context",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Tokens of prompt and answer to have room for. Default: the model's, at most 4096.",
+        help="The size of the context in tokens, prompt and answer. Default: the model's, at most 4096.",
     ),
     click.option(
         "--memory-budget",
         callback=_memory_size,
         metavar="SIZE",
-        help="The most memory to take, such as 900MiB or 2GB: what runs is chosen to fit; "
-        "`edgespec plan` shows it. Default: no limit.",
+        help="The most memory to use, such as 900MiB or 2GB. Runtime, context, cache and draft model are "
+        "chosen to fit; `edgespec plan` shows them. Default: no limit.",
     ),
 )
 _OPTIONS = (
@@ -92,71 +92,78 @@ _OPTIONS = (
     click.option(
         "--provider",
         metavar="NAME",
-        help="ONNX Runtime's execution provider, instead of the best one for --device; "
+        help="The execution provider of ONNX Runtime. Default: the best one for --device. "
         "`edgespec doctor` lists them.",
     ),
     click.option(
         "--exact/--no-exact",
         default=None,
-        help="Run passes so that greedy answers are the same bit for bit whatever is drafted. Default: where "
-        "the runtime can; --exact: only on a runtime that can.",
+        help="--exact: greedy tokens are bit for bit the same with and without drafts; requires a runtime "
+        "that can prove it. Default: exact if the runtime can.",
     ),
     click.option(
         "--acceptance",
         type=click.Choice(["lossless", "typical", "entropy"]),
         default="lossless",
         show_default=True,
-        help="Which drafted tokens are accepted: those that the model itself says; when sampling, also "
-        "all that are typical of it, or all that a draft model was sure of. The last two change what is said.",
+        help="The acceptance rule. lossless keeps the model's output distribution. typical also accepts "
+        "tokens that are typical of the model, entropy tokens that the draft model is sure of; both are "
+        "lossy and need a --temperature above 0.",
     ),
     click.option(
-        "--threads", type=click.IntRange(min=1), metavar="N", help="Default: one a physical core."
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="The number of CPU threads. Default: one per physical core.",
     ),
-    click.option("--system", metavar="TEXT", help="What the model is to be or to obey."),
+    click.option("--system", metavar="TEXT", help="The system prompt."),
     click.option(
         "--temperature",
         type=float,
         metavar="T",
-        help="0 always takes the likeliest token; higher is more varied. Default: 0; in chat, what a "
-        "bundle recommends. So for the next four.",
+        help="Sampling temperature; 0 is greedy. Default: 0; in chat, the bundle's recommendation. The "
+        "next four options have such defaults, too.",
     ),
-    click.option("--top-k", type=int, metavar="K", help="Only the K likeliest tokens; 0: all."),
+    click.option(
+        "--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens; 0: from all."
+    ),
     click.option(
         "--top-p",
         type=float,
         metavar="P",
-        help="Only the likeliest tokens that together have probability P.",
+        help="Sample from the likeliest tokens with total probability P.",
     ),
     click.option(
         "--min-p",
         type=float,
         metavar="P",
-        help="Only tokens at least P times as probable as the likeliest.",
+        help="Sample from tokens with at least P times the probability of the likeliest.",
     ),
     click.option(
         "--repetition-penalty",
         type=float,
         metavar="X",
-        help="More than 1 avoids tokens that are in the context.",
+        help="Above 1: lower the probability of tokens in the context.",
     ),
     click.option(
         "--seed",
         type=int,
         metavar="N",
-        help="The same seed draws the same words; with a model as drafter, as likely words.",
+        help="The random seed for sampling. With a draft model the same seed may give other tokens of the "
+        "same distribution.",
     ),
 )
 
 
 def plan_options(command: Command) -> Command:
-    """Add those of MODEL's options that decide what memory it takes."""
+    """Add the options that determine the memory of MODEL."""
     for option in reversed(_PLAN_OPTIONS):
         command = option(command)
     return command
 
 
 def session_options(command: Command) -> Command:
-    """Add MODEL's options; the command hands them on to ``opened``."""
+    """Add all options of MODEL; the command passes them to ``opened``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -165,8 +172,7 @@ def session_options(command: Command) -> Command:
 explain_option = click.option(
     "--explain",
     is_flag=True,
-    help="Say after an answer what was drafted for it, what that was expected to bring, and what it "
-    "brought.",
+    help="Print after an answer how often each drafter was used, and the expected and measured results.",
 )
 
 
@@ -177,7 +183,7 @@ def max_tokens_option(default: int) -> Callable[[Command], Command]:
         metavar="N",
         default=default,
         show_default=True,
-        help="The longest answer.",
+        help="The most tokens of an answer.",
     )
 
 
@@ -193,14 +199,14 @@ def opened(
 ) -> Iterator[tuple[Engine, Session]]:
     """The engine and a session as the options of ``session_options`` describe them.
 
-    ``recommended``: what the options leave open is as the model's makers would have it.
+    ``recommended``: options that are not given have the values that the model recommends.
     """
     from edgespec.core.sampling import Sampling
     from edgespec.engine import Engine
 
     taken = {field.name: options.pop(field.name) for field in fields(Sampling)}
     given = {name: value for name, value in taken.items() if value is not None}
-    Sampling(**given)  # what is wrong is said before anything is loaded
+    Sampling(**given)  # reports invalid values before loading
     try:
         with Engine.open(
             model, progress=progress, planned=_announce, notice=notice, **options
@@ -222,7 +228,7 @@ def opened(
 
 
 def _announce(plan: Plan) -> None:
-    """Say what was given up for a memory budget; without one, where memory is short now."""
+    """Report what was given up for a memory budget; without one, report short memory."""
     from edgespec.device.planning import show_bytes
 
     if plan.budget is not None:
@@ -234,14 +240,14 @@ def _announce(plan: Plan) -> None:
         return
     enough = f"--memory-budget {available >> 20}MiB would make it fit"
     advice = (
-        enough if available >> 20 << 20 >= plan.least else "close programs, or take a smaller model"
+        enough if available >> 20 << 20 >= plan.least else "close programs, or use a smaller model"
     )
     notice(
-        f"this takes about {show_bytes(plan.memory.total)} of memory, and {show_bytes(available)} "
+        f"this needs about {show_bytes(plan.memory.total)} of memory, and {show_bytes(available)} "
         f"are available now; {advice}"
     )
 
 
 def notice(line: str) -> None:
-    """Say on stderr what a user should know though nothing went wrong."""
+    """Print a notice on stderr."""
     click.secho(f"[{line}]", err=True, dim=True)

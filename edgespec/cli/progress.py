@@ -1,4 +1,4 @@
-"""How far long work has come, on stderr."""
+"""Progress of long work, on stderr."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 _PATIENCE = 0.5
-"""Seconds that nobody minds: work that takes less is not mentioned."""
+"""Seconds: shorter stages are not shown."""
 
 
 class ProgressBar:
-    """An ``edgespec.progress.Progress``: a bar on a terminal, elsewhere a line a stage.
+    """An ``edgespec.progress.Progress``: a bar on a terminal, elsewhere one line per stage.
 
     It appears when a stage has taken half a second and goes with ``stop``.
     """
@@ -41,7 +41,7 @@ class ProgressBar:
                 self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def stop(self) -> None:
-        """Take the bar away; the next report begins anew."""
+        """Remove the bar."""
         with self._lock:
             self._clear()
 
@@ -53,7 +53,7 @@ class ProgressBar:
         self._stage, self._timer, self._bar = "", None, None
 
     def _show(self, stage: str) -> None:
-        """The stage has lasted. Runs in the timer's thread."""
+        """Show a stage that takes long. Runs in the timer's thread."""
         if sys.stderr is None or not sys.stderr.isatty():
             with self._lock:
                 if stage == self._stage:

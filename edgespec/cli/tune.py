@@ -1,4 +1,4 @@
-"""``edgespec tune``: measures this machine once."""
+"""``edgespec tune``: measures the pass times of a model on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BAR = 62
 """Columns of the longest bar; with its figures, a line has 80."""
 _NOISY = 0.1
-"""A spread that makes the policy's choices doubtful."""
+"""A larger spread makes the scheduler's choices unreliable."""
 
 
 @click.command()
@@ -30,35 +30,33 @@ _NOISY = 0.1
     metavar="auto|cpu|gpu[:N]|npu",
     default="auto",
     show_default=True,
-    help="Where it runs.",
+    help="The device that the model runs on.",
 )
-@click.option("--provider", metavar="NAME", help="ONNX Runtime's execution provider.")
-@click.option(
-    "--draft", metavar="MODEL", default="none", help="Measure the model that drafts for it, too."
-)
+@click.option("--provider", metavar="NAME", help="The execution provider of ONNX Runtime.")
+@click.option("--draft", metavar="MODEL", default="none", help="Measure this draft model, too.")
 @click.option(
     "--exact/--no-exact",
     default=None,
-    help="Measure passes as --exact pads them. Default: where the runtime can; --exact: only such runtimes.",
+    help="Measure passes with the padding of --exact. Default: exact if the runtime can.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Measure only with so many. Default: one a physical core, and others tried.",
+    help="The number of CPU threads. Default: one per physical core; other counts are tried.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def tune(model: str, as_json: bool, **options: Any) -> None:
-    """Measure this machine once, and keep the profile.
+    """Measure the speed of a model on this machine, and save a profile.
 
-    How long passes over 1 to 32 tokens take decides how much is worth drafting. What is measured
-    here is used whenever the model runs on the same runtime, threads and power source. It takes
-    half a minute a runtime; leave the machine alone meanwhile.
+    The times of passes over 1 to 32 tokens determine how many tokens to draft. The profile is used
+    when the model runs with the same runtime, threads and power source. Tuning takes half a minute
+    per runtime; do not use the machine meanwhile.
 
     \b
     Measure a model on every runtime that can run it:
       edgespec tune qwen2.5-coder-1.5b-instruct
-    With the model that drafts for it, on llama.cpp:
+    Measure a model and its draft model on llama.cpp:
       edgespec tune large.gguf --draft small.gguf --runtime llama-cpp
     """
     from edgespec.device.profile_files import dumps
@@ -81,17 +79,19 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
         for profile in [p for p in everything if p.threads == p.best_threads]:
             click.echo("\n".join([*_report(profile), ""]))
         best = tuned.best
-        plain, guessed = best.tokens_per_s(0), best.tokens_per_s()
+        plain, drafted = best.tokens_per_s(0), best.tokens_per_s()
         click.echo(f"Use --runtime {best.runtime} --threads {best.threads}:")
-        click.echo(f"{plain:.1f} tokens/s, and {guessed:.1f} where every second guess is right")
+        click.echo(
+            f"{plain:.1f} tokens/s, and {drafted:.1f} if half of the drafted tokens are accepted"
+        )
         for path in filter(None, tuned.paths):
             click.echo(f"Kept in {path}")
     for profile in everything:
         noise = statistics.median(profile.curve.spread[0])  # where most passes were timed
         if noise > _NOISY:
             notice(
-                f"the machine was busy: passes of one size on {profile.runtime} took times {noise:.0%} "
-                "apart; tune again when nothing else runs"
+                f"the machine was busy: the times of equal passes on {profile.runtime} differ by {noise:.0%}; "
+                "tune again when nothing else runs"
             )
 
 
@@ -102,7 +102,7 @@ def _report(profile: Profile) -> Iterator[str]:
     yield f"{model['name']} on {profile.runtime} {profile.runtime_version}"
     yield f"({profile.device}, {profile.threads} threads, power: {profile.machine['power']}{exact})"
     yield ""
-    yield f"  Passes over n tokens after {curve.lengths[0]} others; at the right, after more"
+    yield f"  Passes over n tokens after {curve.lengths[0]} cached tokens; on the right, after more"
     longer = "".join(f"{f'ms, {length}':>12}" for length in curve.lengths[1:3])
     yield f"{'n':>4}{'ms':>9}{'ratio':>7}{'spread':>8}{'ms/token':>10}{longer}"
     once = curve.seconds[0][0]

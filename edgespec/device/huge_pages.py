@@ -15,7 +15,7 @@ _MODES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def in_use() -> bool:
-    """Whether this process's weights lie in such pages, as far as its settings tell."""
+    """Whether this process's weights lie in such pages, by its settings."""
     mode = _mode()
     return mode == "always" or (mode == "madvise" and f"{_ASK}=1" in os.environ.get(_TUNABLES, ""))
 

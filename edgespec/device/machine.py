@@ -23,7 +23,7 @@ _WINDOWS = {40: "avx2", 41: "avx512f", 19: "neon", 43: "dotprod"}
 
 @cache
 def cpu_features() -> tuple[str, ...]:
-    """The vector instructions that matter here; empty where the system does not tell."""
+    """The vector instructions that matter here; empty if the system does not report them."""
     try:
         return tuple(_cpu_features())
     except (OSError, subprocess.SubprocessError):
@@ -72,7 +72,7 @@ def memory() -> tuple[int, int]:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; ``None`` where the system does not tell."""
+    """Bytes that can be had without swapping; ``None`` if the system does not report it."""
     try:
         return memory()[1]
     except (OSError, LookupError, ValueError, subprocess.SubprocessError):
@@ -88,7 +88,7 @@ def _output(*command: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker gives it, where the system tells."""
+    """The processor's name as the system reports it."""
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         for line in lines:
@@ -116,7 +116,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def power_source(supplies: Path = Path("/sys/class/power_supply")) -> str:
-    """``mains``, ``battery``, or ``unknown`` where nothing tells: processors are slower on a battery.
+    """``mains``, ``battery``, or ``unknown``: processors are slower on a battery.
 
     ``supplies`` is Linux's folder of them.
     """
@@ -129,12 +129,12 @@ def power_source(supplies: Path = Path("/sys/class/power_supply")) -> str:
         return {0: "battery", 1: "mains"}.get(status[0], "unknown")
     if sys.platform == "darwin":
         try:
-            told = subprocess.run(
+            output = subprocess.run(
                 ["pmset", "-g", "batt"], capture_output=True, text=True, timeout=5
             )
         except (OSError, subprocess.TimeoutExpired):
             return "unknown"
-        found = re.search("'(AC|Battery|UPS) Power'", told.stdout)
+        found = re.search("'(AC|Battery|UPS) Power'", output.stdout)
         return "unknown" if not found else "mains" if found[1] == "AC" else "battery"
     return _linux_power_source(supplies)
 

@@ -31,9 +31,9 @@ _OFTEN = 16
 _FILLING = 0.3
 """The share of the time that may go into filling the cache."""
 _ROUNDS = 8
-"""Passes of a size at a visit of a length: more tell little."""
+"""Passes per size at one visit of a length; more add little information."""
 _APART = 256
-"""Tokens: what is measured closer than that says nothing of the effect of longer caches."""
+"""Tokens: closer lengths do not show the effect of a longer cache."""
 _OUTLIER = 5.0
 """Samples so many times the usual deviation away from the median are another program's doing."""
 _LEAST_DEVIATION = 0.01
@@ -67,7 +67,7 @@ def measure_profile(
     rows: Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> Profile:
-    """The profile of a model that is loaded as ``setup`` says; a ``quick`` one at the present length,
+    """The profile of a model that is loaded with ``setup``; a ``quick`` one at the present length,
     in at most 2 s (where a few passes do not take longer)."""
     budget_s = budget_s or (QUICK_S if quick else FULL_S)
     rows = rows or (QUICK_ROWS if quick else ROWS)
@@ -157,7 +157,7 @@ class _Measuring:
             self.runtime.truncate(self._start)
         for size, seconds in self._warm.items():
             taken = self._samples.setdefault((first, size), [])
-            if len(taken) < 2:  # of one alone nothing tells how far off it may be
+            if len(taken) < 2:  # the error of a single sample is unknown
                 taken.append(seconds)
         return self._curve([at for at in sizes if (at, min(self._warm)) in self._samples])
 

@@ -1,4 +1,4 @@
-"""Where a model runs the fastest, as far as profiles tell."""
+"""Finds where a model runs the fastest, by the profiles."""
 
 from __future__ import annotations
 

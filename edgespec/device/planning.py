@@ -1,15 +1,14 @@
-"""What to run in the memory that is given: chosen before anything is loaded (after SpecMemo).
+"""Chooses a run configuration for a memory budget, before loading (after SpecMemo).
 
-Given up are, in this order, until the rest fits:
+These are given up, in this order, until the rest fits:
 
 1. rows of a pass: drafts get shorter, which costs a little speed;
-2. the draft model: costs speed, never words;
-3. the runtime, where the user left it open: another one says near ties otherwise;
+2. the draft model: costs speed, never changes the output;
+3. the runtime, if it is auto: with another one, near ties may give other tokens;
 4. the cache's precision, where the runtime has a smaller one: costs a little quality;
 5. context: the model forgets the conversation sooner, which a user notices most.
 
-Searching the context for drafts costs a few hundred bytes a token and is never given up: its tables
-are bounded by the context.
+Prompt lookup takes a few hundred bytes per token and is never given up: the context bounds its tables.
 """
 
 from __future__ import annotations
@@ -96,15 +95,15 @@ def parse_bytes(text: str) -> int:
     """``900MiB``, ``1.5 GB`` or plain bytes; a ``UserError`` for anything else."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
     if not found or found[2] not in _UNITS:
-        raise UserError(f"{text[:40]!r} is no amount of memory; write 900MiB, 2GB or plain bytes")
+        raise UserError(f"{text[:40]!r} is not a size; write 900MiB, 2GB or plain bytes")
     size = int(float(found[1]) * _UNITS[found[2]])
     if not size:
-        raise UserError("a memory budget of 0 holds nothing; write 900MiB, 2GB or plain bytes")
+        raise UserError("a memory budget of 0 is too small; write 900MiB, 2GB or plain bytes")
     return size
 
 
 def show_bytes(size: int) -> str:
-    """Rounded up to whole MiB, so that what is shown as enough is enough."""
+    """Format a size in whole MiB, rounded up: a shown budget is always enough."""
     return f"{-(-size // MIB)} MiB"
 
 
@@ -127,7 +126,7 @@ def plan(asked: Asked, budget: int | None) -> Plan:
     least = _least(asked)
     if best is None:
         raise UserError(
-            f"{show_bytes(budget)} are too little for this model; "
+            f"{show_bytes(budget)} is too little for this model; "
             f"the smallest --memory-budget that it runs in is {show_bytes(least)}"
         )
     return Plan(*best, budget, least, tuple(_given_up(asked, first, *best[:2])))
@@ -216,14 +215,14 @@ def _given_up(
 
     if run.runtime != first.runtime:
         change = saved(runtime=run.runtime, cache_type=run.runtime.cache_types_of(asked.model)[0])
-        yield f"{first.runtime.name}: {run.runtime.name} needs less ({change}) and says near ties otherwise"
+        yield f"{first.runtime.name}: {run.runtime.name} needs less ({change}); near ties may give other tokens"
     if asked.draft and draft is None:
-        yield f"the draft model ({saved(drafts=False)}): n-grams draft in its place, and answers are the same"
+        yield f"the draft model ({saved(drafts=False)}): n-grams draft instead, and the answers are the same"
     if run.rows < first.rows:
-        yield f"passes of more than {run.rows} rows: drafts are shorter, answers slower, and the same"
+        yield f"passes of more than {run.rows} rows: drafts are shorter and answers slower, but the same"
     usual = run.runtime.cache_types_of(asked.model)[0]
     if run.cache_type != usual:
-        yield f"a cache of {usual}: {run.cache_type} is smaller and a little less exact"
+        yield f"a cache of {usual}: {run.cache_type} is smaller and slightly less precise"
     if run.context < asked.context:
         lost = asked.context - run.context
         yield (

@@ -26,7 +26,7 @@ _MAX_KEPT = 1000
 def load(key: str, notice: Callable[[str], None] = lambda line: None) -> Profile | None:
     """The profile kept under ``key``; ``None`` without one to trust.
 
-    A file that is there and is not that profile is told to ``notice``.
+    A file that is there and is not that profile is reported to ``notice``.
     """
     path = _path(key)
     try:
@@ -36,7 +36,7 @@ def load(key: str, notice: Callable[[str], None] = lambda line: None) -> Profile
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        notice(f"the profile {path} is not used: {error}; `edgespec tune` makes it anew")
+        notice(f"the profile {path} is not used: {error}; `edgespec tune` makes a new one")
         return None
     return found
 
@@ -45,7 +45,7 @@ def kept(fingerprint: str) -> list[Profile]:
     """All profiles of a model that are kept, of whatever runtime; of this machine or of another."""
     found = []
     for path in sorted(store.profiles_dir().glob("*.json"))[:_MAX_KEPT]:
-        with contextlib.suppress(OSError, ValueError):  # `load` tells of those that are asked for
+        with contextlib.suppress(OSError, ValueError):  # `load` reports invalid profiles
             found.append(_parse(_read(path)))
     return [profile for profile in found if profile.model["fingerprint"] == fingerprint]
 
@@ -54,7 +54,7 @@ def save(profile: Profile, notice: Callable[[str], None] = lambda line: None) ->
     """Keep ``profile`` under its key and return where.
 
     Written beside it and renamed, so that others see the old one or the new. Where the folder
-    cannot take it, ``notice`` is told and the result is ``None``: the next run measures again.
+    cannot take it, ``notice`` gets a report and the result is ``None``: the next run measures again.
     """
     path = _path(key_of(profile.setup))
     try:

@@ -182,7 +182,7 @@ def predict(
     for trace in traces if drafter not in MODEL_FREE else ():
         if draft_curve is None or drafter not in trace.drafts:
             raise UserError(
-                f"nothing tells how {drafter} would draft: record the trace with --draft, "
+                f"the draft model {drafter} has no guesses or no curve: record the trace with --draft, "
                 "and give a profile that has the draft's passes"
             )
         words.update(dict.fromkeys(trace.drafts[drafter].tokens))

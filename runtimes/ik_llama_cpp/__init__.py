@@ -55,7 +55,7 @@ class IkLlamaCppSpec(RuntimeSpec):
 
     def device(self, device: str, provider: str | None) -> str:
         if device not in ("auto", "cpu"):
-            raise UserError(f"{self.name} runs on the processor alone; use --device cpu with it")
+            raise UserError(f"{self.name} runs on the CPU only, not on {device}; use --device cpu")
         return "cpu"
 
     def refuses(self, model: ModelHeader) -> str | None:

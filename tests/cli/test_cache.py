@@ -12,7 +12,7 @@ from tests.drafting.stores.test_ngram_store import keep
 
 def test_nothing_is_kept_yet(home: Path, run: Run) -> None:
     [line] = run("cache", "show").stdout.splitlines()
-    assert line == f"What models say is kept. Folder: {home / 'ngrams'}"
+    assert line == f"The n-gram cache is on. Folder: {home / 'ngrams'}"
     assert run("cache", "clear").stdout == "Deleted 0 caches.\n"
     assert not home.exists(), "looking makes nothing"
 
@@ -48,7 +48,7 @@ def test_off_and_on(home: Path, run: Run) -> None:
     kept = keep("one")
     assert run("cache", "off").exit_code == 0
     assert not store.enabled()
-    assert "switched off" in run("cache", "show").stdout
+    assert "cache is off" in run("cache", "show").stdout
     assert kept.exists()
     assert run("cache", "on").exit_code == 0
     assert store.enabled()

@@ -41,7 +41,7 @@ def test_why_explains_the_last_answer(with_model: Path, run: Run) -> None:
 
 
 def test_nothing_decoded_is_explained_too() -> None:
-    assert list(explanation(Statistics())) == ["No token was decoded: there was nothing to decide."]
+    assert list(explanation(Statistics())) == ["No token was decoded."]
 
 
 def test_a_trace_predicts_what_was_traced(with_model: Path, run: Run, tmp_path: Path) -> None:

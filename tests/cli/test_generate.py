@@ -184,7 +184,7 @@ def test_an_argument_that_is_not_utf8(tiny_model: Path, home: Path) -> None:
         (["tiny.gguf", "-p", "x", "--draft", "cut.gguf"], "cut.gguf is not a usable GGUF file"),
         (["tiny.gguf", "-p", "x", "--device", "toaster"], "there is no device 'toaster'"),
         (["tiny.gguf", "-p", "x", "--provider", "Nonesuch"], "no provider Nonesuch"),
-        (["tiny.gguf", "-p", "x", "--raw", "--system", "y"], "it does not go with --raw"),
+        (["tiny.gguf", "-p", "x", "--raw", "--system", "y"], "leave --system or --raw out"),
     ],
     ids=" ".join,
 )

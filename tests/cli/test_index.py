@@ -96,3 +96,9 @@ def test_ctrl_c_leaves_nothing(folder: Path, tiny_model: Path) -> None:
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.ends(60) == 130
     assert [path for path in indexes_dir().iterdir() if path.suffix != ".lock"] == []
+
+
+def test_an_absent_path_is_one_line(run: Run, tmp_path: Path) -> None:
+    error = error_of(run("index", tmp_path / "absent"))
+    assert "there is no file or folder" in error
+    assert error.endswith("; check the path")

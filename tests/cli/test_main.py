@@ -128,3 +128,9 @@ def test_a_runtime_that_there_is_not_is_refused_with_the_names_of_those_there_ar
     error = error_of(run("generate", "--runtime", "tpu", "-p", "x"))
     assert "there is no runtime 'tpu'" in error
     assert all(name in error for name in specs())
+
+
+def test_bench_takes_the_name_of_a_runtime(run: Run) -> None:
+    assert "--runtime auto|onnx|llama-cpp|ik-llama-cpp" in run("bench", "run", "--help").stdout
+    error = error_of(run("bench", "--runtime", "onxx"))
+    assert "there is no runtime 'onxx'; take auto or onnx" in error

@@ -157,7 +157,10 @@ def test_threads_worth_trying(
         (["{model}", "--threads", "100000"], "cannot use 100000 threads"),
         (["{model}", "--device", "tpu"], "tpu"),
         (["{model}", "--runtime", "onnx", "--provider", "none"], "no provider none"),
-        (["{model}", "--runtime", "llama-cpp", "--provider", "cpu"], "needs --runtime onnx"),
+        (
+            ["{model}", "--runtime", "llama-cpp", "--provider", "cpu"],
+            "use --runtime onnx, or leave --provider out",
+        ),
         (["{model}", "--draft", "no-such-model"], "no model is named"),
     ],
 )

@@ -165,7 +165,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, data: bytes) -> None:
 
 HUGE = 2**63
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "cannot read"),
+    "empty": (b"", "the file is empty; download or copy it again"),
     "wrong magic": (file_of(magic=b"GGML"), "does not begin with GGUF"),
     "other magic": (file_of(magic=b"PK\3\4"), "does not begin with GGUF"),
     "old version": (file_of(version=1), "version 1"),

@@ -153,7 +153,7 @@ try:
 except UserError as error:
     sys.exit(str(error))
 """
-    for parent in [tmp_path, *tmp_path.parents[:2]]:
+    for parent in [tmp_path, *tmp_path.parents[:3]]:
         if parent.stat().st_uid == os.geteuid():
             parent.chmod(parent.stat().st_mode | 0o011)  # pytest's folders are private
     done = subprocess.run([sys.executable, "-c", code, directory], capture_output=True, text=True)

@@ -177,7 +177,7 @@ def test_profiles_and_traces_that_do_not_belong_together_are_refused(tmp_path: P
         simulate(profiles(tmp_path, "else"), [tmp_path / "a"])
     with pytest.raises(UserError, match="several models"):
         simulate(profiles(tmp_path, "tiny"), [tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(UserError, match="nothing tells how d would draft"):
+    with pytest.raises(UserError, match="the draft model d has no guesses or no curve"):
         predict([SONG], curve(0.1), "d")
 
 

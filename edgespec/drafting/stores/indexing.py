@@ -53,7 +53,7 @@ def roots_of(paths: Sequence[Path]) -> list[Path]:
     roots = [Path(os.path.abspath(path)) for path in paths]
     for path, root in zip(paths, roots, strict=True):
         if not (root.is_dir() or root.is_file()):
-            raise UserError(f"there is no file or folder {path}")
+            raise UserError(f"there is no file or folder {path}; check the path")
     return roots
 
 
