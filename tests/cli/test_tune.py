@@ -214,7 +214,7 @@ def test_a_child_reports_and_returns() -> None:
 
 
 def test_a_child_that_dies_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"ended by itself \(exit code 3\)"):
+    with pytest.raises(UserError, match=r"crashed \(exit code 3\)"):
         tuning.in_child(_die)
 
 
