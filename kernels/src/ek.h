@@ -44,6 +44,7 @@ typedef struct {
     const ek_format *format;
     int rows, columns;
     const uint8_t *data;
+    int act_blocks;  // blocks of a row of the activations it is multiplied with: its own, or more
 } ek_matrix;
 
 // layout.c. 0 where the type is unknown or its blocks do not fill a row.

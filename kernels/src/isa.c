@@ -56,8 +56,9 @@ EK_API const char *ek_isa_at(int wanted) {
 EK_API int ek_multiply(int type, int rows, int columns, const uint8_t *packed, int n, const float *x, float *y) {
     if (!ek_packed_bytes(type, rows, columns)) return 1;
     const ek_isa *isa = ek_active();
-    const ek_matrix m = {ek_format_of(type), rows, columns, packed};
-    const int act = m.format->act, blocks = ek_act_blocks(m.format, columns);
+    const ek_format *f = ek_format_of(type);
+    const int act = f->act, blocks = ek_act_blocks(f, columns);
+    const ek_matrix m = {f, rows, columns, packed, blocks};
     uint8_t *scratch = malloc(4 * (size_t)n * (size_t)blocks * (size_t)ek_act_words(act) + 1);
     if (!scratch) return 2;
     isa->quantize(act, blocks, columns, x, (size_t)columns, n, 0, n, scratch);
@@ -68,7 +69,7 @@ EK_API int ek_multiply(int type, int rows, int columns, const uint8_t *packed, i
 
 EK_API int ek_rows(int type, int rows, int columns, const uint8_t *packed, int count, const int *ids, float *y) {
     if (!ek_packed_bytes(type, rows, columns)) return 1;
-    const ek_matrix m = {ek_format_of(type), rows, columns, packed};
+    const ek_matrix m = {ek_format_of(type), rows, columns, packed, 0};
     for (int i = 0; i < count; i++) {
         if (ids[i] < 0 || ids[i] >= rows) return 1;
         ek_get_row(&m, ids[i], y + (size_t)i * (size_t)columns);

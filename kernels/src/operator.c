@@ -87,7 +87,7 @@ static OrtStatus *read_attributes(kernel *k, const OrtKernelInfo *info, int part
         k->bytes[i] = ek_packed_bytes(type, rows, k->columns);
         if (!k->bytes[i]) return invalid("edgespec: a matrix's type is unknown, or its columns are no whole number of blocks");
         const ek_format *f = ek_format_of(type);
-        k->matrix[i] = (ek_matrix){f, rows, k->columns, NULL};
+        k->matrix[i] = (ek_matrix){f, rows, k->columns, NULL, 0};
         k->rows += rows;
         k->groups += (rows + EK_ROWS - 1) / EK_ROWS;
         total += k->bytes[i];
@@ -190,6 +190,7 @@ static OrtStatus *weights(const OrtKernelContext *context, size_t i, const kerne
     if (count != 1 || (uint64_t)dimensions[0] != k->bytes[part]) return invalid("edgespec: a packed matrix has the wrong size");
     *out = k->matrix[part];
     out->data = data;
+    out->act_blocks = k->blocks[out->format->act];
     return NULL;
 }
 
