@@ -107,6 +107,8 @@ def compile_library(
             return target
 
         def isa(name: str, more: Sequence[str]) -> Path | None:
+            if "ziglang" in compiler:
+                more = [flag.replace("-march=armv8.2-a", "-mcpu=generic") for flag in more]
             try:
                 return compiled(f"isa_{name}", "-O3", *more)
             except OSError:
