@@ -39,7 +39,6 @@ enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };           // OrtCustomOpInputOutput
     X(88, KernelContext_GetInputCount, OrtStatus *, (const OrtKernelContext *, size_t *out)) \
     X(90, KernelContext_GetInput, OrtStatus *, (const OrtKernelContext *, size_t index, const OrtValue **out)) \
     X(91, KernelContext_GetOutput, OrtStatus *, (OrtKernelContext *, size_t index, const int64_t *dimensions, size_t count, OrtValue **out)) \
-    X(93, ReleaseStatus, void, (OrtStatus *)) \
     X(99, ReleaseTensorTypeAndShapeInfo, void, (OrtTensorTypeAndShapeInfo *)) \
     X(101, ReleaseCustomOpDomain, void, (OrtCustomOpDomain *)) \
     X(274, KernelContext_ParallelFor, OrtStatus *, (const OrtKernelContext *, void (*task)(void *, size_t), size_t total, size_t batches, void *data))

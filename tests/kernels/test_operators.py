@@ -216,24 +216,3 @@ def test_an_older_onnx_runtime_is_refused() -> None:
     done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"need ONNX Runtime 1\.17", done.stdout)
-
-
-def test_the_functions_of_the_installed_onnx_runtime() -> None:
-    """Its table of functions is long enough, and a status holds the message it was made with."""
-    import ctypes
-
-    found = next(Path(ort.__file__).parent.glob("capi/*onnxruntime_pybind11_state*"))
-    binding = ctypes.CDLL(str(found))
-    binding.OrtGetApiBase.restype = ctypes.POINTER(ctypes.c_void_p)
-    get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(binding.OrtGetApiBase()[0])
-    table = ctypes.cast(get_api(17), ctypes.POINTER(ctypes.c_void_p))
-    source = (Path(kernels.__file__).parent / "src" / "ort.h").read_text()
-    indices = [int(index) for index in re.findall(r"X\((\d+), ", source)]
-    assert len(indices) == 16
-    assert len({table[index] for index in indices}) == len(indices)
-    create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(table[0])
-    message = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(table[2])
-    release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(table[93])
-    made = create(1, b"what it is")
-    assert message(made) == b"what it is"
-    release(made)
