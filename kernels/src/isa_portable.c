@@ -5,6 +5,7 @@
 #define LANES 4
 #define TILE 4
 #define UNROLL  // small code, compiled quickly
+#define AHEAD(k, steps, lines)
 typedef uint32_t VI __attribute__((vector_size(16)));
 typedef float VF __attribute__((vector_size(16)));
 typedef int32_t VS __attribute__((vector_size(16)));
@@ -66,13 +67,16 @@ INLINE void V_STOREF(float *p, VF x) { memcpy(p, &x, sizeof x); }
 #define HIGH_SCALE 1.0f
 #define V_HIGH(q) V_AND(V_SRL32(q, 4), V_SET1(0x0f0f0f0f))
 #define DP_SIGNED 1
-INLINE VI ek_dp4(VI acc, VI u, uint32_t x) {
-    for (int b = 0; b < 32; b += 8) acc += (VI)(((VS)(u << (24 - b)) >> 24) * (int8_t)(x >> b));
-    return acc;
+// Four bytes in each lane: products of the even and of the odd ones, which 16 bits hold, as does the sum of two.
+typedef int16_t V16 __attribute__((vector_size(16)));
+INLINE VI ek_dp4(VI acc, VI u, VI x) {
+    const V16 even = ((V16)u << 8 >> 8) * ((V16)x << 8 >> 8), odd = ((V16)u >> 8) * ((V16)x >> 8);
+    const VI sum = (VI)(even + odd);
+    return acc + (VI)((VS)(sum << 16) >> 16) + (VI)((VS)sum >> 16);
 }
 #define DP_BEGIN(N) UNROLL EACH acc[n] = V_ZERO();
 #define DP_BEGIN_FROM(N, x) UNROLL EACH acc[n] = V_SET1((uint32_t)(x));
-#define DP(N, u, x, i, max) do { VI u_ = (u); UNROLL EACH acc[n] = ek_dp4(acc[n], u_, (uint32_t)(x)[n]); } while (0)
+#define DP(N, u, x, i, max) do { VI u_ = (u); UNROLL EACH acc[n] = ek_dp4(acc[n], u_, V_BC((x) + n)); } while (0)
 #define DP_END(N)
 #undef INLINE
 #include "kernel.inc"

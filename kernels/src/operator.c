@@ -56,7 +56,7 @@ static void put_back(buffer *b) {
 
 typedef struct {
     int columns, parts, rows, chunk;  // rows and groups of all parts; groups of a chunk
-    long groups;
+    int64_t groups;
     ek_matrix matrix[MAX_PARTS];
     size_t bytes[MAX_PARTS];
     int blocks[EK_ACTS];  // activation blocks of a row, 0 where no part takes this kind
@@ -96,7 +96,7 @@ static OrtStatus *read_attributes(kernel *k, const OrtKernelInfo *info, int part
         k->row_bytes[f->act] = 4 * (size_t)k->blocks[f->act] * (size_t)ek_act_words(f->act);
     }
     const size_t group = total / (size_t)k->groups + 1;
-    const long least = (long)((CHUNK_BYTES + group - 1) / group), share = (k->groups + CHUNKS - 1) / CHUNKS;
+    const int64_t least = (int64_t)((CHUNK_BYTES + group - 1) / group), share = (k->groups + CHUNKS - 1) / CHUNKS;
     k->chunk = (int)(least > share ? least : share);
     return NULL;
 }
@@ -144,13 +144,13 @@ static void round_row(void *data, size_t i) {
 static void multiply_chunk(void *data, size_t i) {
     const job *j = data;
     const kernel *k = j->k;
-    const long start = (long)i * k->chunk, end = start + k->chunk;
+    const int64_t start = (int64_t)i * k->chunk, end = start + k->chunk;
     float *y = j->y;
-    long before = 0;  // groups of the parts before
+    int64_t before = 0;  // groups of the parts before
     for (int p = 0; p < k->parts; p++) {
         const ek_matrix *m = &j->matrix[p];
-        const long groups = (m->rows + EK_ROWS - 1) / EK_ROWS;
-        const long g0 = start > before ? start - before : 0, g1 = end - before < groups ? end - before : groups;
+        const int64_t groups = (m->rows + EK_ROWS - 1) / EK_ROWS;
+        const int64_t g0 = start > before ? start - before : 0, g1 = end - before < groups ? end - before : groups;
         if (g0 < g1) j->isa->product(m, (int)g0, (int)g1, j->act[m->format->act], j->n, y, (size_t)k->rows);
         before += groups;
         y += m->rows;
@@ -231,7 +231,7 @@ static OrtStatus *multiply(void *data, OrtKernelContext *context) {
             j.act[a] = next;
             next += ((size_t)j.n * k->row_bytes[a] + 63) / 64 * 64;
         }
-        if ((long)j.n * k->columns < 16384)
+        if ((int64_t)j.n * k->columns < 16384)
             for (int i = 0; i < j.n; i++) round_row(&j, (size_t)i);
         else status = parallel(context, round_row, (size_t)j.n, &j);
         if (!status) status = parallel(context, multiply_chunk, (size_t)((k->groups + k->chunk - 1) / k->chunk), &j);
