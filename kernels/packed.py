@@ -16,7 +16,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from edgespec.models.gguf import TensorInfo
 
 _MAGIC = b"edgepack"
-_HEADER = struct.Struct(
-    "<8sIIIIQ32s"
-)  # magic, version, table's length, its CRC, 0, file's size, fingerprint
+_HEADER = struct.Struct("<8sIIIIQ32s")
+"""Magic, layout version, the table's length, its CRC, 0, the file's size, the fingerprint."""
 _ALIGNMENT = 4096
 _MAX_TABLE = 1 << 26
 _SAMPLE = 4096
 """Bytes of a matrix that stand for it, at its start, middle and end: all of it would take a second a GB."""
+_PART = 1 << 24
+"""Bytes of a matrix that are packed at a time."""
 
 
 class Source(Protocol):
@@ -92,18 +93,24 @@ def fingerprint(source: Source, names: Iterable[str]) -> bytes:
 
 
 def pack(
-    source: Source, path: Path, names: Iterable[str] | None = None, progress: Progress = silent
+    source: Source,
+    path: Path,
+    names: Iterable[str] | None = None,
+    progress: Progress = silent,
+    key: bytes | None = None,
 ) -> Packed:
     """The packed matrices of ``source``: ``path`` as it is, or packed again where it is not good.
 
     ``names``: which; all that the kernels multiply by default. Two processes do not pack at once: the
-    second takes what the first made. Raises ``UserError`` if disk or memory do not suffice.
+    second takes what the first made. ``key``: 32 bytes that stand for the source, in place of its
+    ``fingerprint``, which reads every matrix: too slow where they are computed when they are read.
+    Raises ``UserError`` if disk or memory do not suffice.
     """
     from filelock import FileLock
 
     chosen = [name for name, info in source.tensors.items() if packable(info)]
     chosen = chosen if names is None else list(names)
-    key = fingerprint(source, chosen)
+    key = fingerprint(source, chosen) if key is None else key
     with contextlib.suppress(PackedFileError):
         return open_packed(path, key)
     try:
@@ -135,17 +142,41 @@ def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
+def _sample_starts(size: int) -> tuple[int, int, int]:
+    return 0, size // 2, max(0, size - _SAMPLE)
+
+
 def _sample(data: Bytes) -> bytes:
     flat = data.reshape(-1)
-    middle = len(flat) // 2
-    parts = (flat[:_SAMPLE], flat[middle : middle + _SAMPLE], flat[-_SAMPLE:])
-    return b"".join(part.tobytes() for part in parts)
+    starts = _sample_starts(len(flat))
+    return b"".join(flat[start : start + _SAMPLE].tobytes() for start in starts)
+
+
+def _read_sample(file: BinaryIO, place: int, size: int) -> bytes:
+    """``_sample`` of a matrix that was written."""
+    parts = []
+    for start in _sample_starts(size):
+        file.seek(place + start)
+        parts.append(file.read(min(_SAMPLE, size - start)))
+    return b"".join(parts)
+
+
+def _checksum(sample: bytes) -> str:
+    return f"{zlib.crc32(sample):08x}"
+
+
+def _packed_parts(info: TensorInfo, stored: Bytes) -> Iterator[Bytes]:
+    """A packed matrix, some groups of 16 rows at a time: all at once would double a large head."""
+    step = max(16, _PART // info.row_bytes // 16 * 16)
+    for first in range(0, info.rows, step):
+        rows = stored[first : first + step]
+        yield pack_matrix(info.type, len(rows), info.shape[-1], rows)
 
 
 def _write(source: Source, names: list[str], key: bytes, path: Path, progress: Progress) -> None:
     infos = {name: source.tensors[name] for name in names}
     table: dict[str, dict[str, Any]] = {}
-    # The table's length does not depend on the checksums: ten digits each.
+    # The table's length does not depend on the checksums: eight digits each.
     offset = 0
     for name, info in infos.items():
         size = _matrix_bytes(info)
@@ -159,13 +190,14 @@ def _write(source: Source, names: list[str], key: bytes, path: Path, progress: P
         }
         offset = _aligned(offset + size)
     start, total = _aligned(_HEADER.size + len(_encoded(table))), offset
-    with path.open("wb") as file:
+    with path.open("w+b") as file:
         for done, (name, info) in enumerate(infos.items()):
             progress("packing", done, len(infos))
-            packed = pack_matrix(info.type, info.rows, info.shape[-1], source.tensor(name))
-            table[name]["sample"] = f"{zlib.crc32(_sample(packed)):08x}"
-            file.seek(start + table[name]["offset"])
-            file.write(packed.data)
+            place = start + table[name]["offset"]
+            file.seek(place)
+            for part in _packed_parts(info, source.tensor(name)):
+                file.write(part.data)
+            table[name]["sample"] = _checksum(_read_sample(file, place, table[name]["bytes"]))
         file.truncate(start + total)
         encoded = _encoded(table)
         header = (_MAGIC, LAYOUT_VERSION, len(encoded), zlib.crc32(encoded), 0, start + total, key)
@@ -234,6 +266,6 @@ def _matrix(name: str, entry: Any, data: Bytes) -> Matrix:
     if not right or offset < 0 or offset % _ALIGNMENT or offset + size > len(data):
         raise PackedFileError(f"the entry of {name} is damaged")
     found = data[offset : offset + size]
-    if f"{zlib.crc32(_sample(found)):08x}" != sample:
+    if _checksum(_sample(found)) != sample:
         raise PackedFileError(f"{name} is damaged")
     return Matrix(type, rows, columns, found)

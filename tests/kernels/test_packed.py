@@ -51,6 +51,22 @@ def test_a_file_is_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_key_in_place_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(Matrices(SHAPES), tmp_path / "p", key=bytes(32))
+    done = count_packing(monkeypatch)
+    pack(Matrices(SHAPES), tmp_path / "p", key=bytes(32))
+    assert not done
+    pack(Matrices(SHAPES), tmp_path / "p", key=bytes(31) + b"1")
+    assert len(done) == len(SHAPES)
+
+
+def test_a_matrix_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_PART", 32 * 1024)
+    done = count_packing(monkeypatch)
+    check(pack(Matrices(SHAPES), tmp_path / "p"))
+    assert len(done) > len(SHAPES)
+
+
 def test_tensors_that_are_not_multiplied_are_left_out(tmp_path: Path) -> None:
     source = Matrices({**SHAPES, "short": ("Q8_0", 2, 32)})
     source.tensors = {
