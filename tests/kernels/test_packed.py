@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from edgespec.errors import UserError
+from edgespec.export.quants import dequantize
 from edgespec.kernels import PackedFileError, fingerprint, native, open_packed, pack, packed
-from edgespec.kernels.native import pack_matrix
+from edgespec.kernels.native import multiply, pack_matrix
+from edgespec.models.gguf import GGUFFile
 from tests.kernels.matrices import Matrices, stored
 
 SHAPES = {"a": ("Q4_K", 40, 512), "b": ("Q8_0", 700, 64), "c": ("Q6_K", 16, 256)}
@@ -182,3 +184,23 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         process.join()
     assert found[0] == found[1]  # the second took the first one's file
     check(open_packed(tmp_path / "p"))
+
+
+def test_a_real_model(smollm2: Path, tmp_path: Path) -> None:
+    source = GGUFFile(smollm2)
+    found = pack(source, tmp_path / "p").matrices
+    assert {name for name in found if name.startswith("blk.0.")} == {
+        f"blk.0.{name}.weight"
+        for name in (
+            *(f"attn_{part}" for part in ("q", "k", "v", "output")),
+            *(f"ffn_{part}" for part in ("gate", "up", "down")),
+        )
+    }
+    for type in {matrix.type for matrix in found.values()}:
+        name, matrix = next(item for item in found.items() if item[1].type == type)
+        weights = dequantize(source.tensor(name), type)
+        assert weights.shape == (matrix.rows, matrix.columns)
+        x = np.random.default_rng(0).standard_normal((3, matrix.columns)).astype(np.float32)
+        y = multiply(type, matrix.rows, matrix.columns, matrix.data, x)
+        expected = x @ weights.T
+        assert np.sqrt(((y - expected) ** 2).mean() / (expected**2).mean()) < 0.01
