@@ -160,7 +160,7 @@ def build_library(folder: Path = KERNELS) -> str | None:
 def _requirements() -> list[str]:
     has_wheels = machine() in ISAS and platform.system() in ("Linux", "Darwin", "Windows")
     wanted = os.environ.get("EDGESPEC_KERNELS") != "0" and has_wheels
-    return ["ziglang>=0.13"] if wanted and not system_compiler() else []
+    return ["ziglang>=0.17"] if wanted and not system_compiler() else []
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
@@ -178,7 +178,8 @@ def build_wheel(
     if build_library() is None:  # the wheel is for this platform then, and for every Python 3
         given = settings.get("--build-option", [])
         given = [given] if isinstance(given, str) else list(given)
-        settings["--build-option"] = [*given, f"--plat-name={sysconfig.get_platform()}"]
+        tag = sysconfig.get_platform().replace("universal2", platform.machine())
+        settings["--build-option"] = [*given, f"--plat-name={tag}"]
     return build_meta.build_wheel(wheel_directory, settings, metadata_directory)
 
 

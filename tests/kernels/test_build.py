@@ -38,14 +38,14 @@ def test_zig_is_asked_for_only_without_a_compiler(
     hooks = (backend.get_requires_for_build_wheel, backend.get_requires_for_build_editable)
     monkeypatch.setattr(backend, "machine", lambda: "x86_64")
     monkeypatch.setattr(backend, "system_compiler", lambda: ["cc"])
-    assert not any("ziglang>=0.13" in hook() for hook in hooks)
+    assert not any("ziglang>=0.17" in hook() for hook in hooks)
     monkeypatch.setattr(backend, "system_compiler", lambda: None)
-    assert all("ziglang>=0.13" in hook() for hook in hooks)
+    assert all("ziglang>=0.17" in hook() for hook in hooks)
     monkeypatch.setenv("EDGESPEC_KERNELS", "0")
-    assert not any("ziglang>=0.13" in hook() for hook in hooks)
+    assert not any("ziglang>=0.17" in hook() for hook in hooks)
     monkeypatch.delenv("EDGESPEC_KERNELS")
     monkeypatch.setattr(backend, "machine", lambda: "riscv64")  # ziglang has no wheel for it
-    assert not any("ziglang>=0.13" in hook() for hook in hooks)
+    assert not any("ziglang>=0.17" in hook() for hook in hooks)
 
 
 def test_a_compiler_that_does_not_work_is_none(
@@ -211,3 +211,17 @@ def test_arm_gives_the_same_bits(tmp_path: Path, backend: ModuleType) -> None:
     program = fuzz(target, arm, tmp_path / "arm", "-O2", "-static")
     found = output(emulator, "-cpu", "max", str(program), "20")
     assert found == output(str(fuzz(compiler, {}, tmp_path, "-O2")), "20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["Nehalem", "Haswell"])
+def test_older_processors_give_the_same_bits(
+    processor: str, tmp_path: Path, backend: ModuleType
+) -> None:
+    """Without AVX2, and with it but without AVX-512: what the processor lacks is not chosen."""
+    emulator = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+    compiler = backend.system_compiler()
+    if not emulator or not compiler or backend.machine() != "x86_64":
+        pytest.skip("needs x86-64, a compiler and qemu-user")
+    program = str(fuzz(compiler, backend.ISAS["x86_64"], tmp_path, "-O1"))
+    assert output(emulator, "-cpu", processor, program, "10") == output(program, "10")
