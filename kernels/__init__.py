@@ -12,7 +12,14 @@ from edgespec.kernels.native import (
     set_isa,
     why_not,
 )
-from edgespec.kernels.operators import DOMAIN, gather_node, matmul_node, register, share
+from edgespec.kernels.operators import (
+    DOMAIN,
+    gather_node,
+    matmul_node,
+    placeholder,
+    register,
+    share,
+)
 from edgespec.kernels.packed import (
     Matrix,
     Packed,
@@ -38,6 +45,7 @@ __all__ = [
     "open_packed",
     "pack",
     "packable",
+    "placeholder",
     "register",
     "set_isa",
     "share",

@@ -9,7 +9,7 @@ from edgespec.errors import UserError
 from edgespec.kernels.native import TYPES, library, why_not
 
 if TYPE_CHECKING:
-    from edgespec.kernels.packed import Packed
+    from edgespec.kernels.packed import Matrix, Packed
 
 DOMAIN = "edgespec"
 """The operators' domain, version 1: it belongs into the model's ``opset_import``."""
@@ -48,6 +48,22 @@ def gather_node(ids: str, weight: str, shape: Shape, output: str) -> Any:
     return helper.make_node("GgufGatherRows", [ids, weight], [output], domain=DOMAIN, **attributes)
 
 
+def placeholder(name: str, matrix: Matrix, location: str) -> Any:
+    """An ``onnx.TensorProto`` that ``share`` replaces.
+
+    ``location``: the name of any file in the model's folder, the model itself for example. ONNX Runtime
+    checks that it exists, and does not read it.
+    """
+    from onnx import TensorProto
+
+    size = matrix.data.nbytes
+    tensor = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[size])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
 def register(options: Any) -> None:
     """Make the operators known to sessions with these ``onnxruntime.SessionOptions``.
 
@@ -65,8 +81,7 @@ def register(options: Any) -> None:
 def share(options: Any, packed: Packed, names: Iterable[str] | None = None) -> list[Any]:
     """Give sessions with these options the mapped matrices as their initializers, without a copy.
 
-    The graph has an initializer of the same name, type and shape, whatever it holds. Keep what is
-    returned as long as the session lives.
+    The graph has a ``placeholder`` for each. Keep what is returned as long as the session lives.
     """
     import onnxruntime
 

@@ -30,21 +30,6 @@ SHAPES = {
 }
 
 
-def initializer(name: str, size: int) -> Any:
-    """What a session takes the shared matrix in place of: bytes of a file that is there anyway."""
-    tensor = TensorProto()
-    tensor.name, tensor.data_type, tensor.data_location = (
-        name,
-        TensorProto.UINT8,
-        TensorProto.EXTERNAL,
-    )
-    tensor.dims.append(size)
-    for key, value in (("location", "model.onnx"), ("offset", "0"), ("length", str(size))):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, value
-    return tensor
-
-
 def save(
     folder: Path, packed: kernels.Packed, names: list[str], columns: int | str = COLUMNS
 ) -> Path:
@@ -60,7 +45,7 @@ def save(
         info("ids", TensorProto.INT64, [None]),
     ]
     outputs = [info(name, TensorProto.FLOAT, None) for name in "ye"]
-    tensors = [initializer(name, matrix.data.nbytes) for name, matrix in chosen]
+    tensors = [kernels.placeholder(name, matrix, "model.onnx") for name, matrix in chosen]
     graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(kernels.DOMAIN, 1)]
     path = folder / "model.onnx"
