@@ -62,6 +62,8 @@ def _load() -> ctypes.CDLL | str:
         _declare(found)
     except (OSError, AttributeError) as error:
         return f"{FILE.name} does not load: {error}"
+    if found.ek_layout() != LAYOUT_VERSION:
+        return f"{FILE.name} is of another version; install the package again"
     if (name := os.environ.get("EDGESPEC_ISA")) and not found.ek_set_isa(name.encode()):
         return f"EDGESPEC_ISA={name}: this machine has {', '.join(_isas(found))}"
     return found
@@ -71,6 +73,7 @@ def _declare(found: ctypes.CDLL) -> None:
     number, size, pointer = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
     long = ctypes.c_int64
     signatures: dict[str, tuple[Any, list[Any]]] = {
+        "ek_layout": (number, []),
         "ek_packed_bytes": (size, [number, long, long]),
         "ek_stored_bytes": (size, [number, long, long]),
         "ek_pack": (None, [number, number, number, pointer, pointer]),

@@ -83,7 +83,7 @@ def packable(info: TensorInfo) -> bool:
 
 
 def fingerprint(source: Source, names: Iterable[str]) -> bytes:
-    """What tells a source from others: names, types, shapes and a sample of each matrix. 32 bytes."""
+    """What distinguishes a source: names, types, shapes and a sample of each matrix. 32 bytes."""
     digest = hashlib.sha256()
     for name in sorted(names):
         info = source.tensors[name]

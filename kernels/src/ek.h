@@ -5,9 +5,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the kernels need a little-endian machine"
+#endif
+
 enum {
+    EK_LAYOUT = 1,         // the version of LAYOUT.md, as in native.py
     EK_ROWS = 16,          // rows of a group
-    EK_MAX_TILE = 8,       // rows of activations that a kernel multiplies at once, at most
     EK_STRIP = 64,         // rows of activations that pass over a group of weights while it is in the cache
     EK_MAX_COLUMNS = 1 << 24,
     EK_MAX_ROWS = 1 << 24,

@@ -2,6 +2,8 @@
 #include "ek.h"
 #include "export.h"
 
+EK_API int ek_layout(void) { return EK_LAYOUT; }
+
 static const ek_format FORMATS[] = {
     // type, block, bytes, words, half, activations, filled
     {EK_F16, 32, 64, 16, 0, EK_ACT_F16, 1},    {EK_BF16, 32, 64, 16, 0, EK_ACT_BF16, 1},

@@ -74,3 +74,12 @@ def test_without_a_library(
         monkeypatch.undo()
         native._load.cache_clear()
     assert kernels.why_not() is None
+
+
+def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "LAYOUT_VERSION", native.LAYOUT_VERSION + 1)
+        native._load.cache_clear()
+        reason = kernels.why_not() or ""
+    native._load.cache_clear()
+    assert "of another version; install the package again" in reason
