@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("setuptools", minversion="77")
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("bench", "export", "models", "runtimes")
+LINKED = ("bench", "export", "kernels", "models", "runtimes")
 BUILD = "from setuptools import build_meta; print(build_meta.build_{}(r'{}'))"
 
 
@@ -43,7 +43,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (ROOT / "pyproject.toml").is_file():
         pytest.skip("runs in a clone")
     copy = tmp_path_factory.mktemp("clone") / "edgespec"
-    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist")
+    built = ("build", "dist", "libedgespec_kernels.*", "not_built.txt")
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", *built)
     return Path(shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored))
 
 
