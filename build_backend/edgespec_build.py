@@ -141,7 +141,9 @@ def build_library(folder: Path = KERNELS) -> str | None:
     output = folder / library_name(platform.system())
     reason: str | None = None
     if os.environ.get("EDGESPEC_KERNELS") != "1":
-        reason = "EDGESPEC_KERNELS was not 1 when the package was built: no runtime uses the kernels yet"
+        reason = (
+            "EDGESPEC_KERNELS was not 1 when the package was built: no runtime uses the kernels yet"
+        )
     elif compiler := system_compiler() or zig():
         try:
             compile_library(compiler, output, machine())

@@ -26,6 +26,7 @@ from edgespec.local_model import LocalModel, find, find_draft
 from edgespec.models import store
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.progress import Progress, silent
+from edgespec.runtimes import get
 
 WORKLOADS = PROMPTS / "workloads"
 WRITTEN = ("report.html", "report.md", "rates.svg", RESULTS)
@@ -47,7 +48,7 @@ def own_systems(
         on = "" if runtime == runtimes[0] else f" on {runtime}"
         none, plain, words = {"draft": "none", "runtime": runtime}, PLAIN + on, None
         systems.append(System(plain, OWN, none | {"exact": False}))
-        exact = None if runtime in ("auto", "onnx") else False
+        exact = None if runtime == "auto" or get(runtime).exact else False
         if exact is None:
             words = EXACT + on
             systems.append(System(words, OWN, none | {"exact": None}, plain))

@@ -130,7 +130,7 @@ def test_a_wheel_without_the_library_works_and_states_the_reason(
 def test_a_wheel_with_the_library(clone: Path, tmp_path: Path, backend: ModuleType) -> None:
     if not backend.system_compiler():
         pytest.skip("no C compiler")
-    wheel = build(clone, tmp_path)
+    wheel = build(clone, tmp_path, EDGESPEC_KERNELS="1")
     assert "-py3-none-" in wheel.name
     assert "any" not in wheel.name
     library, reason = installed(wheel, tmp_path / "installed")
