@@ -90,6 +90,8 @@ class Engine:
         template = ChatTemplate(source, found.tokenizer) if source else None
         drafting = _draft_model(config.draft, found, progress)
         places = find_places(config, found, notice=notice)
+        if planned and found.unpredictable:
+            notice(f"the memory that it takes cannot be predicted: {found.unpredictable}")
         plan = None
         if config.memory_budget is not None or (planned and found.dimensions):
             plan = _plan(config, found, drafting, places)

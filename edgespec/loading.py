@@ -130,6 +130,8 @@ def dimensions(model: LocalModel) -> ModelDimensions:
     """The sizes of ``model``. Raises ``UserError`` where its memory cannot be predicted."""
     if model.dimensions is not None:
         return model.dimensions
+    if model.unpredictable:
+        raise UserError(model.unpredictable)
     if model.form != "built":
         raise UserError(
             f"the memory that {model.path} takes cannot be predicted; leave --memory-budget out"

@@ -46,6 +46,8 @@ class LocalModel:
     """What its bundle has to draft for it, the preferred one first."""
     dimensions: ModelDimensions | None = None
     """The dimensions that determine its memory; ``None`` if the metadata does not have them."""
+    unpredictable: str | None = None
+    """Why its metadata does not give its dimensions."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Runtimes that must not run it, and why."""
 
@@ -94,6 +96,7 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> LocalModel:
     if not isinstance(context, int):
         context = DEFAULT_CONTEXT  # the runtime reports the error
     tokenizer = tokenizer or Tokenizer.from_gguf(file)
+    size, unpredictable = _dimensions(file, tokenizer)
     reasons = {name: spec.refuses(file) for name, spec in specs().items()}
     model = LocalModel(
         path,
@@ -101,7 +104,8 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> LocalModel:
         file.architecture,
         context,
         tokenizer,
-        dimensions=_dimensions(file, tokenizer),
+        dimensions=size,
+        unpredictable=unpredictable,
         refusals={name: reason for name, reason in reasons.items() if reason},
     )
     del file
@@ -129,15 +133,24 @@ def _folder(path: Path) -> LocalModel:
     metadata, tokenizer = source.metadata, Tokenizer.from_file(path)
     architecture = str(metadata["general.architecture"])
     context = int(metadata[f"{architecture}.context_length"])
-    size = _dimensions(source, tokenizer)
-    return LocalModel(path, "checkpoint", architecture, context, tokenizer, dimensions=size)
+    size, unpredictable = _dimensions(source, tokenizer)
+    return LocalModel(
+        path,
+        "checkpoint",
+        architecture,
+        context,
+        tokenizer,
+        dimensions=size,
+        unpredictable=unpredictable,
+    )
 
 
-def _dimensions(source: Source, tokenizer: Tokenizer) -> ModelDimensions | None:
-    """``None`` if the metadata does not have them; the runtime reports any error."""
-    with contextlib.suppress(UserError):
-        return dimensions_of(source, tokenizer.vocab_size)
-    return None
+def _dimensions(source: Source, tokenizer: Tokenizer) -> tuple[ModelDimensions | None, str | None]:
+    """The dimensions, or why the metadata does not give them: the runtime may load the model yet."""
+    try:
+        return dimensions_of(source, tokenizer.vocab_size), None
+    except UserError as error:
+        return None, str(error)
 
 
 def _bundled(model: BundledModel, tokenizer: Tokenizer) -> LocalModel:

@@ -593,3 +593,19 @@ def test_a_safetensors_folder_answers(tmp_path: Path, tiny: Path) -> None:
 def test_a_folder_of_something_else_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"without bundle\.json or config\.json"):
         Engine.open(tmp_path)
+
+
+def test_memory_that_cannot_be_predicted_is_reported(tmp_path: Path) -> None:
+    """The warning that memory is short cannot come then; it used to be left out silently."""
+    path = tiny_gguf(tmp_path / "odd.gguf", layers=1)
+    data = path.read_bytes()
+    key = b"llama.feed_forward_length"
+    at = data.index(key) + len(key) + 4  # after the value's type
+    path.write_bytes(data[:at] + (0).to_bytes(4, "little") + data[at + 4 :])
+    notices: list[str] = []
+    try:
+        with Engine.open(path, planned=lambda plan: None, notice=notices.append, draft="none"):
+            pass
+    except UserError:
+        pass  # whether a runtime takes it is its own affair
+    assert any("cannot be predicted" in n and "feed_forward_length = 0" in n for n in notices)

@@ -29,7 +29,7 @@ from edgespec.runtimes.onnx.invariance import (
     remembered_sizes,
 )
 from edgespec.runtimes.onnx.providers import choose_provider
-from edgespec.runtimes.onnx.session import open_session, release_pages
+from edgespec.runtimes.onnx.session import loading, open_session, release_pages
 from edgespec.runtimes.rows import RowTracker
 
 PREFILL_CHUNK = 32
@@ -138,6 +138,10 @@ class OnnxRuntime(RowTracker):
             prefill_chunk=PREFILL_CHUNK,
             trees=chosen == "CPUExecutionProvider" and not 0 < int(manifest["window"]) < context,
         )
+        if chosen != "CPUExecutionProvider":
+            with loading(folder, "use --device cpu, or another --provider"):
+                self.forward([0])  # some devices refuse a graph only when it runs
+                self.keep([])
         if exact:
             sizes = self._invariant_sizes(folder, progress)
             self.info = replace(self.info, pass_sizes=tuple(n for n in sizes if n <= rows))

@@ -264,17 +264,6 @@ def test_a_stop_token_inside_a_tree_ends_the_answer_there() -> None:
     assert [(s.drafted, s.accepted) for s in steps] == [(6, 3)]
 
 
-def test_what_is_kept_of_a_tree_must_be_a_path() -> None:
-    target = MemoryRuntime(pass_sizes=())
-    for rows in ([0, 2], [1], [0, 1, 3], [0, 0]):
-        target.forward([1, 2, 3, 4], [-1, 0, 1, 0])
-        with pytest.raises(AssertionError, match="path"):
-            target.keep(rows)
-    target.forward([1, 2, 3, 4], [-1, 0, 1, 0])
-    target.keep([0, 3])
-    assert target.tokens == [1, 4]
-
-
 def test_padding_is_spent_on_the_best_guess_there_is() -> None:
     class Steep(LatencyModel):
         def seconds(self, size: int, length: int = 0) -> float:

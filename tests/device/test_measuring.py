@@ -213,5 +213,7 @@ def test_robust() -> None:
     assert (middle, spread) == pytest.approx((1.5, 0.8 / 1.5))
 
 
-def test_memory_is_read_at_a_believable_rate() -> None:
-    assert 1e8 < memory_bandwidth(1) < 1e13
+def test_the_fastest_sweep_over_memory_gives_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([0.0, 0.5, 1.0, 1.25, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5])  # the second is fastest
+    monkeypatch.setattr(measuring, "perf_counter", lambda: next(readings))
+    assert memory_bandwidth(2) == 2**28 / 0.25

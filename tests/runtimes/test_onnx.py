@@ -213,6 +213,22 @@ def test_rows_of_a_refused_pass_cannot_be_kept(built: Path) -> None:
     runtime.close()
 
 
+def test_a_device_that_refuses_the_graph_when_it_runs_is_a_user_error(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one without 16-bit floats does."""
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider that leaves all nodes to the CPU's")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("shader-f16 is not supported by this device")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", refuse)
+    with pytest.raises(UserError, match=r"shader-f16 .*; use --device cpu") as error:
+        OnnxRuntime(built, provider="azure", exact=False)
+    assert "\n" not in str(error.value)
+
+
 def test_another_provider_runs_chains(built: Path) -> None:
     if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no provider that leaves all nodes to the CPU's")
