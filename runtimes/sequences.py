@@ -1,7 +1,7 @@
 """What llama.cpp and its forks have in common: a cache of sequences, and passes over batches.
 
 A chain is one sequence, number 0. In a tree, every leaf is a sequence and a row belongs to the
-sequences of the leaves below it, which is how llama.cpp's attention tells branches apart.
+sequences of the leaves below it, which is how attention in llama.cpp separates branches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_LAYERS = 512
 
 
 class ErrorLog:
-    """What a library's log callback is told of errors; nothing of it reaches the terminal."""
+    """The errors that a library's log callback receives; nothing of it reaches the terminal."""
 
     def __init__(self) -> None:
         self._errors: deque[str] = deque(maxlen=20)
@@ -45,7 +45,7 @@ class ErrorLog:
             self._errors.append(" ".join(text.decode("utf-8", "replace").split()))
 
     def clear(self) -> None:
-        """Forget what was told before."""
+        """Forget earlier errors."""
         self._errors.clear()
 
     @property

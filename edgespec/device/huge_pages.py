@@ -1,7 +1,7 @@
 """Memory in pages of 2 MiB: a pass reads all weights, and looks up 500 times fewer addresses in them.
 
 On Linux programs must ask for such pages ("madvise", what most distributions set). glibc, 2.35 and later,
-asks for all that ``malloc`` gives, if told so when a process begins.
+asks for all that ``malloc`` gives, if asked when a process begins.
 """
 
 from __future__ import annotations

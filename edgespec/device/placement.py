@@ -63,7 +63,7 @@ def fastest_first(
 
     Speed is what profiles promise, in tokens per second. Device and threads that a place leaves open become those
     of its fastest profile; threads are those of the process's pool where it runs models already. Places without
-    a profile come last, in their order; if the first has none, nothing tells that another is faster, and the
+    a profile come last, in their order; if the first has none, nothing shows that another is faster, and the
     order stays. ``speculates``: every second drafted token is taken to be accepted; else plain decoding is compared.
     """
     candidates: list[tuple[float, Placement]] = []

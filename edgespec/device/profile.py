@@ -20,7 +20,7 @@ from edgespec.device.machine import cpu_name, physical_cores, power_source
 from edgespec.errors import UserError
 
 VERSION = 1
-"""Of what a profile says."""
+"""Version of a profile's contents."""
 _CLEARLY = 0.95
 """Times that are not below this share of another's may be noise."""
 _NOISY, _FALLS = 0.3, 0.1

@@ -39,7 +39,7 @@ class Clock:
 
 
 class Replay:
-    """A runtime whose logits are the recorded tokens, one-hot; each pass takes what ``curve`` says.
+    """A runtime whose logits are the recorded tokens, one-hot; a pass takes the time in ``curve``.
 
     A row after a wrong draft has the token that followed the right one: nobody reads it.
     """
@@ -173,10 +173,10 @@ def predict(
     pass_sizes: Sequence[int] = (),
     draft_curve: LatencyCurve | None = None,
 ) -> Statistics:
-    """The cost of decoding the answers of ``traces`` again, where passes take what ``curve`` says.
+    """The cost of decoding the answers of ``traces`` again, where passes take the times in ``curve``.
 
     ``drafter`` is one of ``MODEL_FREE`` or the name of a draft model that the traces have, whose passes then
-    take what ``draft_curve`` says. Raises ``UserError`` where a trace or a curve is missing.
+    take the times in ``draft_curve``. Raises ``UserError`` where a trace or a curve is missing.
     """
     words = {word: None for trace in traces for word in (*trace.prompt, *trace.answer)}
     for trace in traces if drafter not in MODEL_FREE else ():

@@ -205,7 +205,7 @@ class OnnxRuntime(RowTracker):
             size = attended * end
             zeros = self._no_bias if size <= len(self._no_bias) else np.zeros(size, np.float32)
             return positions, zeros[:size].reshape(attended, end)
-        # The kernel takes no position ids where all positions are new; so it is told of one more.
+        # The kernel takes no position ids where all positions are new; so it gets one more.
         bias = np.zeros((attended, end if self.length else end + 1), np.float32)
         sees = _ancestors(self._parents)
         positions[:rows] = self.length - 1 + sees.sum(axis=1)

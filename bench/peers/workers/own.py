@@ -42,11 +42,11 @@ class Own:
         say = session.chat if self.engine.can_chat else session.complete
 
         def pieces() -> Iterator[list[int]]:
-            told = 0
+            sent = 0
             for _ in say(request["text"], max_tokens=request["max_tokens"]):
-                yield session.token_ids[told:]
-                told = len(session.token_ids)
-            yield session.token_ids[told:]
+                yield session.token_ids[sent:]
+                sent = len(session.token_ids)
+            yield session.token_ids[sent:]
 
         reply = timed(pieces(), perf_counter())
         stats = session.statistics

@@ -27,10 +27,10 @@ def taken(*rows: list[float], temperature: float = 1.0) -> int:
     draft = Draft([0] * len(rows), probabilities=np.array(rows, dtype=np.float32))
     logits = NEVER[: len(rows) + 1]
     sampling = Sampling(temperature=temperature)
-    verdict = accept(draft, logits, sampling, [7], np.random.default_rng(0), rule="entropy")
-    assert verdict.tokens == [0] * (len(verdict.tokens) - 1) + [3]
-    assert list(verdict.rows) == list(range(len(verdict.tokens)))
-    return len(verdict.tokens) - 1
+    verification = accept(draft, logits, sampling, [7], np.random.default_rng(0), rule="entropy")
+    assert verification.tokens == [0] * (len(verification.tokens) - 1) + [3]
+    assert list(verification.rows) == list(range(len(verification.tokens)))
+    return len(verification.tokens) - 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -72,8 +72,8 @@ def test_drafts_without_distributions_are_verified() -> None:
 
 def test_it_is_not_the_default() -> None:
     q = np.array([SURE], dtype=np.float32)
-    verdict = accept(Draft([0], None, q), NEVER[:2], SAMPLED, [7], np.random.default_rng(0))
-    assert verdict.tokens == [3]
+    verification = accept(Draft([0], None, q), NEVER[:2], SAMPLED, [7], np.random.default_rng(0))
+    assert verification.tokens == [3]
 
 
 def emitted() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

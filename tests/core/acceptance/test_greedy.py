@@ -29,9 +29,9 @@ def logits_saying(*tokens: int, vocab_size: int = 10) -> np.ndarray:
 )
 def test_accepts_while_the_draft_is_the_argmax(draft: list[int], said: list[int]) -> None:
     logits = logits_saying(3, 1, 4, 1, 5)[: 1 + len(draft)]
-    verdict = accept(Draft(draft), logits, Sampling(), [7], np.random.default_rng(0))
-    assert verdict.tokens == said
-    assert list(verdict.rows) == list(range(len(said)))
+    verification = accept(Draft(draft), logits, Sampling(), [7], np.random.default_rng(0))
+    assert verification.tokens == said
+    assert list(verification.rows) == list(range(len(said)))
 
 
 def test_the_penalty_sees_earlier_tokens_of_the_draft() -> None:
@@ -44,11 +44,11 @@ def test_the_penalty_sees_earlier_tokens_of_the_draft() -> None:
 
 
 def test_a_chain_with_parents_is_a_chain() -> None:
-    verdict = accept(
+    verification = accept(
         Draft([3, 1], [-1, 0]), logits_saying(3, 1, 4), Sampling(), [7], np.random.default_rng(0)
     )
-    assert verdict.tokens == [3, 1, 4]
-    assert list(verdict.rows) == [0, 1, 2]
+    assert verification.tokens == [3, 1, 4]
+    assert list(verification.rows) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_tree_is_followed_along_the_argmax(
     row_says = {(9, 3): (3, 0, 8), (9, 8): (3, 0, 0), (9, 3, 7, 2, 8): (3, 0, 8, 0, 0, 5)}
     row_says |= {(3, 3, 9, 7, 7): (3, 7, 8, 0, 4, 6), (9, 3, 8): (3, 3, 8, 1)}
     logits = logits_saying(*row_says[tuple(tokens)])
-    verdict = accept(Draft(tokens, parents), logits, Sampling(), [7], np.random.default_rng(0))
-    assert verdict.tokens == said
-    assert list(verdict.rows) == rows
+    verification = accept(Draft(tokens, parents), logits, Sampling(), [7], np.random.default_rng(0))
+    assert verification.tokens == said
+    assert list(verification.rows) == rows
 
 
 def test_distributions_and_seeds_do_not_matter() -> None:
@@ -78,5 +78,5 @@ def test_distributions_and_seeds_do_not_matter() -> None:
     for with_replacement in (False, True):
         draft = Draft([9, 3], [-1, -1], q, with_replacement=with_replacement)
         for seed in range(3):
-            verdict = accept(draft, logits, Sampling(), [7], np.random.default_rng(seed))
-            assert verdict.tokens == [3, 1]
+            verification = accept(draft, logits, Sampling(), [7], np.random.default_rng(seed))
+            assert verification.tokens == [3, 1]

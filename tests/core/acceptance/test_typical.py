@@ -54,10 +54,10 @@ def test_the_longest_typical_path_is_taken_and_then_the_target_speaks() -> None:
     logits = logits_of(*[row] * 8)
     #  0 (0.6), alone · 1 ─ 2 ─ 3 (not typical) · 2 ─ 1 and 0 (likelier)
     draft = Draft([0, 1, 2, 2, 3, 1, 0], [-1, -1, -1, 1, 3, 2, 2])
-    verdict = accept(draft, logits, SAMPLED, [7], np.random.default_rng(0), rule="typical")
-    assert verdict.tokens[:2] == [2, 0]
-    assert verdict.rows == [0, 3, 7]
-    assert len(verdict.tokens) == 3
+    verification = accept(draft, logits, SAMPLED, [7], np.random.default_rng(0), rule="typical")
+    assert verification.tokens[:2] == [2, 0]
+    assert verification.rows == [0, 3, 7]
+    assert len(verification.tokens) == 3
 
 
 def test_what_is_said_is_the_typical_candidate_or_else_a_draw_from_the_target() -> None:
