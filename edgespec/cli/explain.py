@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgespec.cli.table import table_lines
+
 if TYPE_CHECKING:
     from edgespec.core.statistics import Statistics, Tally
 
@@ -40,10 +42,10 @@ def explanation(stats: Statistics) -> Iterator[str]:
     )
 
 
-def _table(head: str, rows: Iterable[tuple[str, Tally]]) -> Iterator[str]:
-    yield f"{head:<20}" + "".join(f"{name:>{max(9, len(name) + 1)}}" for name in _HEADS)
-    for name, tally in rows:
-        cells = (
+def _table(head: str, rows: Iterable[tuple[str, Tally]]) -> list[str]:
+    lines = [
+        (
+            name,
             f"{tally.steps}",
             f"{tally.drafted}",
             f"{tally.accepted}",
@@ -53,6 +55,6 @@ def _table(head: str, rows: Iterable[tuple[str, Tally]]) -> Iterator[str]:
             f"{1e3 * tally.pass_s / tally.steps:.1f}",
             f"{1e3 * tally.draft_s / tally.steps:.1f}",
         )
-        yield f"{name:<20}" + "".join(
-            f"{cell:>{max(9, len(head) + 1)}}" for cell, head in zip(cells, _HEADS, strict=True)
-        )
+        for name, tally in rows
+    ]
+    return table_lines([(head, *_HEADS), *lines], left=1)

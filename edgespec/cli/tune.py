@@ -12,6 +12,8 @@ import click
 
 from edgespec.cli.options import model_argument, notice, runtime_option
 from edgespec.cli.progress import ProgressBar
+from edgespec.cli.table import table_lines
+from edgespec.units import format_size
 
 if TYPE_CHECKING:
     from edgespec.device.profile import Profile
@@ -103,15 +105,20 @@ def _report(profile: Profile) -> Iterator[str]:
     yield f"({profile.device}, {profile.threads} threads, power: {profile.machine['power']}{exact})"
     yield ""
     yield f"  Passes over n tokens after {curve.lengths[0]} cached tokens; on the right, after more"
-    longer = "".join(f"{f'ms, {length}':>12}" for length in curve.lengths[1:3])
-    yield f"{'n':>4}{'ms':>9}{'ratio':>7}{'spread':>8}{'ms/token':>10}{longer}"
+    longer = [f"ms, {length}" for length in curve.lengths[1:3]]
     once = curve.seconds[0][0]
-    for i, (n, seconds) in enumerate(zip(curve.rows, curve.seconds[0], strict=True)):
-        more = "".join(f"{1e3 * row[i]:12.1f}" for row in curve.seconds[1:3])
-        yield (
-            f"{n:4}{1e3 * seconds:9.1f}{seconds / once:7.2f}{curve.spread[0][i]:8.0%}"
-            f"{1e3 * seconds / n:10.1f}{more}"
+    rows = [
+        (
+            str(n),
+            f"{1e3 * seconds:.1f}",
+            f"{seconds / once:.2f}",
+            f"{curve.spread[0][i]:.0%}",
+            f"{1e3 * seconds / n:.1f}",
+            *(f"{1e3 * row[i]:.1f}" for row in curve.seconds[1:3]),
         )
+        for i, (n, seconds) in enumerate(zip(curve.rows, curve.seconds[0], strict=True))
+    ]
+    yield from table_lines([("n", "ms", "ratio", "spread", "ms/token", *longer), *rows], left=0)
     yield ""
     most = max(curve.seconds[0])
     for n, seconds in zip(curve.rows, curve.seconds[0], strict=True):
@@ -120,8 +127,8 @@ def _report(profile: Profile) -> Iterator[str]:
     yield f"  Prompts: {profile.prefill_tokens_per_s:.0f} tokens/s"
     counts = ", ".join(f"{1e3 * s:.1f} ms on {n}" for n, s in profile.thread_counts.items())
     yield f"  Threads: {counts}"
-    gigabytes, rate = float(model["weight_bytes"]) / 1e9, profile.bandwidth
-    yield f"  Memory:  a pass reads {gigabytes:.2f} GB in {1e3 * once:.1f} ms, {rate / 1e9:.1f} GB/s;"
+    size, rate = format_size(float(model["weight_bytes"])), profile.bandwidth
+    yield f"  Memory:  a pass reads {size} in {1e3 * once:.1f} ms, {rate / 1e9:.1f} GB/s;"
     memory = float(profile.machine["memory_bytes_per_s"])
     yield f"           {rate / memory:.0%} of the {memory / 1e9:.1f} GB/s that reading alone gets here"
 

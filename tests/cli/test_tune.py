@@ -51,7 +51,7 @@ def test_a_real_model_is_measured_and_kept(with_model: Path, run: Run) -> None:
     assert max(len(line) for line in lines if not line.startswith("Kept in")) <= 80
     like_ours = [p for p in kept() if p.machine["pages"] == found.machine["pages"]]
     shown = {p.threads: p for p in like_ours}[found.best_threads].curve
-    rows = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+) +\d+% +([\d.]+)", result.stdout, re.M)
+    rows = re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +\d+% +([\d.]+)", result.stdout, re.M)
     assert [int(row[0]) for row in rows] == list(shown.rows)
     for row, seconds in zip(rows, shown.seconds[0], strict=True):
         assert float(row[1]) == pytest.approx(1e3 * seconds, abs=0.051)
