@@ -46,36 +46,18 @@ def _cpu_features() -> list[str]:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory: all, and what can be had without swapping."""
-    if sys.platform == "win32":
+    """Bytes of memory: all of it, and what is available without swapping."""
+    import psutil
 
-        class Status(ctypes.Structure):  # MEMORYSTATUSEX
-            _fields_ = [
-                ("length", ctypes.c_uint32),
-                ("load", ctypes.c_uint32),
-                ("total", ctypes.c_uint64),
-                ("available", ctypes.c_uint64),
-                ("others", ctypes.c_uint64 * 5),
-            ]
-
-        status = Status(length=ctypes.sizeof(Status))
-        if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
-            raise ctypes.WinError()
-        return status.total, status.available
-    if sys.platform == "darwin":
-        pages = dict(line.rstrip(".").split(":", 1) for line in _output("vm_stat").splitlines()[1:])
-        idle = sum(int(pages[f"Pages {kind}"]) for kind in ("free", "inactive", "speculative"))
-        return int(_sysctl("-n", "hw.memsize")), idle * os.sysconf("SC_PAGE_SIZE")
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    sizes = {name: int(rest.split()[0]) * 1024 for name, rest in (x.split(":") for x in lines)}
-    return sizes["MemTotal"], sizes["MemAvailable"]
+    found = psutil.virtual_memory()
+    return found.total, found.available
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; ``None`` if the system does not report it."""
+    """Bytes that are available without swapping; ``None`` where the system does not report them."""
     try:
         return memory()[1]
-    except (OSError, LookupError, ValueError, subprocess.SubprocessError):
+    except (OSError, LookupError, ValueError, RuntimeError):  # in odd containers
         return None
 
 
