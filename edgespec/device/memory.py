@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 from edgespec.core.runtime_spec import ModelDimensions, RunConfiguration
 
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 
 DRAFT_ROWS = 2
 """Rows of logits of a draft model's largest pass: it is timed on a prompt's."""
