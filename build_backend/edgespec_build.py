@@ -1,6 +1,6 @@
 """setuptools, and before it the C library in ``kernels/src``, with whatever C compiler there is.
 
-The library is built where the environment has ``EDGESPEC_KERNELS=1``: no runtime uses it yet. The system's
+The library is built unless the environment has ``EDGESPEC_KERNELS=0``. The system's
 compiler is taken where it works. Where there is none, ``ziglang`` is a requirement of the build (PEP 517). If
 compiling fails, the package is built without the library, with a file that states the reason. ``CC`` names
 the compiler.
@@ -122,7 +122,7 @@ def compile_library(
             }
             rest = [
                 pool.submit(compiled, name, "-O2")
-                for name in ("isa_portable", "layout", "operator")
+                for name in ("isa_portable", "layout", "operator", "matmul", "layer")
             ]
             made = {name: found for name, job in tried.items() if (found := job.result())}
             objects = [*made.values(), *(job.result() for job in rest)]
@@ -140,10 +140,8 @@ def build_library(folder: Path = KERNELS) -> str | None:
     """Put the library into ``folder``; ``None``, or why that did not work, which is put there instead."""
     output = folder / library_name(platform.system())
     reason: str | None = None
-    if os.environ.get("EDGESPEC_KERNELS") != "1":
-        reason = (
-            "EDGESPEC_KERNELS was not 1 when the package was built: no runtime uses the kernels yet"
-        )
+    if os.environ.get("EDGESPEC_KERNELS") == "0":
+        reason = "EDGESPEC_KERNELS was 0 when the package was built"
     elif compiler := system_compiler() or zig():
         try:
             compile_library(compiler, output, machine())
@@ -162,7 +160,7 @@ def build_library(folder: Path = KERNELS) -> str | None:
 
 def _requirements() -> list[str]:
     has_wheels = machine() in ISAS and platform.system() in ("Linux", "Darwin", "Windows")
-    wanted = os.environ.get("EDGESPEC_KERNELS") == "1" and has_wheels
+    wanted = os.environ.get("EDGESPEC_KERNELS") != "0" and has_wheels
     return ["ziglang>=0.17"] if wanted and not system_compiler() else []
 
 

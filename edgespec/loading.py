@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +172,23 @@ def plan_memory(
         draft_context=draft.context if draft else 0,
         draft_runtime=lambda target: draft_runtime(target, draft) if draft else target,
         tables=tables,
-        built=all("built" not in place.runtime.forms for place in places)
-        or all(is_built(m) for m in (model, draft) if m),
+        built=all(
+            is_built(m, place)
+            for place in places
+            if "built" in place.runtime.forms
+            for m in (model, draft)
+            if m
+        ),
     )
     return plan(asked, budget)
 
 
-def is_built(model: LocalModel) -> bool:
-    """Whether a runtime that takes built models can load ``model`` as it is, or as it was built before."""
-    return model.form in ("built", "plain") or built_folder(model.path, silent).is_dir()
+def is_built(model: LocalModel, place: Placement) -> bool:
+    """Whether a runtime that takes built models can load ``model`` there as it is, or as it was built before."""
+    packed = place.runtime.packs(place.device, place.provider)
+    return (
+        model.form in ("built", "plain") or built_folder(model.path, silent, packed=packed).is_dir()
+    )
 
 
 def load(model: LocalModel, spec: RuntimeSpec, options: LoadOptions) -> Runtime:
@@ -190,8 +198,9 @@ def load(model: LocalModel, spec: RuntimeSpec, options: LoadOptions) -> Runtime:
         raise UserError(f"{model.path} {reason}; use --runtime {' or '.join(others) or 'auto'}")
     if model.form in spec.forms:
         return spec.load(model.path, model.form, options)
-    folder = built_folder(model.path, options.progress)
-    folder = build_onnx(model.path, folder, options.progress)
+    packed = spec.packs(options.device, options.provider)
+    folder = built_folder(model.path, options.progress, packed=packed)
+    build_onnx(model.path, folder, options.progress, packed=packed)
     give_back_memory()
     return spec.load(folder, "built", options)
 
@@ -209,11 +218,13 @@ def open_runtime(
     return load(found, spec, LoadOptions(progress=progress, **options))
 
 
-def built_folder(path: Path, progress: Progress) -> Path:
-    """Beside what the store downloaded; for the user's own files, in the cache."""
+def built_folder(path: Path, progress: Progress, *, packed: bool) -> Path:
+    """Beside what the store downloaded; for the user's own files, in the cache. ``packed``: for the kernels."""
     own = path.resolve().is_relative_to(store.models_dir().resolve())
     parent = path.parent if own else store.cache_dir() / "onnx"
     if path.is_dir():
         hashes = [store.sha256_of(file, progress) for file in checkpoint_files(path)]
-        return onnx_folder(path, sha256("".join(hashes).encode()).hexdigest(), parent)
-    return onnx_folder(path, store.sha256_of(path, progress), parent)
+        sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    else:
+        sha256 = store.sha256_of(path, progress)
+    return onnx_folder(path, sha256, parent, packed=packed)

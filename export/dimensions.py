@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgespec import kernels
 from edgespec.core.runtime_spec import ModelDimensions
 from edgespec.device.machine import cpu_features
 from edgespec.errors import UserError
 from edgespec.export.quants import FORMATS, SUM_BLOCK
 from edgespec.export.source import Source
-from edgespec.models.onnx_folder import read_manifest
+from edgespec.models.onnx_folder import MODEL_FILE, PACKED_FILE, Manifest, read_manifest
 from edgespec.models.trimmed import TOKEN_IDS
 
 _X86_REPACKED = ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4")
@@ -76,7 +79,16 @@ def dimensions_of(source: Source, vocab_size: int) -> ModelDimensions:
         llama_bytes=_llama_bytes(source, head),
         packed_bytes=packed,
         largest_bytes=largest,
+        kernel_bytes=_kernel_bytes(source),
     )
+
+
+def _kernel_bytes(source: Source) -> int:
+    """As the kernels pack all matrices; 0 where they are not here or do not multiply one of them."""
+    matrices = [tensor for tensor in source.tensors.values() if len(tensor.shape) == 2]
+    if kernels.library() is None or not all(map(kernels.packable, matrices)):
+        return 0
+    return sum(kernels.Shape.of(tensor).packed_bytes for tensor in matrices)
 
 
 def _llama_bytes(source: Source, head: str) -> int:
@@ -111,46 +123,74 @@ def _packed(type: str, shape: tuple[int, ...]) -> int:
 
 def built_dimensions(folder: Path, vocab_size: int) -> ModelDimensions:
     """The dimensions of a folder that was built, whose tokenizer has ``vocab_size`` tokens."""
-    import numpy as np
     import onnx
 
     manifest = read_manifest(folder)
-    graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
-    names = {str(name) for name, *_ in manifest["constants"]}
-    packed, matrices, largest, stored = 0, 0, 0, 0
+    graph = onnx.load(str(folder / MODEL_FILE), load_external_data=False).graph
+    known = {
+        "vocab_size": vocab_size,
+        "columns": int(manifest["vocab_size"]),
+        "context": int(manifest["context"]),
+        "stored_bytes": (stored := sum(manifest["files"].values())),
+        "llama_bytes": stored,
+    }
+    if "packed" in manifest:
+        return ModelDimensions(
+            **known, **_kernel_dimensions(graph), kernel_bytes=manifest["files"][PACKED_FILE]
+        )
+    return ModelDimensions(**known, **_nbits_dimensions(graph, manifest))
+
+
+def _attribute(node: Any, name: str) -> int:
+    return int(next(item.i for item in node.attribute if item.name == name))
+
+
+def _kernel_dimensions(graph: Any) -> dict[str, int]:
+    attention = next(node for node in graph.node if node.op_type == "Attention")
+    products = [node for node in graph.node if node.op_type == "GgufMatMul"]
+    features = next(node for node in graph.output if node.name == "features")
+    head_dim, kv_heads = _attribute(attention, "head_dim"), _attribute(attention, "kv_heads")
+    layers = sum(node.op_type == "Attention" for node in graph.node)
+    return {
+        "cache_numbers": 2 * layers * kv_heads * head_dim,
+        "heads": _attribute(attention, "heads"),
+        "head_dim": head_dim,
+        "hidden": features.type.tensor_type.shape.dim[2].dim_value,
+        "feed_forward": max(_attribute(node, "columns") for node in products),
+        "matrices": len(products),
+        "packed_bytes": 0,
+        "largest_bytes": 0,
+    }
+
+
+def _nbits_dimensions(graph: Any, manifest: Manifest) -> dict[str, int]:
+    names = {name for name, *_ in manifest["constants"]}
+    packed, matrices, largest = 0, 0, 0
     for name, dtype, shape, _ in manifest["constants"]:
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        stored += size
         if f"{name}.scales" in names:
             matrices += 1
             largest = max(largest, size)
         elif name in ("cos", "sin", "local_cos", "local_sin", "embedding"):
             continue
-        packed += 2 * size if str(name).endswith(".scales") else size
+        packed += 2 * size if name.endswith(".scales") else size
     caches = {
         node.name: [dim.dim_value for dim in node.type.tensor_type.shape.dim]
         for node in graph.input
         if node.name.startswith("past_")
     }
     attention = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
-    heads = next(item.i for item in attention.attribute if item.name == "num_heads")
-    head_dim = max(shape[3] for shape in caches.values())
     hidden = next(shape for name, _, shape, _ in manifest["constants"] if name == "embedding")[-1]
-    return ModelDimensions(
-        vocab_size=vocab_size,
-        columns=int(manifest["vocab_size"]),
-        context=int(manifest["context"]),
-        cache_numbers=sum(shape[1] * shape[3] for shape in caches.values()),
-        heads=heads,
-        head_dim=head_dim,
-        hidden=hidden,
-        feed_forward=max(
+    return {
+        "cache_numbers": sum(shape[1] * shape[3] for shape in caches.values()),
+        "heads": _attribute(attention, "num_heads"),
+        "head_dim": max(shape[3] for shape in caches.values()),
+        "hidden": hidden,
+        "feed_forward": max(
             (shape[0] for name, _, shape, _ in manifest["constants"] if "ffn_" in name and shape),
             default=4 * hidden,
         ),
-        matrices=matrices,
-        stored_bytes=stored,
-        llama_bytes=stored,
-        packed_bytes=packed,
-        largest_bytes=largest,
-    )
+        "matrices": matrices,
+        "packed_bytes": packed,
+        "largest_bytes": largest,
+    }

@@ -56,6 +56,11 @@ class Graph:
         )
         return list(outputs)
 
+    def append(self, node: onnx.NodeProto) -> str:
+        """Add a node that was made elsewhere; returns its first output."""
+        self.nodes.append(node)
+        return str(node.output[0])
+
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         if array.nbytes > _INLINE_BYTES:
             return self.stream([(name, array.dtype, array.shape)], [(array,)])[0]
@@ -99,7 +104,8 @@ class Graph:
         graph = helper.make_graph(
             self.nodes, name, self.inputs, self.outputs, list(self.constants.values())
         )
-        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)]
+        domains = sorted({node.domain for node in self.nodes} - {""})
+        opsets = [helper.make_opsetid("", 20), *(helper.make_opsetid(d, 1) for d in domains)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
         onnx.save(model, str(self.folder / MODEL_FILE))
 

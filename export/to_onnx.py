@@ -5,33 +5,38 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from edgespec import kernels
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.decoder import Decoder
 from edgespec.export.graph import Graph
+from edgespec.export.kernel_decoder import KernelDecoder
+from edgespec.export.nbits_decoder import NBitsDecoder
 from edgespec.export.source import Source, name_of
-from edgespec.models.onnx_folder import write_manifest
+from edgespec.models.onnx_folder import PACKED_FILE, write_manifest
 from edgespec.models.trimmed import TOKEN_IDS
 from edgespec.progress import Progress, silent
+from edgespec.units import format_size
 
 _DISK_MARGIN = 64 << 20
 
 
-def write_onnx(source: Source, folder: Path, progress: Progress = silent) -> None:
+def write_onnx(
+    source: Source, folder: Path, progress: Progress = silent, *, packed: bool = False
+) -> None:
     """Write graph, weights and ``edgespec.json`` into the empty ``folder``.
 
-    The same source gives the same bytes. Raises ``UserError`` where it cannot be built or does not
-    fit on the disk.
+    ``packed``: for the kernels' operators (``KernelDecoder``); else for ONNX Runtime's own
+    (``NBitsDecoder``). The same source gives the same bytes. Raises ``UserError`` where it cannot be
+    built, where the kernels are not here, or where it does not fit on the disk.
     """
+    if packed and (reason := kernels.why_not()):
+        raise UserError(f"no kernels: {reason}; install edgespec again, or use --format onnx")
     config = read_config(source.metadata)
     with Graph(folder) as graph:
-        decoder = Decoder(source, config, graph, progress)
-        need, free = decoder.estimated_bytes() + _DISK_MARGIN, shutil.disk_usage(folder).free
-        if need > free:
-            raise UserError(
-                f"building {source.path.name} needs {need >> 20} MiB in {folder.parent} and "
-                f"{free >> 20} MiB are free; make room or move it with EDGESPEC_HOME"
-            )
+        kind = KernelDecoder if packed else NBitsDecoder
+        decoder = kind(source, config, graph, progress)
+        _check_space(source, decoder, folder)
         decoder.build()
         graph.save(config.architecture)
     manifest = {
@@ -45,4 +50,16 @@ def write_onnx(source: Source, folder: Path, progress: Progress = silent) -> Non
         "weight_bytes": decoder.weight_bytes,
         "constants": graph.external,
     }
+    if isinstance(decoder, KernelDecoder):
+        path = folder / PACKED_FILE
+        manifest["packed"] = kernels.pack(source, path, decoder.matrices, progress)
     write_manifest(folder, manifest)
+
+
+def _check_space(source: Source, decoder: Decoder, folder: Path) -> None:
+    need, free = decoder.estimated_bytes() + _DISK_MARGIN, shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"building {source.path.name} needs {format_size(need)} in {folder.parent} and "
+            f"{format_size(free)} is free; make room or move it with EDGESPEC_HOME"
+        )

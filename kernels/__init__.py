@@ -5,15 +5,18 @@ library is built with the package (``build_backend/``); ``why_not`` says why it 
 """
 
 from edgespec.kernels.native import (
+    LAYOUT_VERSION,
     TYPES,
     isa,
     isas,
     library,
     set_isa,
+    set_threads,
     why_not,
 )
 from edgespec.kernels.operators import (
     DOMAIN,
+    Shape,
     gather_node,
     matmul_node,
     placeholder,
@@ -24,7 +27,6 @@ from edgespec.kernels.packed import (
     Matrix,
     Packed,
     PackedFileError,
-    fingerprint,
     open_packed,
     pack,
     packable,
@@ -32,11 +34,12 @@ from edgespec.kernels.packed import (
 
 __all__ = [
     "DOMAIN",
+    "LAYOUT_VERSION",
     "TYPES",
     "Matrix",
     "Packed",
     "PackedFileError",
-    "fingerprint",
+    "Shape",
     "gather_node",
     "isa",
     "isas",
@@ -48,6 +51,7 @@ __all__ = [
     "placeholder",
     "register",
     "set_isa",
+    "set_threads",
     "share",
     "why_not",
 ]

@@ -22,6 +22,7 @@ _SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}.get(platform.system(), ".so")
 FILE = _FOLDER / f"libedgespec_kernels{_SUFFIX}"
 
 TYPES = {
+    "F32": 0,
     "F16": 1,
     "Q4_0": 2,
     "Q4_1": 3,
@@ -77,6 +78,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "ek_packed_bytes": (size, [number, long, long]),
         "ek_stored_bytes": (size, [number, long, long]),
         "ek_pack": (None, [number, number, number, pointer, pointer]),
+        "ek_set_threads": (None, [number]),
         "ek_set_isa": (number, [ctypes.c_char_p]),
         "ek_isa_name": (ctypes.c_char_p, []),
         "ek_isa_at": (ctypes.c_char_p, [number]),
@@ -111,6 +113,11 @@ def why_not() -> str | None:
     """Why there is no library, in one line; ``None`` if there is one."""
     found = _load()
     return found if isinstance(found, str) else None
+
+
+def set_threads(count: int) -> None:
+    """How many threads ONNX Runtime has: attention is cut into pieces for them."""
+    _library().ek_set_threads(count)
 
 
 def isas() -> list[str]:

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgespec.errors import UserError
-from edgespec.kernels.native import TYPES, library, why_not
+from edgespec.kernels.native import TYPES, library, packed_bytes, why_not
 
 if TYPE_CHECKING:
-    from edgespec.kernels.packed import Matrix, Packed
+    from edgespec.kernels.packed import Packed
 
 DOMAIN = "edgespec"
 """The operators' domain, version 1: it belongs into the model's ``opset_import``."""
 
 
-class Shape(Protocol):
-    """A matrix's type, as GGUF calls it, and its size: ``Matrix`` is one."""
+class Placed(Protocol):
+    """A tensor in a file: its type, as GGUF calls it, and its shape, columns last."""
 
     @property
     def type(self) -> str: ...
     @property
     def rows(self) -> int: ...
     @property
-    def columns(self) -> int: ...
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A matrix's type, as GGUF calls it, and its size."""
+
+    type: str
+    rows: int
+    columns: int
+
+    @staticmethod
+    def of(tensor: Placed) -> Shape:
+        return Shape(tensor.type, tensor.rows, tensor.shape[-1])
+
+    @property
+    def packed_bytes(self) -> int:
+        return packed_bytes(self.type, self.rows, self.columns)
 
 
 def matmul_node(x: str, weights: Sequence[tuple[str, Shape]], output: str) -> Any:
@@ -48,7 +66,7 @@ def gather_node(ids: str, weight: str, shape: Shape, output: str) -> Any:
     return helper.make_node("GgufGatherRows", [ids, weight], [output], domain=DOMAIN, **attributes)
 
 
-def placeholder(name: str, matrix: Matrix, location: str) -> Any:
+def placeholder(name: str, shape: Shape, location: str) -> Any:
     """An ``onnx.TensorProto`` that ``share`` replaces.
 
     ``location``: the name of any file in the model's folder, the model itself for example. ONNX Runtime
@@ -56,7 +74,7 @@ def placeholder(name: str, matrix: Matrix, location: str) -> Any:
     """
     from onnx import TensorProto
 
-    size = matrix.data.nbytes
+    size = shape.packed_bytes
     tensor = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[size])
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", "0"), ("length", str(size))):

@@ -1,15 +1,12 @@
 """Files of packed matrices: made once, kept beside the model, mapped and never copied.
 
 A file is a header of ``_HEADER``'s size, a table in JSON, and the matrices, each at a multiple of 4096
-bytes. The header has the layout's version, the length and CRC-32 of the table, the file's size and the
-fingerprint of what was packed. A file that is not whole, not of this model or not of this version is
-packed again.
+bytes. The header has the layout's version, the length and CRC-32 of the table, the file's size and the key: the
+SHA-256 of the table, which has a checksum of each matrix.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import mmap
@@ -25,6 +22,7 @@ import numpy as np
 
 from edgespec.errors import UserError
 from edgespec.kernels.native import LAYOUT_VERSION, TYPES, Bytes, pack_matrix, packed_bytes
+from edgespec.kernels.operators import Shape
 from edgespec.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -32,12 +30,12 @@ if TYPE_CHECKING:
 
 _MAGIC = b"edgepack"
 _HEADER = struct.Struct("<8sIIIIQ32s")
-"""Magic, layout version, the table's length, its CRC, 0, the file's size, the fingerprint."""
+"""Magic, layout version, the table's length, its CRC, 0, the file's size, the key."""
 _ALIGNMENT = 4096
 _MAX_TABLE = 1 << 26
 _SAMPLE = 4096
 """Bytes of a matrix that stand for it, at its start, middle and end: all of it would take a second a GB."""
-_PART = 1 << 24
+_PART = 1 << 22
 """Bytes of a matrix that are packed at a time."""
 
 
@@ -55,12 +53,9 @@ class PackedFileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Matrix:
+class Matrix(Shape):
     """A packed matrix; ``data`` uint8, read-only, in the mapped file."""
 
-    type: str
-    rows: int
-    columns: int
     data: Bytes
 
 
@@ -82,56 +77,19 @@ def packable(info: TensorInfo) -> bool:
         return False
 
 
-def fingerprint(source: Source, names: Iterable[str]) -> bytes:
-    """What distinguishes a source: names, types, shapes and a sample of each matrix. 32 bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        info = source.tensors[name]
-        digest.update(json.dumps([name, info.type, list(info.shape)]).encode())
-        digest.update(_sample(source.tensor(name)))
-    return digest.digest()
-
-
 def pack(
-    source: Source,
-    path: Path,
-    names: Iterable[str] | None = None,
-    progress: Progress = silent,
-    key: bytes | None = None,
-) -> Packed:
-    """The packed matrices of ``source``: ``path`` as it is, or packed again where it is not good.
+    source: Source, path: Path, names: Iterable[str] | None = None, progress: Progress = silent
+) -> str:
+    """Write the packed matrices of ``source`` into the file ``path``; returns its key.
 
-    ``names``: which; all that the kernels multiply by default. Two processes do not pack at once: the
-    second takes what the first made. ``key``: 32 bytes that stand for the source, in place of its
-    ``fingerprint``, which reads every matrix: too slow where they are computed when they are read.
-    Raises ``UserError`` if disk or memory do not suffice.
+    ``names``: which; all that the kernels multiply by default. Raises ``UserError`` where memory does not
+    suffice, and ``OSError`` where the disk does not; what was written is then to be removed.
     """
-    from filelock import FileLock
-
     chosen = [name for name, info in source.tensors.items() if packable(info)]
-    chosen = chosen if names is None else list(names)
-    key = fingerprint(source, chosen) if key is None else key
-    with contextlib.suppress(PackedFileError):
-        return open_packed(path, key)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock")):
-            with contextlib.suppress(PackedFileError):
-                return open_packed(path, key)  # another process was faster
-            part = path.with_name(path.name + ".part")
-            try:
-                _write(source, chosen, key, part, progress)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+        return _write(source, chosen if names is None else list(names), path, progress)
     except MemoryError as error:
         raise UserError(f"out of memory while packing {path.name}; close other programs") from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        size = sum(_matrix_bytes(source.tensors[name]) for name in chosen)
-        reason = f"the disk is full; it takes {size / 1e9:.2f} GB" if full else str(error)
-        raise UserError(f"cannot write {path}: {reason}") from error
-    return open_packed(path, key)
 
 
 def _matrix_bytes(info: TensorInfo) -> int:
@@ -173,7 +131,7 @@ def _packed_parts(info: TensorInfo, stored: Bytes) -> Iterator[Bytes]:
         yield pack_matrix(info.type, len(rows), info.shape[-1], rows)
 
 
-def _write(source: Source, names: list[str], key: bytes, path: Path, progress: Progress) -> None:
+def _write(source: Source, names: list[str], path: Path, progress: Progress) -> str:
     infos = {name: source.tensors[name] for name in names}
     table: dict[str, dict[str, Any]] = {}
     # The table's length does not depend on the checksums: eight digits each.
@@ -191,29 +149,39 @@ def _write(source: Source, names: list[str], key: bytes, path: Path, progress: P
         offset = _aligned(offset + size)
     start, total = _aligned(_HEADER.size + len(_encoded(table))), offset
     with path.open("w+b") as file:
-        for done, (name, info) in enumerate(infos.items()):
-            progress("packing", done, len(infos))
+        for name, info in infos.items():
             place = start + table[name]["offset"]
             file.seek(place)
             for part in _packed_parts(info, source.tensor(name)):
                 file.write(part.data)
+                progress("packing", file.tell() - start, total)
             table[name]["sample"] = _checksum(_read_sample(file, place, table[name]["bytes"]))
         file.truncate(start + total)
         encoded = _encoded(table)
-        header = (_MAGIC, LAYOUT_VERSION, len(encoded), zlib.crc32(encoded), 0, start + total, key)
+        key = hashlib.sha256(encoded)
+        header = (
+            _MAGIC,
+            LAYOUT_VERSION,
+            len(encoded),
+            zlib.crc32(encoded),
+            0,
+            start + total,
+            key.digest(),
+        )
         file.seek(0)
         file.write(_HEADER.pack(*header) + encoded)
         file.flush()
         os.fsync(file.fileno())
-    progress("packing", len(infos), len(infos))
+    progress("packing", total, total)
+    return key.hexdigest()
 
 
 def _encoded(table: Mapping[str, Any]) -> bytes:
     return json.dumps(table, separators=(",", ":")).encode()
 
 
-def open_packed(path: Path, key: bytes | None = None) -> Packed:
-    """Map a packed file. ``key``: the ``fingerprint`` it must have.
+def open_packed(path: Path, key: str | None = None) -> Packed:
+    """Map a packed file. ``key``: what ``pack`` returned for it.
 
     Raises ``PackedFileError`` with the reason where it cannot be used as it is.
     """
@@ -228,7 +196,7 @@ def open_packed(path: Path, key: bytes | None = None) -> Packed:
     return Packed(path, matrices)
 
 
-def _read_table(file: BinaryIO, key: bytes | None) -> tuple[dict[str, Any], int]:
+def _read_table(file: BinaryIO, key: str | None) -> tuple[dict[str, Any], int]:
     """The table, and where the matrices start."""
     raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
@@ -238,7 +206,7 @@ def _read_table(file: BinaryIO, key: bytes | None) -> tuple[dict[str, Any], int]
         raise PackedFileError(f"packed in layout {version}, this is {LAYOUT_VERSION}")
     if os.fstat(file.fileno()).st_size != size:
         raise PackedFileError("the file is not whole")
-    if key is not None and found != key:
+    if key is not None and found.hex() != key:
         raise PackedFileError("packed from another model")
     if length > _MAX_TABLE:
         raise PackedFileError("the table is damaged")

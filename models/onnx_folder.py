@@ -1,6 +1,7 @@
 """The format of an ONNX folder that ``edgespec.export`` builds and ``edgespec.runtimes.onnx`` loads.
 
-``model.onnx`` is the graph, ``model.onnx.data`` its weights, ``edgespec.json`` the manifest: the
+``model.onnx`` is the graph, ``model.onnx.data`` its constants, ``model.packed`` its matrices where it has
+the kernels' operators, ``edgespec.json`` the manifest: the
 model's name and dimensions, the size of both files, and where each tensor lies in the weights file.
 """
 
@@ -15,8 +16,11 @@ import msgspec
 from edgespec.errors import UserError
 
 MODEL_FILE, WEIGHTS_FILE, MANIFEST_FILE = "model.onnx", "model.onnx.data", "edgespec.json"
+PACKED_FILE = "model.packed"
+"""Matrices as ``edgespec.kernels`` multiplies them: only in folders whose manifest has a ``packed`` key."""
 BUILDER_VERSION = 6
-"""Part of the name of every built folder: raise it when what is built changes."""
+KERNELS_VERSION = 1
+"""Part of the name of every built folder, without and with the kernels: raise it when what is built changes."""
 
 
 _MAX_MANIFEST = 16 << 20
@@ -26,9 +30,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Manifest(TypedDict):
-    """``edgespec.json``. Sizes are in bytes."""
-
+class _Required(TypedDict):
     name: str
     architecture: str
     vocab_size: Positive
@@ -45,9 +47,21 @@ class Manifest(TypedDict):
     """Name, dtype, shape and offset of every tensor in the weights file."""
 
 
+class Manifest(_Required, total=False):
+    """``edgespec.json``. Sizes are in bytes."""
+
+    packed: str
+    """The key of the file of packed matrices, in hexadecimal digits; absent where there is none."""
+
+
+def _files(packed: bool) -> list[str]:
+    return [MODEL_FILE, WEIGHTS_FILE] + [PACKED_FILE] * packed
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write ``manifest`` with the sizes of the model's files, which are already in ``folder``."""
-    sizes = {name: (folder / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)}
+    names = _files("packed" in manifest)
+    sizes = {name: (folder / name).stat().st_size for name in names}
     text = json.dumps({**manifest, "files": sizes})
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
@@ -59,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
         if path.stat().st_size > _MAX_MANIFEST:
             raise ValueError(f"{MANIFEST_FILE} is larger than {_MAX_MANIFEST >> 20} MiB")
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        for name in (MODEL_FILE, WEIGHTS_FILE):
+        for name in _files("packed" in manifest):
             if (folder / name).stat().st_size != manifest["files"].get(name):
                 raise ValueError(f"{name} does not have {manifest['files'].get(name)} bytes")
     except (OSError, ValueError, RecursionError) as error:

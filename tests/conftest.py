@@ -57,6 +57,12 @@ def smollm2_onnx(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the kernels' library had not been built."""
+    monkeypatch.setattr("edgespec.kernels.native._load", lambda: "not built, for a test")
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty EDGESPEC_HOME of the test's own."""
     monkeypatch.setenv("EDGESPEC_HOME", str(tmp_path / "home"))

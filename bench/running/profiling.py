@@ -11,11 +11,13 @@ from typing import Any
 
 from edgespec.bench.child import in_child
 from edgespec.bench.workloads import own_text
+from edgespec.core.runtime_spec import LoadOptions
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.loading import built_folder
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
+from edgespec.runtimes import get
 
 _CONTEXT = 128
 """Tokens in the cache."""
@@ -30,7 +32,9 @@ def profile_pass(
     ``bandwidth`` is what memory gives, bytes/s. Profiling itself makes passes a little slower. Raises
     ``UserError`` where the model cannot be built for the onnx runtime.
     """
-    folder = build_onnx(model, built_folder(model, progress), progress)
+    packed = get("onnx").packs("cpu", None)
+    folder = built_folder(model, progress, packed=packed)
+    build_onnx(model, folder, progress, packed=packed)
     tokens = tokenizer.encode(own_text())[:_CONTEXT]
     with tempfile.TemporaryDirectory() as name:
         weight_bytes = in_child(_decode, folder, tokens, threads, Path(name) / "passes")
@@ -48,9 +52,9 @@ def profile_pass(
 def _decode(folder: Path, tokens: list[int], threads: int, profile: Path) -> int:
     """Decode under the profiler; what a pass reads, in bytes."""
     from edgespec.core.decoding import prefill
-    from edgespec.runtimes.onnx.runtime import OnnxRuntime
 
-    runtime = OnnxRuntime(folder, context=512, threads=threads, exact=False, profile=profile)
+    options = LoadOptions(context=512, threads=threads, device="cpu", profile=profile)
+    runtime = get("onnx").load(folder, "built", options)
     prefill(runtime, tokens)
     for _ in range(_PASSES + 2):  # the first are still warming up
         runtime.forward(tokens[-1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -25,7 +26,8 @@ _AMX_CURE = (
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
     """Show the hardware, software and models of this machine.
 
     For each missing part, the command that installs it is shown.
@@ -34,12 +36,19 @@ def doctor() -> None:
     For a bug report:
       edgespec doctor > doctor.txt
     """
-    for heading, facts in (
+    rooms = (
         ("Machine", _machine()),
         ("Software", _software()),
         ("Folders", _folders()),
         ("Models", _models()),
-    ):
+    )
+    if as_json:
+        found: dict[str, object] = {name.lower(): dict(facts) for name, facts in rooms}
+        isa, why_not = _kernels()
+        found["kernels"] = {"available": why_not is None, "isa": isa, "why_not": why_not}
+        click.echo(json.dumps(found, indent=2))
+        return
+    for heading, facts in rooms:
         click.secho(heading, bold=True)
         for name, fact in facts:
             click.echo(f"  {name:<18} {fact}")
@@ -65,6 +74,9 @@ def _software() -> Facts:
     yield "Python", f"{platform.python_version()}, {sys.executable}"
     builds = metadata.packages_distributions().get("onnxruntime", [])
     yield "onnxruntime", _onnxruntime(sorted(set(builds)))
+    isa, why_not = _kernels()
+    missing = f"MISSING: {why_not}; onnx is slower without them. Install a C compiler, then edgespec again"
+    yield "kernels", f"in use ({isa})" if isa else missing
     yield "ik-llama-cpp-python", _optional("ik_llama_cpp", "ik-llama-cpp-python", "ik")
     yield "llama-cpp-python", _llama_cpp()
     yield "torch", _optional("torch", "torch", "torch")
@@ -73,6 +85,14 @@ def _software() -> Facts:
     here = set(_providers())
     driven = ", ".join(device for device, providers in PROVIDERS.items() if here & set(providers))
     yield "devices", f"{driven or 'none'} (by ONNX Runtime)"
+
+
+def _kernels() -> tuple[str | None, str | None]:
+    """The kernels' instruction set, or why there is none."""
+    from edgespec import kernels
+
+    why_not = kernels.why_not()
+    return None if why_not else kernels.isa(), why_not
 
 
 def _onnxruntime(builds: list[str]) -> str:

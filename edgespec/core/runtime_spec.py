@@ -62,6 +62,8 @@ class ModelDimensions:
     """Bytes of the weights that ONNX Runtime packs: codes, scales and block sums, without the embedding."""
     largest_bytes: int
     """Bytes of the largest packed matrix."""
+    kernel_bytes: int = 0
+    """Bytes of the weights that the project's kernels pack, embedding included; 0 if they are not here."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class LoadOptions:
     """Rows of logits in the largest pass."""
     cache_type: str | None = None
     """One of ``RuntimeSpec.cache_types``; ``None``: the first."""
+    profile: Path | None = None
+    """The start of the name of a file for each operator's time, if the runtime can measure it."""
     progress: Progress = silent
 
 
@@ -163,6 +167,10 @@ class RuntimeSpec(ABC):
     def refuses(self, model: ModelHeader) -> str | None:
         """The reason if the runtime must not run this GGUF file, else ``None``."""
         return None
+
+    def packs(self, device: str, provider: str | None) -> bool:
+        """Whether models are built for the project's kernels there, if they are not built yet."""
+        return False
 
     def cache_types_of(self, model: ModelDimensions) -> tuple[str, ...]:
         """The ``cache_types`` that fit the model's heads, the default first."""

@@ -15,11 +15,12 @@ enum {
     EK_STRIP = 64,         // rows of activations that pass over a group of weights while it is in the cache
     EK_MAX_COLUMNS = 1 << 24,
     EK_MAX_ROWS = 1 << 24,
+    EK_MAX_HEAD = 1024,
 };
 
 // GGUF's numbers of its types; from 1000 on, this project's own formats (edgespec/export/quants.py).
 enum {
-    EK_F16 = 1, EK_Q4_0 = 2, EK_Q4_1 = 3, EK_Q5_0 = 6, EK_Q5_1 = 7, EK_Q8_0 = 8, EK_Q2_K = 10, EK_Q3_K = 11,
+    EK_F32 = 0, EK_F16 = 1, EK_Q4_0 = 2, EK_Q4_1 = 3, EK_Q5_0 = 6, EK_Q5_1 = 7, EK_Q8_0 = 8, EK_Q2_K = 10, EK_Q3_K = 11,
     EK_Q4_K = 12, EK_Q5_K = 13, EK_Q6_K = 14, EK_IQ4_NL = 20, EK_IQ4_XS = 23, EK_BF16 = 30, EK_MXFP4 = 39,
     EK_U4_32 = 1000, EK_U4_64 = 1001, EK_U4_128 = 1002, EK_I8_64 = 1003,
 };
@@ -28,6 +29,7 @@ enum {
 enum {
     EK_ACT_K,     // Q8_K, 256 values: 64 words of codes, 4 + 8 of pairs of sums, 16 of −32 · sum, the scale
     EK_ACT_0,     // Q8_0 and Q8_1, 32 values: 8 words of codes, their sum, scale, scale · sum (both as half)
+    EK_ACT_F32,   // 32 floats
     EK_ACT_F16,   // 32 floats rounded to half
     EK_ACT_BF16,  // 32 floats rounded to bfloat16
     EK_ACTS,
@@ -75,6 +77,17 @@ static inline int ek_act_blocks(const ek_format *f, int columns) {
     return ek_blocks(f, columns) * (f->block / ek_act_block(f->act));
 }
 
+// Attention of one layer in one pass; layer.c has the shapes.
+typedef struct {
+    int heads, kv_heads, dim, rope_dims, interleaved, rotated, window;  // window: 0 where there is none
+    float scale, epsilon;
+    int n, length, capacity, tree;
+    const float *qkv, *bias, *q_gain, *k_gain, *cosines, *sines;  // bias and gains: NULL where there are none
+    const int32_t *parents, *positions;
+    uint16_t *keys, *values;  // of this layer
+    float *queries, *out;     // [n, heads, dim]
+} ek_attention;
+
 // One instruction set.
 typedef struct {
     const char *name;
@@ -84,6 +97,11 @@ typedef struct {
     void (*quantize)(int act_kind, int blocks, int columns, const float *x, size_t stride, int n, int i0, int i1, uint8_t *act);
     // out[i · stride + r] = row i of the n activations · row r of the matrix, for its groups g0 … g1 − 1.
     void (*product)(const ek_matrix *m, int g0, int g1, const uint8_t *act, int n, float *out, size_t stride);
+    void (*norm)(const float *x, const float *delta, const float *gain, float epsilon, int columns, float *out, float *sum);
+    void (*gate)(int gelu, const float *gate, const float *up, int columns, float *out);
+    void (*prepare)(const ek_attention *a, int row);
+    // scratch: 8 · (dim + capacity) floats and n int32.
+    void (*attend)(const ek_attention *a, int kv_head, int q0, int q1, float *scratch);
 } ek_isa;
 const ek_isa *ek_active(void);
 int ek_set_isa(const char *name);  // NULL: the best one. 0: not compiled, or not on this processor
@@ -109,6 +127,15 @@ static inline float ek_round_half(float f) {
     uint32_t out = rest < 0x38800000 ? small : normal;
     out = out > 0x477fe000 ? 0x7f800000 : out;
     return ek_float(sign | (rest > 0x7f800000 ? rest : out));
+}
+// The half nearest to f; beyond the largest, the largest.
+static inline uint16_t ek_to_half(float f) {
+    const uint32_t sign = ek_bits(f) >> 16 & 0x8000, rest = ek_bits(f) & 0x7fffffff;
+    const uint32_t normal = ((rest + 0xfff + (rest >> 13 & 1)) >> 13) - (0x38000000 >> 13);
+    const uint32_t small = ek_bits(ek_float(rest) + 0.5f) - 0x3f000000;
+    uint32_t half = rest < 0x38800000 ? small : normal;
+    half = rest > 0x7f800000 ? 0x7e00 : half > 0x7bff ? 0x7bff : half;
+    return (uint16_t)(sign | half);
 }
 static inline float ek_round_bfloat(float f) {
     uint32_t bits = ek_bits(f);

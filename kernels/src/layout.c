@@ -6,6 +6,7 @@ EK_API int ek_layout(void) { return EK_LAYOUT; }
 
 static const ek_format FORMATS[] = {
     // type, block, bytes, words, half, activations, filled
+    {EK_F32, 32, 128, 32, 0, EK_ACT_F32, 1},
     {EK_F16, 32, 64, 16, 0, EK_ACT_F16, 1},    {EK_BF16, 32, 64, 16, 0, EK_ACT_BF16, 1},
     {EK_Q4_0, 32, 18, 4, 1, EK_ACT_0, 0},      {EK_Q4_1, 32, 20, 5, 0, EK_ACT_0, 0},
     {EK_Q5_0, 32, 22, 5, 1, EK_ACT_0, 0},      {EK_Q5_1, 32, 24, 6, 0, EK_ACT_0, 0},
@@ -40,11 +41,11 @@ EK_API size_t ek_packed_bytes(int type, int64_t rows, int64_t columns) {
     return f ? (size_t)((rows + EK_ROWS - 1) / EK_ROWS) * ek_group_bytes(f, (int)columns) : 0;
 }
 
-// Halves of rows that are not whole blocks are stored without the filling.
-static int is_plain(const ek_format *f) { return f->act == EK_ACT_F16 || f->act == EK_ACT_BF16; }
+// Floats of rows that are not whole blocks are stored without the filling. Bytes of one, 0 for other formats.
+static int float_bytes(const ek_format *f) { return f->act == EK_ACT_F32 ? 4 : f->act == EK_ACT_F16 || f->act == EK_ACT_BF16 ? 2 : 0; }
 
 static size_t stored_row(const ek_format *f, int columns) {
-    return is_plain(f) ? 2 * (size_t)columns : (size_t)ek_blocks(f, columns) * (size_t)f->bytes;
+    return float_bytes(f) ? (size_t)float_bytes(f) * (size_t)columns : (size_t)ek_blocks(f, columns) * (size_t)f->bytes;
 }
 
 EK_API size_t ek_stored_bytes(int type, int64_t rows, int64_t columns) {
@@ -93,7 +94,7 @@ EK_API void ek_pack(int type, int rows, int columns, const uint8_t *stored, uint
         for (int b = 0; b < ek_blocks(f, columns); b++, s += f->bytes) {
             uint32_t w[64];
             uint16_t half = 0;
-            uint8_t last[64] = {0};  // a short last block of halves
+            uint8_t last[128] = {0};  // a short last block of floats
             const uint8_t *from = s;
             if (end - s < f->bytes) from = memcpy(last, s, (size_t)(end - s));
             split(f, from, w, &half);
@@ -192,7 +193,8 @@ void ek_get_row(const ek_matrix *m, int row, float *out) {
         const uint8_t *halves = NULL, *words = ek_block(f, group, b, &halves), *c = (const uint8_t *)w;
         for (int i = 0; i < f->words; i++) memcpy(w + i, words + 64 * i + 4 * r, 4);
         if (f->half) memcpy(&half, halves + 2 * r, 2);
-        if (is_plain(f))
+        if (f->type == EK_F32) memcpy(y, w, sizeof w / 2);
+        else if (float_bytes(f))
             for (int i = 0; i < f->block; i++) {
                 memcpy(&h, c + 2 * i, 2);
                 y[i] = f->type == EK_F16 ? ek_half(h) : ek_bfloat(h);

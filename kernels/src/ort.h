@@ -35,7 +35,7 @@ typedef struct {
 } OrtApiBase;
 
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
-enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT64 = 7 };  // ONNXTensorElementDataType
+enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6, ORT_INT64 = 7, ORT_FLOAT16 = 10 };  // ONNXTensorElementDataType
 enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };           // OrtCustomOpInputOutputCharacteristic
 
 // X(index in OrtApi, name, result, parameters)
@@ -48,6 +48,7 @@ enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };           // OrtCustomOpInputOutput
     X(61, GetDimensionsCount, OrtStatus *, (const OrtTensorTypeAndShapeInfo *, size_t *out)) \
     X(62, GetDimensions, OrtStatus *, (const OrtTensorTypeAndShapeInfo *, int64_t *dimensions, size_t count)) \
     X(65, GetTensorTypeAndShape, OrtStatus *, (const OrtValue *, OrtTensorTypeAndShapeInfo **out)) \
+    X(85, KernelInfoGetAttribute_float, OrtStatus *, (const OrtKernelInfo *, const char *name, float *out)) \
     X(86, KernelInfoGetAttribute_int64, OrtStatus *, (const OrtKernelInfo *, const char *name, int64_t *out)) \
     X(88, KernelContext_GetInputCount, OrtStatus *, (const OrtKernelContext *, size_t *out)) \
     X(90, KernelContext_GetInput, OrtStatus *, (const OrtKernelContext *, size_t index, const OrtValue **out)) \

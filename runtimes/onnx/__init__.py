@@ -1,4 +1,4 @@
-"""ONNX Runtime: graphs that ``edgespec.export`` built, and plain ones that Optimum wrote."""
+"""ONNX Runtime: graphs that ``edgespec.export`` built, for the kernels or without, and plain ones that Optimum wrote."""
 
 from __future__ import annotations
 
@@ -13,24 +13,37 @@ from edgespec.core.runtime_spec import (
     RuntimeMemory,
     RuntimeSpec,
 )
-from edgespec.models.onnx_folder import BUILDER_VERSION
+from edgespec.errors import UserError
+from edgespec.models.onnx_folder import BUILDER_VERSION, KERNELS_VERSION, read_manifest
 from edgespec.runtimes.packages import why_not_installed
 
+PREFILL_CHUNK = 64
+"""Prompt tokens in one pass: more are hardly faster and take more memory."""
 _KIB, _MIB = 1 << 10, 1 << 20
 _LIBRARIES = 57 * _MIB
 _SESSION, _MATRIX = 15 * _MIB, 12 * _KIB
 """A session, and what each matrix adds."""
 _TABLES = 4 * _MIB
 """Rows of the embedding in memory, and the pages of rotary tables in use."""
+_NODE = 2 * _KIB
+"""What each product adds with the kernels: nothing is packed in memory."""
+_SCRATCH = 6
+"""Bytes of rounded activations for each of the widest product's inputs, in the buffers of all threads."""
 _LOADING = 60 * _MIB
 """Pages of the weights' file that were read and not yet given back during loading, at most."""
+
+
+def _kernels() -> bool:
+    from edgespec import kernels
+
+    return kernels.library() is not None
 
 
 class OnnxSpec(RuntimeSpec):
     """See ``RuntimeSpec``. Memory was measured with onnxruntime 1.31 (see ``edgespec.device.memory``).
 
-    Keys and values are float32. ONNX Runtime's CPU kernel of ``GroupQueryAttention`` also takes float16
-    with float16 queries, and int8 and int4 with scales fixed beforehand; the graphs built here do not.
+    With the kernels (``edgespec.kernels``), on the CPU, keys and values are float16. Without them they are
+    float32: ONNX Runtime's own ``GroupQueryAttention`` takes float16 only with float16 queries.
     """
 
     name = "onnx"
@@ -38,8 +51,8 @@ class OnnxSpec(RuntimeSpec):
     forms = ("built", "plain")
     install = "pip install onnxruntime"
     exact = True
-    prefill_chunk = 32
-    cache_types = ("float32",)
+    prefill_chunk = PREFILL_CHUNK
+    cache_types = ("float16", "float32")
     devices = ("cpu", "gpu", "npu")
     providers = True
 
@@ -49,6 +62,10 @@ class OnnxSpec(RuntimeSpec):
     def version(self) -> str:
         import onnxruntime
 
+        if _kernels():
+            from edgespec.kernels import LAYOUT_VERSION, isa
+
+            return f"{onnxruntime.__version__}, kernels {KERNELS_VERSION}.{LAYOUT_VERSION} {isa()}"
         return f"{onnxruntime.__version__}, built by {BUILDER_VERSION}"
 
     def device(self, device: str, provider: str | None) -> str:
@@ -61,8 +78,19 @@ class OnnxSpec(RuntimeSpec):
         return chosen.removesuffix("ExecutionProvider").lower() + (number and f":{number}")
 
     def memory(self, model: ModelDimensions, run: RunConfiguration) -> RuntimeMemory:
-        layer = 4 * self.prefill_chunk * (3 * model.feed_forward + 6 * model.hidden)
-        attention = 2 * 4 * self.prefill_chunk * model.heads * run.context
+        chunk = self.prefill_chunk
+        layer = 4 * chunk * (3 * model.feed_forward + 6 * model.hidden)
+        if model.kernel_bytes:
+            return RuntimeMemory(
+                libraries=_LIBRARIES,
+                runtime=_SESSION + _NODE * model.matrices,
+                weights=model.kernel_bytes,
+                cache=2 * model.cache_numbers * (run.context + MAX_ROWS),
+                logits=4 * run.rows * model.columns,
+                activations=layer + _SCRATCH * chunk * model.feed_forward,
+                loading=0,
+            )
+        attention = 2 * 4 * chunk * model.heads * run.context
         return RuntimeMemory(
             libraries=_LIBRARIES,
             runtime=_SESSION + _MATRIX * model.matrices + _TABLES,
@@ -72,6 +100,12 @@ class OnnxSpec(RuntimeSpec):
             activations=layer + attention,
             loading=min(_LOADING, model.largest_bytes),
         )
+
+    def cache_types_of(self, model: ModelDimensions) -> tuple[str, ...]:
+        return ("float16",) if model.kernel_bytes else ("float32",)
+
+    def packs(self, device: str, provider: str | None) -> bool:
+        return _kernels() and self.device(device, provider) == "cpu"
 
     def load(self, path: Path, form: Form, options: LoadOptions) -> Runtime:
         if form == "plain":
@@ -85,6 +119,22 @@ class OnnxSpec(RuntimeSpec):
                 provider=options.provider,
                 progress=options.progress,
             )
+        if "packed" in read_manifest(path):
+            from edgespec.runtimes.onnx.kernel_runtime import KernelRuntime
+
+            if self.device(options.device, options.provider) != "cpu":
+                raise UserError(
+                    f"{path} was exported for a CPU with edgespec's kernels; use --device cpu, or export "
+                    "the model with --format onnx"
+                )
+            return KernelRuntime(
+                path,
+                context=options.context,
+                threads=options.threads,
+                rows=options.rows,
+                profile=options.profile,
+                progress=options.progress,
+            )
         from edgespec.runtimes.onnx.runtime import OnnxRuntime
 
         return OnnxRuntime(
@@ -95,13 +145,14 @@ class OnnxSpec(RuntimeSpec):
             provider=options.provider,
             exact=options.exact,
             rows=options.rows,
+            profile=options.profile,
             progress=options.progress,
         )
 
     def pool_threads(self) -> int | None:
-        from edgespec.runtimes.onnx import runtime
+        from edgespec.runtimes.onnx import session
 
-        return runtime.pool_threads()
+        return session.pool_threads()
 
 
 SPEC = OnnxSpec()

@@ -25,9 +25,14 @@ from edgespec.core.runtime import (
 from edgespec.device.machine import physical_cores
 from edgespec.models.optimum_folder import model_context, read_config
 from edgespec.progress import Progress, silent
+from edgespec.runtimes.onnx import PREFILL_CHUNK
 from edgespec.runtimes.onnx.providers import choose_provider
-from edgespec.runtimes.onnx.runtime import PREFILL_CHUNK, share_threads
-from edgespec.runtimes.onnx.session import loading, session_options, start_session
+from edgespec.runtimes.onnx.session import (
+    loading,
+    session_options,
+    share_threads,
+    start_session,
+)
 from edgespec.runtimes.rows import RowTracker
 
 _REMEDY = "export it again"

@@ -22,6 +22,7 @@ from edgespec.device.machine import cpu_name, physical_cores
 from edgespec.errors import UserError
 from edgespec.models.onnx_folder import read_manifest
 from edgespec.progress import Progress, silent
+from edgespec.runtimes.onnx import PREFILL_CHUNK
 from edgespec.runtimes.onnx.invariance import (
     PROBED_SIZES,
     agreeing_sizes,
@@ -29,11 +30,14 @@ from edgespec.runtimes.onnx.invariance import (
     remembered_sizes,
 )
 from edgespec.runtimes.onnx.providers import choose_provider
-from edgespec.runtimes.onnx.session import loading, open_session, release_pages
+from edgespec.runtimes.onnx.session import (
+    loading,
+    open_session,
+    release_pages,
+    share_threads,
+)
 from edgespec.runtimes.rows import RowTracker
 
-PREFILL_CHUNK = 32
-"""Prompt tokens in one pass: each takes half a megabyte of memory."""
 _ATTENDED = 2
 """Attention sees at least so many rows in exact passes: on one it runs another kernel."""
 _WIDE_HEAD = 128
@@ -281,25 +285,3 @@ def _allocate_caches(shapes: dict[str, list[Any]], capacity: int) -> dict[str, F
         name: np.zeros((1, heads, capacity, head_dim), np.float32)
         for name, (_, heads, _, head_dim) in shapes.items()
     }
-
-
-_pool_threads: int | None = None
-
-
-def pool_threads() -> int | None:
-    """The threads that models of this process run on; ``None`` where there was none yet."""
-    return _pool_threads
-
-
-def share_threads(threads: int) -> int:
-    """One thread pool for all sessions of the process: two that spin fight for the cores."""
-    global _pool_threads
-    if _pool_threads is None:
-        ort.set_global_thread_pool_sizes(threads, 1)
-        _pool_threads = threads
-    if _pool_threads != threads:
-        raise UserError(
-            f"this process already runs models on {_pool_threads} threads; "
-            f"start another one to use {threads}"
-        )
-    return threads

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edgespec.errors import UserError
-from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE, Manifest
+from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE, Manifest, read_manifest
 
 _NO_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """An option of ONNX Runtime that it takes from the environment alone, while it makes a session. Flash
@@ -135,6 +135,22 @@ def open_session(
     return session, weights, mapping, embedding
 
 
+def map_constants(options: ort.SessionOptions, folder: Path) -> list[Any]:
+    """Give sessions with these options the constants of a folder that was built, in their file's mapping.
+
+    Keep what is returned as long as the session lives.
+    """
+    values: list[Any] = []
+    with open(folder / WEIGHTS_FILE, "rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for name, dtype, shape, offset in read_manifest(folder)["constants"]:
+        count = int(np.prod(shape, dtype=np.int64))
+        array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
+        values.append(ort.OrtValue.ortvalue_from_numpy(array))
+        options.add_initializer(name, values[-1])
+    return values
+
+
 @contextlib.contextmanager
 def _no_flash_attention() -> Iterator[None]:
     before = os.environ.get(_NO_FLASH_ATTENTION)
@@ -175,3 +191,25 @@ def _read_pages_released(mapping: mmap.mmap) -> Iterator[None]:
 def release_pages(mapping: mmap.mmap) -> None:
     if hasattr(mmap, "MADV_DONTNEED"):  # Windows trims a process's working set itself
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+_pool_threads: int | None = None
+
+
+def pool_threads() -> int | None:
+    """The threads that models of this process run on; ``None`` where there was none yet."""
+    return _pool_threads
+
+
+def share_threads(threads: int) -> int:
+    """One thread pool for all sessions of the process: two that spin fight for the cores."""
+    global _pool_threads
+    if _pool_threads is None:
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _pool_threads = threads
+    if _pool_threads != threads:
+        raise UserError(
+            f"this process already runs models on {_pool_threads} threads; "
+            f"start another one to use {threads}"
+        )
+    return threads

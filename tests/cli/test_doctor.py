@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgespec import kernels
 from edgespec.cli import doctor
 from edgespec.device import machine
 from edgespec.models import store
@@ -70,3 +72,17 @@ def test_memory_is_this_machines() -> None:
 
 def test_every_machine_we_support_has_vector_instructions() -> None:
     assert machine.cpu_features()
+
+
+def test_json_tells_of_the_kernels(run: Run, without_kernels: None) -> None:
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["kernels"] == {
+        "available": False, "isa": None, "why_not": "not built, for a test"
+    }  # fmt: skip
+    assert "not built, for a test; onnx is slower" in found["software"]["kernels"]
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="the kernels were not built")
+def test_json_tells_the_instruction_set(run: Run) -> None:
+    found = json.loads(run("doctor", "--json").stdout)["kernels"]
+    assert found == {"available": True, "isa": kernels.isa(), "why_not": None}

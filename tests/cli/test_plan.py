@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgespec import kernels
 from edgespec.cli.plan import _NAMES
 from edgespec.device import machine
 from edgespec.device.planning import show_bytes
@@ -27,7 +28,7 @@ def test_the_table_shows_the_figures_of_json(with_model: Path, run: Run) -> None
     memory = found["memory"]
     assert sum(memory.values()) == found["total_bytes"]
     assert found["total_bytes"] + found["reserve_bytes"] <= found["budget_bytes"] == 2 * 10**9
-    assert found["smallest_budget_bytes"] < found["total_bytes"]
+    assert found["smallest_budget_bytes"] <= found["total_bytes"] + found["reserve_bytes"]
     sizes = _sizes(result.stdout)
     shown = {name: memory[name] for name in memory if memory[name]}
     assert [sizes.pop(_NAMES[name]) for name in shown] == [format_size(x) for x in shown.values()]
@@ -52,9 +53,13 @@ def test_given_up_context_is_shown(with_model: Path, run: Run) -> None:
 def test_json_is_one_object_of_the_same(with_model: Path, run: Run, smollm2: Path) -> None:
     found = json.loads(run("plan", "--runtime", "onnx", "--context", "512", "--json").stdout)
     assert (found["runtime"], found["context"], found["max_rows"]) == ("onnx", 512, 16)
-    assert (found["cache_type"], found["draft_model"]) == ("float32", False)
+    assert (found["cache_type"], found["draft_model"]) == (
+        "float16" if kernels.library() else "float32",
+        False,
+    )
     assert sum(found["memory"].values()) == found["total_bytes"]
-    assert found["memory"]["weights"] == dimensions_of(GGUFFile(smollm2), 49152).packed_bytes
+    model = dimensions_of(GGUFFile(smollm2), 49152)
+    assert found["memory"]["weights"] == (model.kernel_bytes or model.packed_bytes)
     assert (found["budget_bytes"], found["given_up"]) == (None, [])
 
 

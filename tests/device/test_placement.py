@@ -11,7 +11,7 @@ from edgespec.core.latency import LatencyCurve
 from edgespec.device.placement import Placement, fastest_first, known
 from edgespec.device.profile_files import save
 from edgespec.runtimes import get
-from edgespec.runtimes.onnx import runtime as onnx
+from edgespec.runtimes.onnx import session as onnx
 from tests.device.test_profile import PROFILE
 
 BOTH = ("onnx", "llama-cpp")

@@ -66,8 +66,8 @@ def test_beyond_it_goes_on_as_steep_as_last() -> None:
 
 def test_a_draft_has_passes_of_one_or_two_tokens_and_prompts() -> None:
     curve = PROFILE.draft_curve(get(PROFILE.runtime).prefill_chunk)
-    assert curve.rows == (1, 2, 32)
-    assert curve.seconds == ((0.030, 0.033, 0.4), (0.032, 0.036, 0.4))
+    assert curve.rows == (1, 2, 64)
+    assert curve.seconds == ((0.030, 0.033, 0.8), (0.032, 0.036, 0.8))
     assert len(curve.spread[1]) == 3
 
 

@@ -16,8 +16,8 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.export import build_onnx, onnx_folder
 from edgespec.export.architectures import read_config
-from edgespec.export.decoder import Decoder
 from edgespec.export.graph import Graph
+from edgespec.export.nbits_decoder import NBitsDecoder
 from edgespec.models.gguf import GGUFFile
 from edgespec.progress import silent
 from edgespec.runtimes.onnx.runtime import OnnxRuntime
@@ -68,19 +68,22 @@ def test_the_folder_is_named_after_contents_and_builder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / ("x" * 100 + ".gguf")
-    first, second = (onnx_folder(source, digest * 64, tmp_path) for digest in "01")
+    first, second = (onnx_folder(source, digest * 64, tmp_path, packed=False) for digest in "01")
     assert first.parent == tmp_path
     assert first != second
     assert len(first.name) < 100
+    assert onnx_folder(source, "0" * 64, tmp_path, packed=True) != first
     monkeypatch.setattr("edgespec.export.BUILDER_VERSION", 999)
-    assert onnx_folder(source, "0" * 64, tmp_path) != first
+    assert onnx_folder(source, "0" * 64, tmp_path, packed=False) != first
 
 
 @pytest.mark.parametrize("overrides", [{"tied": True}, {"tied": False}, {"architecture": "qwen2"}])
 def test_progress_only_grows_and_ends_at_the_total(
     tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgespec.export.decoder._PART_WEIGHTS", 1 << 14)  # several parts a tensor
+    monkeypatch.setattr(
+        "edgespec.export.nbits_decoder._PART_WEIGHTS", 1 << 14
+    )  # several parts a tensor
     seen: list[tuple[int, int]] = []
     source = tiny_gguf(tmp_path / "a.gguf", **overrides)
     build_onnx(source, tmp_path / "model", lambda what, done, total: seen.append((done, total)))
@@ -149,7 +152,7 @@ def test_without_room_it_does_not_begin(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 20))
-    with pytest.raises(UserError, match=r"needs \d+ MiB .* 1 MiB are free.*EDGESPEC_HOME"):
+    with pytest.raises(UserError, match=r"needs \d+ MiB .* 1.0 MiB is free.*EDGESPEC_HOME"):
         build_onnx(source, tmp_path / "out" / "model")
     assert left_in(tmp_path / "out") == []
 
@@ -163,7 +166,7 @@ def test_the_room_asked_for_is_about_what_is_taken(
     larger = {"hidden": 512, "heads": 8, "feed_forward": 2048}
     gguf = GGUFFile(tiny_gguf(tmp_path / "a.gguf", architecture, quant, **larger))
     with Graph(tmp_path) as graph:
-        estimate = Decoder(gguf, read_config(gguf.metadata), graph, silent).estimated_bytes()
+        estimate = NBitsDecoder(gguf, read_config(gguf.metadata), graph, silent).estimated_bytes()
     folder = build_onnx(gguf.path, tmp_path / "model")
     taken = (folder / "model.onnx.data").stat().st_size
     assert 0.95 * taken < estimate < 1.15 * taken
@@ -188,7 +191,7 @@ def test_a_disk_that_fills_up_is_an_error_of_one_line(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tiny_gguf(tmp_path / "a.gguf")
-    with pytest.raises(UserError, match="are free; make room"):
+    with pytest.raises(UserError, match="is free; make room"):
         build_onnx(source, small_disk / "model")
     # Now as if it had been filled by somebody else after the check.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40))

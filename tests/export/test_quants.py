@@ -26,7 +26,7 @@ from edgespec.export.quants import (
     row_bytes,
     unpack,
 )
-from edgespec.runtimes.onnx.runtime import share_threads
+from edgespec.runtimes.onnx.session import share_threads
 from tests.tiny import random_matrix
 
 Array = npt.NDArray[Any]

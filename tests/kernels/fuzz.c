@@ -19,7 +19,7 @@ static int below(int n) { return (int)(random32() % (uint32_t)n); }
 static uint32_t bits(float f) { return f == f ? ek_bits(f) : 0x7fc00000; }
 
 int main(int count, char **arguments) {
-    static const int TYPES[] = {EK_F16, EK_BF16, EK_Q4_0, EK_Q4_1, EK_Q5_0, EK_Q5_1, EK_Q8_0, EK_Q2_K, EK_Q3_K, EK_Q4_K,
+    static const int TYPES[] = {EK_F32, EK_F16, EK_BF16, EK_Q4_0, EK_Q4_1, EK_Q5_0, EK_Q5_1, EK_Q8_0, EK_Q2_K, EK_Q3_K, EK_Q4_K,
         EK_Q5_K, EK_Q6_K, EK_IQ4_NL, EK_IQ4_XS, EK_MXFP4, EK_U4_32, EK_U4_64, EK_U4_128, EK_I8_64};
     const int rounds = count > 1 ? atoi(arguments[1]) : 1;
     state = count > 2 ? strtoull(arguments[2], NULL, 10) : 1;

@@ -27,8 +27,10 @@ _HALVES: dict[str, tuple[int, ...]] = {
 def stored(type: str, rows: int, columns: int, seed: int = 0) -> Bytes:
     """Random codes with sane scales, as a file stores them."""
     rng = np.random.default_rng(seed)
-    if type in ("F16", "BF16"):
+    if type in ("F32", "F16", "BF16"):
         values = rng.standard_normal((rows, columns)).astype(np.float32)
+        if type == "F32":
+            return values.view(np.uint8)
         if type == "F16":
             return values.astype(np.float16).view(np.uint8)
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
@@ -53,6 +55,8 @@ def weights(type: str, raw: Bytes, columns: int) -> FloatArray:
 
 def rounded(type: str, x: FloatArray) -> Doubles:
     """``x [n, columns]`` as the product takes it."""
+    if type == "F32":
+        return x.astype(np.float64)
     if type == "F16":
         return x.astype(np.float16).astype(np.float64)
     if type == "BF16":

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import setuptools  # noqa: F401  (before a test imports distutils, which it replaces)
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "kernels" / "src"
@@ -36,13 +37,15 @@ def test_zig_is_asked_for_only_without_a_compiler(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hooks = (backend.get_requires_for_build_wheel, backend.get_requires_for_build_editable)
+    for hook in hooks:  # setuptools' own need a process of their own
+        monkeypatch.setattr(backend.build_meta, hook.__name__, lambda settings=None: [])
     monkeypatch.setenv("EDGESPEC_KERNELS", "1")
     monkeypatch.setattr(backend, "machine", lambda: "x86_64")
     monkeypatch.setattr(backend, "system_compiler", lambda: ["cc"])
     assert not any("ziglang>=0.17" in hook() for hook in hooks)
     monkeypatch.setattr(backend, "system_compiler", lambda: None)
     assert all("ziglang>=0.17" in hook() for hook in hooks)
-    monkeypatch.delenv("EDGESPEC_KERNELS")
+    monkeypatch.setenv("EDGESPEC_KERNELS", "0")
     assert not any("ziglang>=0.17" in hook() for hook in hooks)
     monkeypatch.setenv("EDGESPEC_KERNELS", "1")
     monkeypatch.setattr(backend, "machine", lambda: "riscv64")  # ziglang has no wheel for it
@@ -123,7 +126,7 @@ def test_a_wheel_without_the_library_works_and_states_the_reason(
     assert wheel.name.endswith("-py3-none-any.whl")
     library, reason = installed(wheel, tmp_path / "installed")
     assert library == "None"
-    assert "EDGESPEC_KERNELS was not 1" in reason
+    assert "EDGESPEC_KERNELS was 0" in reason
 
 
 @pytest.mark.slow

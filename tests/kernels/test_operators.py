@@ -17,7 +17,9 @@ from onnx import TensorProto, helper
 
 from edgespec import kernels
 from edgespec.core.runtime import FloatArray
+from edgespec.device.machine import physical_cores
 from edgespec.kernels.native import get_rows, multiply
+from edgespec.runtimes.onnx.session import session_options, share_threads
 from tests.kernels.matrices import Matrices
 
 COLUMNS = 768
@@ -53,9 +55,9 @@ def save(
     return path
 
 
-def open_session(path: Path, packed: kernels.Packed, names: list[str], threads: int = 2) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+def open_session(path: Path, packed: kernels.Packed, names: list[str]) -> Any:
+    share_threads(physical_cores())  # as the process's other sessions do
+    options = session_options()
     options.log_severity_level = 4
     kernels.register(options)
     values = kernels.share(options, packed, names)
@@ -72,7 +74,8 @@ def run(session: Any, x: FloatArray, ids: list[int] | None = None) -> Any:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> kernels.Packed:
     if reason := kernels.why_not():
         pytest.skip(reason)
-    return kernels.pack(Matrices(SHAPES), tmp_path_factory.mktemp("packed") / "model.packed")
+    path = tmp_path_factory.mktemp("packed") / "model.packed"
+    return kernels.open_packed(path, kernels.pack(Matrices(SHAPES), path))
 
 
 def inputs(n: int, seed: int = 0) -> FloatArray:
@@ -86,10 +89,9 @@ def expected(packed: kernels.Packed, names: list[str], x: FloatArray) -> FloatAr
     )
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_products_beside_each_other(threads: int, packed: kernels.Packed, tmp_path: Path) -> None:
+def test_products_beside_each_other(packed: kernels.Packed, tmp_path: Path) -> None:
     names = list(SHAPES)
-    session = open_session(save(tmp_path, packed, names), packed, names, threads)
+    session = open_session(save(tmp_path, packed, names), packed, names)
     x = inputs(600)
     for n in (1, 2, 3, 8, 17, 33, 256, 257, 600):
         y, _ = run(session, x[:, :n])
@@ -174,7 +176,7 @@ print(anonymous() - before, packed.matrices["w"].data.nbytes)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_weights_are_not_copied(tmp_path: Path) -> None:
     source = Matrices({"w": ("Q8_0", 1 << 16, 1024)})
-    packed = kernels.pack(source, tmp_path / "p")
+    packed = kernels.open_packed(tmp_path / "p", kernels.pack(source, tmp_path / "p"))
     path = save(tmp_path, packed, ["w"], 1024)
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "p"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import multiprocessing
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from edgespec.errors import UserError
 from edgespec.export.quants import dequantize
-from edgespec.kernels import PackedFileError, fingerprint, native, open_packed, pack, packed
+from edgespec.kernels import PackedFileError, native, open_packed, pack, packed
 from edgespec.kernels.native import multiply, pack_matrix
 from edgespec.models.gguf import GGUFFile
 from tests.kernels.matrices import Matrices, stored
@@ -31,42 +29,38 @@ def check(found: packed.Packed, seed: int = 0) -> None:
         assert matrix.data.ctypes.data % 64 == 0
 
 
-def count_packing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The types of the matrices that are packed from here on."""
-    done: list[str] = []
-
-    def counted(type: str, rows: int, columns: int, raw: native.Bytes) -> native.Bytes:
-        done.append(type)
-        return pack_matrix(type, rows, columns, raw)
-
-    monkeypatch.setattr(packed, "pack_matrix", counted)
-    return done
+def packed_and_opened(
+    source: Matrices, path: Path, names: list[str] | None = None
+) -> packed.Packed:
+    return open_packed(path, pack(source, path, names))
 
 
-def test_a_file_is_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = count_packing(monkeypatch)
+def test_a_file_holds_the_packed_matrices(tmp_path: Path) -> None:
     path = tmp_path / "model.packed"
-    check(pack(Matrices(SHAPES), path))
-    check(pack(Matrices(SHAPES), path))
+    seen: list[tuple[int, int]] = []
+    key = pack(
+        Matrices(SHAPES), path, progress=lambda what, done, total: seen.append((done, total))
+    )
+    check(open_packed(path, key))
     check(open_packed(path))
-    assert len(done) == len(SHAPES)
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_a_key_in_place_of_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack(Matrices(SHAPES), tmp_path / "p", key=bytes(32))
-    done = count_packing(monkeypatch)
-    pack(Matrices(SHAPES), tmp_path / "p", key=bytes(32))
-    assert not done
-    pack(Matrices(SHAPES), tmp_path / "p", key=bytes(31) + b"1")
-    assert len(done) == len(SHAPES)
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+    first = path.read_bytes()
+    assert pack(Matrices(SHAPES), path) == key
+    assert path.read_bytes() == first
 
 
 def test_a_matrix_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_PART", 32 * 1024)
-    done = count_packing(monkeypatch)
-    check(pack(Matrices(SHAPES), tmp_path / "p"))
-    assert len(done) > len(SHAPES)
+    parts: list[str] = []
+
+    def counted(type: str, rows: int, columns: int, raw: native.Bytes) -> native.Bytes:
+        parts.append(type)
+        return pack_matrix(type, rows, columns, raw)
+
+    monkeypatch.setattr(packed, "pack_matrix", counted)
+    check(packed_and_opened(Matrices(SHAPES), tmp_path / "p"))
+    assert len(parts) > len(SHAPES)
 
 
 def test_tensors_that_are_not_multiplied_are_left_out(tmp_path: Path) -> None:
@@ -75,8 +69,8 @@ def test_tensors_that_are_not_multiplied_are_left_out(tmp_path: Path) -> None:
         **source.tensors,
         "norm": source.tensors["a"].__class__("norm", "F32", (64,), 0, 256),
     }
-    assert set(pack(source, tmp_path / "p").matrices) == {*SHAPES, "short"}
-    assert set(pack(source, tmp_path / "p", ["short"]).matrices) == {"short"}
+    assert set(packed_and_opened(source, tmp_path / "p").matrices) == {*SHAPES, "short"}
+    assert set(packed_and_opened(source, tmp_path / "p", ["short"]).matrices) == {"short"}
 
 
 def _cut(data: bytearray) -> bytes:
@@ -106,22 +100,20 @@ def _matrix(data: bytearray) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_cut, _grow, _older, _foreign, _table, _matrix, lambda _: b""])
-def test_a_damaged_file_is_packed_again(
-    damage: Callable[[bytearray], bytes], tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_refused(damage: Callable[[bytearray], bytes], tmp_path: Path) -> None:
     path = tmp_path / "p"
-    whole = Matrices(SHAPES)
-    pack(whole, path)
+    key = pack(Matrices(SHAPES), path)
     path.write_bytes(damage(bytearray(path.read_bytes())))
     with pytest.raises(PackedFileError):
-        open_packed(path, fingerprint(whole, SHAPES))
-    check(pack(whole, path))
+        open_packed(path, key)
 
 
-def test_a_file_of_another_model_is_packed_again(tmp_path: Path) -> None:
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p"
     pack(Matrices(SHAPES, seed=1), path)
-    check(pack(Matrices(SHAPES, seed=0), path))
+    key = pack(Matrices(SHAPES, seed=0), tmp_path / "q")
+    with pytest.raises(PackedFileError, match="another model"):
+        open_packed(path, key)
 
 
 @pytest.mark.parametrize(
@@ -142,53 +134,23 @@ def test_entries_are_checked(
     path = tmp_path / "p"
     encoded = packed._encoded
     monkeypatch.setattr(packed, "_encoded", lambda t: encoded({**t, "b": {**t["b"], **entry}}))
+    pack(Matrices(SHAPES), path)
     with pytest.raises(PackedFileError, match="b is damaged"):
-        pack(Matrices(SHAPES), path)
+        open_packed(path)
 
 
-def test_a_full_disk_and_no_memory_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_no_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise MemoryError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(packed.os, "fsync", full)
-        with pytest.raises(UserError, match=r"the disk is full; it takes 0\.00 GB"):
-            pack(Matrices(SHAPES), tmp_path / "p")
-    with monkeypatch.context() as patch:
-        patch.setattr(packed, "pack_matrix", none)
-        with pytest.raises(UserError, match="out of memory"):
-            pack(Matrices(SHAPES), tmp_path / "p")
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
-
-
-def _pack_in_a_process(path: Path, barrier: object, results: object) -> None:
-    barrier.wait()  # type: ignore[attr-defined]
-    pack(Matrices(SHAPES), path)
-    results.put(path.stat().st_ino)  # type: ignore[attr-defined]
-
-
-def test_two_processes_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    arguments = (tmp_path / "p", barrier, results)
-    processes = [context.Process(target=_pack_in_a_process, args=arguments) for _ in range(2)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
-    assert found[0] == found[1]  # the second took the first one's file
-    check(open_packed(tmp_path / "p"))
+    monkeypatch.setattr(packed, "pack_matrix", none)
+    with pytest.raises(UserError, match="out of memory"):
+        pack(Matrices(SHAPES), tmp_path / "p")
 
 
 def test_a_real_model(smollm2: Path, tmp_path: Path) -> None:
     source = GGUFFile(smollm2)
-    found = pack(source, tmp_path / "p").matrices
+    found = open_packed(tmp_path / "p", pack(source, tmp_path / "p")).matrices
     assert {name for name in found if name.startswith("blk.0.")} == {
         f"blk.0.{name}.weight"
         for name in (

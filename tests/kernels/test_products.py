@@ -75,7 +75,7 @@ def test_any_number_of_rows_and_rows_as_floats(type: str, rows: int) -> None:
         assert np.array_equal(narrow, wide)
 
 
-@pytest.mark.parametrize("type", ["F16", "BF16", "U4_32", "U4_64", "U4_128", "I8_64"])
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "U4_32", "U4_64", "U4_128", "I8_64"])
 @pytest.mark.parametrize("columns", [1, 33, 100, 576])
 def test_a_last_block_that_is_filled_up(type: str, columns: int) -> None:
     raw = stored(type, 20, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def test_a_name_that_no_runtime_has_is_refused(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", runtimes.BUILT_IN)
-def test_the_others_run_without_a_runtimes_folder(missing: str, tiny: Path) -> None:
+def test_the_others_run_without_a_runtimes_folder(missing: str, tiny: Path, tmp_path: Path) -> None:
     """As in a distribution that leaves one out."""
     code = f"""
 import sys
@@ -112,5 +113,8 @@ if plan.run.runtime.why_not_here() is None:
     with Engine.open({str(tiny)!r}, remember=False) as engine:
         assert engine.generate("hello", chat=False, max_tokens=4).statistics.runtime == names[0]
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    environment = {**os.environ, "EDGESPEC_HOME": str(tmp_path)}  # no profile prefers another
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -14,7 +14,7 @@ def test_the_cache_of_smollm2(smollm2: Path) -> None:
     layers, kv_heads, head_dim = 30, 3, 64
     numbers = layers * 2 * kv_heads * head_dim * 100
     file = GGUFFile(smollm2)
-    assert memory.cache_bytes(file, 100, "onnx") == 4 * numbers
+    assert memory.cache_bytes(file, 100, "onnx") == 2 * numbers
     assert memory.cache_bytes(file, 100, "llama-cpp") == 2 * numbers
 
 

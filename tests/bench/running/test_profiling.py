@@ -33,7 +33,7 @@ def test_a_pass_of_smollm2(
 ) -> None:
     monkeypatch.setenv("EDGESPEC_HOME", str(bench_home))
     found = profile_pass(smollm2, Tokenizer.from_gguf(GGUFFile(smollm2)), 10e9, 1)
-    attention = [o for o in found["operators"] if o["name"] == "GroupQueryAttention"]
+    attention = [o for o in found["operators"] if "Attention" in o["name"]]
     assert [o["count"] for o in attention] == [30]  # one a layer
     assert 0 < sum(o["seconds"] for o in found["operators"]) < 1.5 * found["pass_s"]
     assert found["floor_s"] == found["bytes"] / 10e9
