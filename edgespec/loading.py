@@ -13,7 +13,7 @@ from edgespec.core.runtime_spec import LoadOptions, ModelDimensions, RuntimeSpec
 from edgespec.device.placement import Placement, fastest_first
 from edgespec.device.planning import Asked, Plan, plan
 from edgespec.errors import UserError
-from edgespec.export import build_onnx, onnx_folder
+from edgespec.export import build_onnx, built_folders, onnx_folder
 from edgespec.export.architectures import ARCHITECTURES
 from edgespec.export.dimensions import built_dimensions
 from edgespec.local_model import LocalModel, find, give_back_memory
@@ -220,6 +220,16 @@ def open_runtime(
 
 def built_folder(path: Path, progress: Progress, *, packed: bool) -> Path:
     """Beside what the store downloaded; for the user's own files, in the cache. ``packed``: for the kernels."""
+    return onnx_folder(path, *_built_from(path, progress), packed=packed)
+
+
+def copies(path: Path, progress: Progress = silent) -> list[Path]:
+    """The folders that were built from the model ``path``, by this and by other versions."""
+    return built_folders(path, *_built_from(path, progress))
+
+
+def _built_from(path: Path, progress: Progress) -> tuple[str, Path]:
+    """The SHA-256 of a model's files, and the folder of what is built from them."""
     own = path.resolve().is_relative_to(store.models_dir().resolve())
     parent = path.parent if own else store.cache_dir() / "onnx"
     if path.is_dir():
@@ -227,4 +237,4 @@ def built_folder(path: Path, progress: Progress, *, packed: bool) -> Path:
         sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
     else:
         sha256 = store.sha256_of(path, progress)
-    return onnx_folder(path, sha256, parent, packed=packed)
+    return sha256, parent

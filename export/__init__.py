@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -25,12 +27,18 @@ def onnx_folder(source: Path, sha256: str, parent: Path, *, packed: bool) -> Pat
     return parent / f"{name_of(source)[:48]}-{sha256[:16]}-{form}"
 
 
+def built_folders(source: Path, sha256: str, parent: Path) -> list[Path]:
+    """All that was built from ``source`` in ``parent``, by this and by other versions."""
+    found = parent.glob(f"{glob.escape(name_of(source)[:48])}-{sha256[:16]}-*")
+    return sorted(path for path in found if path.is_dir())
+
+
 def build_onnx(
     source: Path, folder: Path, progress: Progress = silent, *, packed: bool = False
 ) -> Path:
     """Build ``folder`` from a GGUF file or a safetensors folder, unless it is there and whole.
 
-    ``packed``: see ``write_onnx``. It is built under a temporary name beside it and renamed when whole; a
+    ``packed``: see ``write_onnx``. What an earlier version built in its place is deleted. It is built under a temporary name beside it and renamed when whole; a
     second process waits for the first. Raises ``UserError`` where the file cannot be built or does not fit
     on the disk.
     """
@@ -41,6 +49,8 @@ def build_onnx(
         with locked(folder.with_name(f".{folder.name}.lock"), f"build {folder.name}", progress):
             if not is_whole(folder):  # by another process, while this one waited
                 shutil.rmtree(folder, ignore_errors=True)
+                for old in _earlier(folder):
+                    shutil.rmtree(old, ignore_errors=True)
                 _build(source, folder, progress, packed)
     except OSError as error:
         raise UserError(f"cannot build {folder}: {reason(error)}") from error
@@ -58,6 +68,14 @@ def is_whole(folder: Path) -> bool:
     except (UserError, PackedFileError):
         return False
     return True
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """The same model in the same form, built by other versions."""
+    if not (name := re.fullmatch(r"(.+-[0-9a-f]{16}-[a-z]+)[0-9.]+", folder.name)):
+        return []
+    found = folder.parent.glob(f"{glob.escape(name[1])}[0-9]*")
+    return [path for path in found if path.is_dir() and path != folder]
 
 
 def _build(path: Path, folder: Path, progress: Progress, packed: bool) -> None:

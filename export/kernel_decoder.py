@@ -34,8 +34,12 @@ class KernelDecoder(Decoder):
         """The tensors that are packed."""
 
     def estimated_bytes(self) -> int:
-        vectors = sum(t.nbytes for t in self.source.tensors.values() if len(t.shape) < 2)
-        return self.table_bytes + vectors
+        tensors = self.source.tensors.values()
+        return self.table_bytes + sum(
+            kernels.Shape.of(tensor).packed_bytes if len(tensor.shape) == 2 else tensor.nbytes
+            for tensor in tensors
+            if tensor.type in self.types or len(tensor.shape) < 2
+        )
 
     def embed(self, tokens: str) -> str:
         info = self.checked(["token_embd"], [self.weight("token_embd").rows], self.config.hidden)[0]

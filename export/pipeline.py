@@ -102,7 +102,7 @@ def export(
         entry: Mapping[str, Any] = {
             "name": out.name,
             "architecture": runtime.info.architecture,
-            "format": recipe.format,
+            "format": "gguf" if recipe.format == "gguf" else "onnx",
             "path": name,
             "weight_bytes": runtime.info.weight_bytes,
             "token_ids": made.metadata.get(TOKEN_IDS),

@@ -15,6 +15,7 @@ class Recipe:
     """The changes to a model: the options of ``edgespec export``."""
 
     format: str = "onnx"
+    """``packed`` (for the kernels), ``onnx`` (for ONNX Runtime's own operators) or ``gguf``."""
     weights: str = "exact"
     keep_layers: int | Sequence[int] | None = None
     """The number of layers to keep, or their indices."""

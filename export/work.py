@@ -165,9 +165,9 @@ class Work:
 
     def write(self, made: Source, path: Path) -> None:
         """Write a source in the recipe's format."""
-        if self.recipe.format == "onnx":
+        if self.recipe.format != "gguf":
             path.mkdir()
-            write_onnx(made, path, self.progress)
+            write_onnx(made, path, self.progress, packed=self.recipe.format == "packed")
         elif TOKEN_IDS in made.metadata:
             write_trimmed_gguf(made, path, self.progress)
         else:
@@ -191,7 +191,7 @@ class Work:
         recipe, path = self.recipe, self.source.path
         if recipe.weights != "exact" or recipe.makes_a_draft:
             found = self.whole()
-        elif recipe.format == "onnx" and path.is_file() and (spec := for_form("gguf")):
+        elif recipe.format != "gguf" and path.is_file() and (spec := for_form("gguf")):
             # two pools of threads would fight
             found = spec.load(path, "gguf", LoadOptions(context=self.context, threads=1))
             self.opened.callback(found.close)
@@ -204,7 +204,7 @@ class Work:
         """The source itself, unchanged, in the recipe's format."""
         if self._whole is None:
             path = self.source.path
-            if self.recipe.format == "onnx":
+            if self.recipe.format != "gguf":
                 path = self.scratch / "whole"
                 self.write(self.source, path)
             elif path.is_dir():

@@ -27,10 +27,9 @@ _ANSWER_TOKENS = 256
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["onnx", "gguf"]),
-    default="onnx",
-    show_default=True,
-    help="The format of the result: for ONNX Runtime or for llama.cpp.",
+    type=click.Choice(["packed", "onnx", "gguf"]),
+    help="packed: for CPUs, by edgespec's kernels; onnx: for ONNX Runtime alone, on phones, GPUs and "
+    "machines without the kernels; gguf: for llama.cpp.  [default: packed where the kernels are here, else onnx]",
 )
 @click.option(
     "--weights",
@@ -85,7 +84,7 @@ _ANSWER_TOKENS = 256
 def export(
     source: str,
     out: Path,
-    format_: str,
+    format_: str | None,
     weights: str,
     via: str | None,
     trim_vocab: str | None,
@@ -110,9 +109,11 @@ def export(
       edgespec export qwen2.5-coder-1.5b-instruct coder --draft draft
     Quantize a full-precision checkpoint:
       edgespec export ./SmolLM2-135M-Instruct small --weights int4
-    Export for llama.cpp:
+    Export for a phone, a GPU or llama.cpp:
+      edgespec export qwen2.5-coder-0.5b-instruct phone --format onnx
       edgespec export ./SmolLM2-135M-Instruct small --format gguf --weights int4
     """
+    from edgespec import kernels
     from edgespec.export.pipeline import export as run
     from edgespec.export.recipe import Recipe
     from edgespec.export.sources.pruned import parse_layers
@@ -121,7 +122,7 @@ def export(
     if (sampled_from is None) != (prompts is None):
         raise click.UsageError("--sampled-from and --prompts go together")
     recipe = Recipe(
-        format_,
+        format_ or ("onnx" if kernels.why_not() else "packed"),
         weights,
         None if keep_layers is None else parse_layers(keep_layers),
         _tokens(trim_vocab),
@@ -133,7 +134,7 @@ def export(
     try:
         path = Path(source) if Path(source).is_dir() else store.resolve(source, progress)
         if via is not None:
-            if recipe != Recipe() or sampled_from is not None:
+            if recipe != Recipe(recipe.format) or format_ or sampled_from is not None:
                 raise click.UsageError(
                     "--via optimum writes the model as it is; it does not go with other options"
                 )

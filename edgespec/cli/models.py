@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from edgespec.cli.progress import ProgressBar
 from edgespec.cli.table import print_table
+from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
 from edgespec.units import format_size
@@ -89,20 +91,58 @@ def pull(name: str) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|FILE")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Delete a downloaded model and the files built from it.
+    """Delete a downloaded model and what was built from it; of a .gguf FILE, only what was built.
 
     \b
     For example:
       edgespec models remove qwen2.5-coder-0.5b-instruct --yes
+      edgespec models remove ~/Downloads/model.gguf
     """
+    if Path(name).is_file():
+        _remove_built(Path(name), yes)
+        return
     found = [model.entry for model in store.installed() if model.entry.name == name.lower()]
     if found and not yes:
         click.confirm(f"Remove {name} ({format_size(found[0].size)})?", abort=True, err=True)
     store.remove(name)
     click.echo(f"Removed {name}.")
+
+
+def _remove_built(path: Path, yes: bool) -> None:
+    from edgespec.loading import copies
+
+    folders = copies(path)
+    if not folders:
+        raise UserError(f"nothing was built from {path}; delete the file itself if you want to")
+    if not yes:
+        size = format_size(sum(map(_size, folders)))
+        click.confirm(f"Remove what was built from {path} ({size})?", abort=True, err=True)
+    for folder in folders:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise UserError(f"cannot remove {folder}: {store.reason(error)}") from error
+    click.echo(f"Removed what was built from {path}.")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _built(path: Path) -> str:
+    """The folders that were built from a model, a line each, with their sizes on the disk."""
+    from edgespec.loading import copies
+
+    progress = ProgressBar()
+    try:
+        folders = copies(path, progress)
+    finally:
+        progress.stop()
+    lines = [f"{format_size(_size(folder))} in {folder}" for folder in folders]
+    return "\n".join(lines).replace("\n", "\n" + " " * 14) or "nothing yet"
 
 
 def _of_entry(entry: CatalogueEntry) -> dict[str, str]:
@@ -121,6 +161,7 @@ def _of_entry(entry: CatalogueEntry) -> dict[str, str]:
         "runtimes": ", ".join(entry.runtimes),
         "sources": "\n".join(entry.sources).replace("\n", "\n" + " " * 14),
         "installed": "".join(paths) or f"no; `edgespec models pull {entry.name}`",
+        **({"built": _built(Path(paths[0]))} if paths else {}),
     }
 
 
@@ -138,4 +179,5 @@ def _of_file(path: Path) -> dict[str, str]:
         "size": format_size(path.stat().st_size),
         "tensors": ", ".join(f"{count} {name}" for name, count in types.most_common()),
         "path": str(path.resolve()),
+        "built": _built(path),
     }

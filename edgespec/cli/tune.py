@@ -76,7 +76,7 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
             {"path": path and str(path), **json.loads(dumps(profile))}
             for profile, path in zip(everything, tuned.paths, strict=True)
         ]
-        click.echo(json.dumps({"use": use, "profiles": kept}))
+        click.echo(json.dumps({"use": use, **_figures(tuned.best), "profiles": kept}))
     else:
         for profile in [p for p in everything if p.threads == p.best_threads]:
             click.echo("\n".join([*_report(profile), ""]))
@@ -95,6 +95,17 @@ def tune(model: str, as_json: bool, **options: Any) -> None:
                 f"the machine was busy: the times of equal passes on {profile.runtime} differ by {noise:.0%}; "
                 "tune again when nothing else runs"
             )
+
+
+def _figures(profile: Profile) -> dict[str, Any]:
+    """The pass times with the fewest cached tokens, and what explains them."""
+    return {
+        "rows": list(profile.curve.rows),
+        "ms": [round(1e3 * seconds, 3) for seconds in profile.curve.seconds[0]],
+        "prefill_tokens_per_s": profile.prefill_tokens_per_s,
+        "bytes_read": profile.model["weight_bytes"],
+        "isa": profile.model.get("isa"),
+    }
 
 
 def _report(profile: Profile) -> Iterator[str]:

@@ -30,7 +30,8 @@ class ModelInfo:
     tokens of its columns; ``None``: every token, in order. ``max_rows`` is the largest number of rows of
     logits in a pass that memory was planned for. ``trees``: whether a pass may be a tree; else it must
     be a chain. ``prefill_chunk``: prompt tokens per pass; a larger chunk is hardly faster and delays
-    Ctrl-C. ``hidden_size`` is the width of ``Runtime.features``; 0 if the runtime has none.
+    Ctrl-C. ``hidden_size`` is the width of ``Runtime.features``; 0 if the runtime has none. ``isa`` is
+    the instruction set of edgespec's kernels; ``None`` if the runtime does not use them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelInfo:
     trees: bool = False
     prefill_chunk: int = 64
     hidden_size: int = 0
+    isa: str | None = None
 
     def padded(self, rows: int) -> int:
         """The size that a pass over ``rows`` tokens is padded to."""

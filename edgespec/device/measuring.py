@@ -82,6 +82,7 @@ def measure_profile(
             "name": name.strip() or "unnamed",
             "fingerprint": setup.fingerprint,
             "weight_bytes": info.weight_bytes,
+            **({"isa": info.isa} if info.isa else {}),
         },
         runtime=setup.runtime,
         runtime_version=setup.runtime_version,

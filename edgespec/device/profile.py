@@ -60,7 +60,7 @@ class Profile:
     """``cpu``, ``cores`` (physical, to use), ``threads`` (logical), ``system``, ``power`` ("mains",
     "battery" or "unknown"), ``pages`` ("huge" or "small"); where it was measured, ``memory_bytes_per_s``."""
     model: Facts
-    """``name``, ``fingerprint`` and ``weight_bytes``, what a pass reads."""
+    """``name``, ``fingerprint`` and ``weight_bytes``, what a pass reads; with the kernels, their ``isa``."""
     runtime: str
     runtime_version: str
     device: str

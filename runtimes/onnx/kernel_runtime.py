@@ -117,6 +117,7 @@ class KernelRuntime(RowTracker):
             prefill_chunk=PREFILL_CHUNK,
             trees=True,
             hidden_size=int(hidden),
+            isa=kernels.isa(),
         )
 
     def forward(

@@ -15,10 +15,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from edgespec import kernels
 from edgespec.export.pipeline import export
 from edgespec.export.recipe import Recipe
 from edgespec.models.bundle import read_bundle
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.onnx_folder import read_manifest
 from edgespec.models.tokenizer import Tokenizer
 from tests.cli.conftest import Run, error_of, spawn
 from tests.hf_folder import safetensors_folder
@@ -45,6 +47,9 @@ def test_a_target_becomes_a_bundle(run: Run, tiny_model: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert "perplexity" in result.stdout
     manifest = manifest_of(tmp_path / "out")
+    assert manifest["target"]["format"] == "onnx"
+    packed = "packed" in read_manifest(tmp_path / "out" / "model")
+    assert packed == (kernels.why_not() is None)
     jsonschema.validate(manifest, SCHEMA)
     assert manifest["drafts"] == []
     quality = manifest["target"]["quality"]
@@ -68,7 +73,7 @@ def test_the_same_export_gives_the_same_bytes(run: Run, tiny_model: Path, tmp_pa
 def test_a_draft_is_packed_with_its_target(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the sea is salty and the rivers are not\n" * 50, encoding="utf-8")
-    trim = ("--trim-vocab", 290, "--corpus", corpus)
+    trim = ("--trim-vocab", 280, "--corpus", corpus)  # rows are packed by 16
     result = run("export", tiny_model, tmp_path / "draft", *trim)
     assert result.exit_code == 0, result.output
     assert "coverage" in result.stdout
@@ -76,7 +81,7 @@ def test_a_draft_is_packed_with_its_target(run: Run, tiny_model: Path, tmp_path:
     jsonschema.validate(draft, SCHEMA)
     assert draft["target"] is None
     [model] = draft["drafts"]
-    assert len(model["token_ids"]) == 290
+    assert len(model["token_ids"]) == 280
     assert model["quality"]["bytes_per_token"] < model["quality"]["bytes_per_token_before"]
     result = run("export", tiny_model, tmp_path / "both", "--draft", tmp_path / "draft")
     assert result.exit_code == 0, result.output
@@ -255,3 +260,21 @@ def test_ctrl_c_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
         raise
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_", ["packed", "onnx", "gguf"])
+def test_every_format_gives_the_tokens_of_the_source(
+    format_: str, run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    if format_ == "packed" and (reason := kernels.why_not()):
+        pytest.skip(reason)
+    if format_ == "gguf":
+        pytest.importorskip("llama_cpp")
+    out = tmp_path / "out"
+    result = run("export", tiny_model, out, "--format", format_)
+    assert result.exit_code == 0, result.output
+    assert manifest_of(out)["target"]["provenance"]["options"]["format"] == format_
+    asked = ("--raw", "-p", "the sea", "--max-tokens", 12)
+    answers = [run("generate", m, *asked) for m in (tiny_model, out)]
+    assert [answer.exit_code for answer in answers] == [0, 0]
+    assert answers[0].stdout == answers[1].stdout

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.loading import copies
 from edgespec.models import store
 from edgespec.models.catalogue import load_catalogue
+from edgespec.units import format_size
 from tests.cli.conftest import Run, error_of
 
 NAME = "smollm2-135m-instruct"
@@ -48,6 +50,25 @@ def test_show_a_file(tiny_model: Path, run: Run) -> None:
     assert "tiny llama" in shown
     assert "512 tokens" in shown
     assert str(tiny_model) in shown
+
+
+def test_what_was_built_is_shown_and_removed(
+    tiny_model: Path, run: Run, home: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.gguf"
+    own.write_bytes(tiny_model.read_bytes())
+    assert "nothing yet" in run("models", "show", own).stdout
+    assert "nothing was built from" in error_of(run("models", "remove", own, "--yes"))
+    assert run("generate", own, "--runtime", "onnx", "-p", "a", "--max-tokens", 1).exit_code == 0
+    shown = run("models", "show", own).stdout
+    [folder] = copies(own)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    assert f"{format_size(size)} in {folder}" in shown
+    assert run("models", "remove", own, input="n\n").exit_code == 1
+    assert folder.exists()
+    assert run("models", "remove", own, "--yes").exit_code == 0
+    assert not folder.exists()
+    assert own.exists()
 
 
 @pytest.mark.parametrize("command", ["show", "pull", "remove"])

@@ -75,6 +75,12 @@ def test_json(home: Path, tiny_model: Path, run: Run) -> None:
     assert paths == sorted(store.profiles_dir().iterdir())
     for found in told["profiles"]:
         assert profile_files._parse(json.dumps(found)) in kept()
+    best = next(p for p in kept() if p.threads == told["use"]["threads"])
+    assert told["rows"] == list(best.curve.rows)
+    assert told["ms"] == pytest.approx([1e3 * s for s in best.curve.seconds[0]], abs=1e-3)
+    assert told["prefill_tokens_per_s"] == best.prefill_tokens_per_s
+    assert told["bytes_read"] == best.model["weight_bytes"] > 0
+    assert told["isa"] == (kernels.isa() if kernels.library() else None)
 
 
 def test_options_reach_what_is_measured(home: Path, tiny_model: Path, run: Run) -> None:

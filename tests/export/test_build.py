@@ -19,6 +19,7 @@ from edgespec.export.architectures import read_config
 from edgespec.export.graph import Graph
 from edgespec.export.nbits_decoder import NBitsDecoder
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.store import sha256_of
 from edgespec.progress import silent
 from edgespec.runtimes.onnx.runtime import OnnxRuntime
 from tests.tiny import tiny_gguf
@@ -53,6 +54,17 @@ def test_a_built_folder_holds_a_whole_model(source: Path, tmp_path: Path) -> Non
     assert (runtime.info.name, runtime.info.architecture, runtime.info.layers) == ("a", "llama", 2)
     assert runtime.info.vocab_size == GGUFFile(source).tensors["token_embd.weight"].rows
     runtime.close()
+
+
+def test_builds_of_earlier_versions_are_deleted(source: Path, tmp_path: Path) -> None:
+    sha256 = sha256_of(source)
+    folder = onnx_folder(source, sha256, tmp_path / "out", packed=False)
+    stem = folder.name.rstrip("0123456789")
+    kept = [f"{stem.replace('-onnx', '-kernels')}1.1", stem.replace(sha256[:16], "0" * 16) + "1"]
+    for name in (f"{stem}1", *kept, "model2"):
+        (folder.parent / name).mkdir(parents=True)
+    build_onnx(source, folder)
+    assert left_in(folder.parent) == sorted([folder.name, *kept, "model2"])
 
 
 def test_it_is_built_once(source: Path, tmp_path: Path) -> None:
