@@ -1,10 +1,11 @@
-"""What a pass over n tokens costs on onnx and on llama.cpp, in alternated processes."""
+"""Latency of passes over n tokens and of prompts on every runtime, in alternated processes."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 
@@ -20,7 +21,13 @@ from edgespec.bench.experiments.common import (
     threads_option,
 )
 from edgespec.bench.workloads import own_text
+from edgespec.core.decoding import prefill
+from edgespec.device.machine import physical_cores
+from edgespec.device.measuring import memory_bandwidth
 from edgespec.engine import Engine
+from edgespec.loading import candidates
+from edgespec.local_model import find
+from edgespec.progress import silent
 
 SIZES = (1, 2, 4, 8, 16)
 _CONTEXT = 128
@@ -31,7 +38,7 @@ _DECODED = 32
 
 @dataclass
 class Passes:
-    """Seconds of every pass timed, by its tokens; plain decoding's are under 0."""
+    """Seconds of every pass and prompt timed, by its tokens; plain decoding's are under 0."""
 
     seconds: dict[int, list[float]]
     weight_bytes: int
@@ -39,6 +46,11 @@ class Passes:
     def median(self, size: int) -> float:
         """Of the passes over ``size`` tokens."""
         return statistics.median(self.seconds[size])
+
+    def cell(self, size: int) -> str:
+        """Milliseconds: the median and the range."""
+        times = [1e3 * s for s in self.seconds[size]]
+        return f"{statistics.median(times):.1f} [{min(times):.1f}–{max(times):.1f}]"
 
 
 def time_sizes(engine: Engine, repeats: int) -> dict[int, list[float]]:
@@ -58,10 +70,13 @@ def time_sizes(engine: Engine, repeats: int) -> dict[int, list[float]]:
     return seconds
 
 
-def time_passes(model: str, runtime: str, threads: int | None, repeats: int) -> Passes:
-    """Time passes over the sizes, in turn, and then plain decoding."""
+def time_passes(
+    model: str, runtime: str, threads: int | None, repeats: int, prompts: Sequence[int]
+) -> Passes:
+    """Time passes over the sizes, in turn, then plain decoding, then a prompt of each length."""
+    context = max([1024, *(length + 1 for length in prompts)])
     with Engine.open(
-        model, runtime=runtime, draft="none", exact=False, context=1024, threads=threads
+        model, runtime=runtime, draft="none", exact=False, context=context, threads=threads
     ) as engine:
         seconds = {0: list[float](), **time_sizes(engine, repeats)}
         target, token = engine.target, 0
@@ -71,6 +86,13 @@ def time_passes(model: str, runtime: str, threads: int | None, repeats: int) -> 
             target.keep([0])
             if step > 1:
                 seconds[0].append(perf_counter() - started)
+        text = engine.tokenizer.encode(own_text())
+        for length in prompts:
+            tokens = list(islice(cycle(text), length + 1))
+            target.truncate(0)
+            started = perf_counter()
+            prefill(target, tokens)
+            seconds[length] = [perf_counter() - started]
         return Passes(seconds, engine.info.weight_bytes)
 
 
@@ -82,48 +104,49 @@ def merged(parts: Sequence[Passes]) -> Passes:
 
 @experiment
 @click.option("--repeats", default=7, show_default=True, help="Passes of a size in a process.")
+@click.option("--rounds", default=1, show_default=True, help="Times that A B B A is repeated.")
+@click.option(
+    "--prompt", "prompts", type=int, multiple=True, help="Also time prompts of so many tokens."
+)
 @threads_option
-def main(model: str, repeats: int, threads: int | None, json_path: Path | None) -> None:
-    """Time of a pass over n tokens on onnx and on llama.cpp, in alternated processes (A B B A)."""
+def main(
+    model: str,
+    repeats: int,
+    rounds: int,
+    prompts: tuple[int, ...],
+    threads: int | None,
+    json_path: Path | None,
+) -> None:
+    """Latency of a pass over n tokens on every runtime here, in alternated processes (A B B A)."""
+    runtimes = [spec.name for spec in candidates(find(model, silent))]
     note("opening once, so that nothing is built while we measure")
-    in_child(time_passes, model, "onnx", threads, 1)
-    found: dict[str, list[Passes]] = {"onnx": [], "llama-cpp": []}
-    for runtime in ("onnx", "llama-cpp", "llama-cpp", "onnx"):
+    in_child(time_passes, model, runtimes[0], threads, 1, ())
+    found: dict[str, list[Passes]] = {runtime: [] for runtime in runtimes}
+    for runtime in [*runtimes, *runtimes[::-1]] * rounds:
         note(f"timing {runtime}")
-        found[runtime].append(in_child(time_passes, model, runtime, threads, repeats))
-    onnx, llama = merged(found["onnx"]), merged(found["llama-cpp"])
+        found[runtime].append(in_child(time_passes, model, runtime, threads, repeats, prompts))
+    passes = {runtime: merged(parts) for runtime, parts in found.items()}
+    first, *others = passes.values()
 
-    def cells(passes: Passes, size: int) -> list[str]:
-        times = [1e3 * s for s in passes.seconds[size]]
-        spread = f"{statistics.median(times):.1f} [{min(times):.1f}–{max(times):.1f}]"
-        return [spread, f"{passes.median(size) / passes.median(1):.2f}"]
+    def row(size: int) -> list[str]:
+        name = (
+            "n=1, decoding" if not size else f"n={size}" if size in SIZES else f"prompt of {size}"
+        )
+        cells = [f"{p.cell(size)} ({p.median(size) / p.median(1):.2f})" for p in passes.values()]
+        return [name, *cells, *(f"{first.median(size) / p.median(size):.2f}" for p in others)]
 
-    rows = [
-        [
-            f"n={size}" if size else "n=1, decoding",
-            *cells(onnx, size),
-            *cells(llama, size),
-            f"{onnx.median(size) / llama.median(size):.2f}",
-        ]
-        for size in (0, *SIZES)
-    ]
-    headers = [
-        f"after {_CONTEXT} tokens",
-        "onnx, ms",
-        "R(n)",
-        "llama.cpp, ms",
-        "R(n)",
-        "onnx/llama",
-    ]
+    ratios = [f"{runtimes[0]} / {runtime}" for runtime in runtimes[1:]]
+    headers = [f"after {_CONTEXT} tokens, ms (R)", *runtimes, *ratios]
+    speed = memory_bandwidth(threads or physical_cores())
     gained = [
-        [name, f"{p.weight_bytes / 1e6:.0f}", f"{p.weight_bytes / p.median(1) / 1e9:.1f}"]
-        for name, p in (("onnx", onnx), ("llama.cpp", llama))
-    ]
+        [name, f"{p.weight_bytes / 1e6:.0f}", f"{(rate := p.weight_bytes / p.median(1)) / 1e9:.1f}",
+         f"{rate / speed:.0%}"]
+        for name, p in passes.items()
+    ]  # fmt: skip
     tables = [
-        table(headers, rows),
-        table(["runtime", "MB read a pass", "GB/s at n=1"], gained),
-        f"Plain decoding, onnx: {llama.median(0) / onnx.median(0):.2f}× llama.cpp's. "
-        f"A pass over 4 tokens: {onnx.median(4) / llama.median(4):.2f}× llama.cpp's time.",
+        table(headers, [row(size) for size in (0, *SIZES, *prompts)]),
+        table(["runtime", "MB read a pass", "GB/s at n=1", "of reading alone"], gained),
+        f"Reading alone gets {speed / 1e9:.1f} GB/s here.",
     ]
-    figures = {"onnx": asdict(onnx), "llama_cpp": asdict(llama)}
+    figures = {"bandwidth": speed, **{name: asdict(p) for name, p in passes.items()}}
     report("Passes: medians [min–max]", machine(model), tables, json_path, figures)
