@@ -10,7 +10,7 @@ import ctypes
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,8 @@ class SequenceRuntime(RowTracker, ABC):
         self._arange = np.arange(cells, dtype=np.int32)
         self._cached = 0  # rows of the library's cache; those after ``length`` are uncommitted
         self._leaf_of_row: list[int] | None = None  # the first leaf below each row of a tree
-        self._views: dict[tuple[int, int], FloatArray] = {}
+        self._views: dict[tuple[int, int, int], FloatArray] = {}
+        self._has_features = False
 
     @abstractmethod
     def _decode(self) -> None:
@@ -103,6 +104,14 @@ class SequenceRuntime(RowTracker, ABC):
     def _buffer(self) -> Any:
         """A pointer to the logits of the last batch."""
 
+    def _set_features(self, wanted: bool) -> None:
+        """Whether the next batch has features; called where that changes, if ``info.hidden_size``."""
+        raise NotImplementedError
+
+    def _feature_buffer(self) -> Any:
+        """A pointer to the features of the last batch."""
+        raise NotImplementedError
+
     def forward(
         self,
         tokens: Sequence[int],
@@ -119,6 +128,9 @@ class SequenceRuntime(RowTracker, ABC):
             raise RuntimeError("the model has been closed")
         length, rows = self.length, len(tokens)
         tree = self._append(rows, parents, features)
+        if features != self._has_features:
+            self._set_features(features)
+            self._has_features = features
         self._forget_uncommitted()
         self._cached = length + rows
         self._feed(tokens)
@@ -126,12 +138,20 @@ class SequenceRuntime(RowTracker, ABC):
             self._positions[:rows] = self._arange[length : length + rows]
         else:
             self._lay_out_tree(tree)
-        self._wanted[:rows] = logits == "all"
+        self._wanted[:rows] = (
+            logits == "all" or features
+        )  # llama.cpp has features of all rows or of none
         if logits == "last":
             self._wanted[rows - 1] = 1
         self._batch.n_tokens = rows
         self._decode()
-        return self._logits({"all": rows, "last": 1, "none": 0}[logits])
+        count = {"all": rows, "last": 1, "none": 0}[logits]
+        if not features:
+            return self._view(self._buffer, count, self.info.vocab_size)
+        self.features = self._view(self._feature_buffer, rows, self.info.hidden_size)[
+            rows - count :
+        ]
+        return self._view(self._buffer, rows, self.info.vocab_size)[rows - count :]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See ``Runtime``."""
@@ -185,15 +205,14 @@ class SequenceRuntime(RowTracker, ABC):
             self._copy(0, sequence, 0, self.length)
         self._positions[:rows] = np.add(depths, self.length)
 
-    def _logits(self, rows: int) -> FloatArray:
-        """The first rows of the library's buffer. Views are kept: making one costs 20 µs."""
+    def _view(self, buffer_of: Callable[[], Any], rows: int, width: int) -> FloatArray:
+        """The first rows of a buffer of the library's. Views are kept: making one costs 20 µs."""
         if rows == 0:
-            return np.empty((0, self.info.vocab_size), np.float32)
-        buffer = self._buffer()
-        key = (ctypes.addressof(buffer.contents), rows)
+            return np.empty((0, width), np.float32)
+        buffer = buffer_of()
+        key = (ctypes.addressof(buffer.contents), rows, width)
         if key not in self._views:
-            shape = (rows, self.info.vocab_size)
-            self._views[key] = np.ctypeslib.as_array(buffer, shape)
+            self._views[key] = np.ctypeslib.as_array(buffer, (rows, width))
         return self._views[key]
 
 

@@ -26,12 +26,14 @@ from edgespec.bench.experiments.common import (
 )
 from edgespec.bench.workloads import WINDOW, own_text, windows
 from edgespec.core.runtime import Runtime
+from edgespec.core.runtime_spec import LoadOptions
 from edgespec.errors import UserError
 from edgespec.export import build_onnx
 from edgespec.export.quality import log_softmax
 from edgespec.models import store
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.tokenizer import Tokenizer
+from edgespec.runtimes import get
 
 _CHUNK = 128  # tokens in a pass
 
@@ -113,9 +115,6 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Compare the onnx runtime's perplexity with llama.cpp's on the same GGUF file."""
-    from edgespec.runtimes.llama_cpp.runtime import LlamaCppRuntime
-    from edgespec.runtimes.onnx.runtime import OnnxRuntime
-
     path = store.resolve(model)
     words = text.read_text("utf-8") if text else own_text()
     with tempfile.TemporaryDirectory() as name:
@@ -125,9 +124,10 @@ def main(
         pieces = list(windows(Tokenizer.from_gguf(GGUFFile(path)), words, tokens))
         facts = machine(path)
         note("building the ONNX model")
-        built = build_onnx(path, folder / "onnx")
-        other = OnnxRuntime(built, context=WINDOW, threads=threads, exact=False)
-        reference = LlamaCppRuntime(path, context=WINDOW, threads=threads, device="cpu")
+        onnx, llama = get("onnx"), get("llama-cpp")
+        built = build_onnx(path, folder / "onnx", packed=onnx.packs("cpu", None))
+        options = LoadOptions(context=WINDOW, threads=threads, device="cpu")
+        other, reference = onnx.load(built, "built", options), llama.load(path, "gguf", options)
         sums = Comparison()
         for number, window in enumerate(pieces, 1):
             compare(reference, other, window, sums)

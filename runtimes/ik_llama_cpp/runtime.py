@@ -3,6 +3,7 @@ ik-llama-cpp-python. Extra ``[ik]``.
 
 Weights are repacked as they are loaded, for kernels that read several rows of them at once. Which kernel
 computes a row depends on the rows beside it, so sizes of pass do not agree and exactness is not promised.
+A pass has either logits or embeddings, so there are no features.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ class LlamaCppRuntime(SequenceRuntime):
             token_ids=tuple(file.metadata[TOKEN_IDS]) if embedding else None,
             max_rows=rows,
             trees=True,
+            hidden_size=llama.llama_model_n_embd(model),
         )
         super().__init__(info, leaves, llama.llama_batch, context)
         self._embedding: _Embedding | None = None
@@ -126,6 +127,12 @@ class LlamaCppRuntime(SequenceRuntime):
 
     def _buffer(self) -> Any:
         return llama.llama_get_logits(self._context)
+
+    def _set_features(self, wanted: bool) -> None:
+        llama.llama_set_embeddings(self._context, wanted)
+
+    def _feature_buffer(self) -> Any:
+        return llama.llama_get_embeddings(self._context)
 
     def _feed_embeddings(self, embedding: _Embedding, file: GGUFFile) -> None:
         """From now on give llama.cpp embeddings in place of tokens.

@@ -131,9 +131,13 @@ class RuntimeContract:
         assert runtime.features is not None
         together = runtime.features.copy()
         assert (together.shape, together.dtype) == ((4, width), np.float32)
-        runtime.forward(TOKENS[:4], logits="last", features=True)
+        logits = runtime.forward(TOKENS[:4], features=True).copy()
+        last = runtime.forward(TOKENS[:4], logits="last", features=True)
         assert runtime.features is not None
         self.assert_same(runtime.features, together[-1:])
+        self.assert_same(last, logits[-1:])
+        self.assert_same(runtime.forward(TOKENS[:4]), logits)
+        assert runtime.features is None
 
     def test_overflow(self, runtime: Runtime) -> None:
         context = runtime.info.context

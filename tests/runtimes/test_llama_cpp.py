@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec import kernels
 from edgespec.core.runtime import Runtime
 from edgespec.errors import UserError
 from edgespec.export.sources.trimmed import TrimmedHead, write_trimmed_gguf
+from edgespec.loading import open_runtime
 from edgespec.models.gguf import GGUFFile
 from tests.runtimes.contract import TOKENS, RuntimeContract
 from tests.tiny import TINY, tiny_gguf
@@ -261,3 +263,16 @@ def test_llama_cpp_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[s
     runtime.forward(TOKENS)
     runtime.close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(kernels.why_not() is not None, reason="no kernels")
+def test_features_are_those_of_onnx(smollm2: Path) -> None:
+    found = []
+    for name in ("onnx", "llama-cpp"):
+        runtime = open_runtime(smollm2, name, context=64)
+        runtime.forward(list(range(100, 140)), features=True)
+        assert runtime.features is not None
+        found.append(runtime.features.copy())
+        runtime.close()
+    error = np.linalg.norm(found[1] - found[0], axis=1) / np.linalg.norm(found[0], axis=1)
+    assert error.max() < 0.05
