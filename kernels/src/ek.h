@@ -8,6 +8,7 @@
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the kernels need a little-endian machine"
 #endif
+_Static_assert(sizeof(size_t) >= 8, "the kernels need 64-bit addresses: the sizes of matrices are not checked for overflow");
 
 enum {
     EK_LAYOUT = 1,         // the version of LAYOUT.md, as in native.py

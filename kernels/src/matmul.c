@@ -104,14 +104,13 @@ static void multiply_chunk(void *data, size_t i) {
     }
 }
 
+// The matrix of a part, from input i.
 static OrtStatus *weights(const OrtKernelContext *context, size_t i, const kernel *k, int part, ek_matrix *out) {
-    int64_t dimensions[MAX_DIMENSIONS];
-    size_t count = 0;
-    const void *data = NULL;
-    TRY(ek_input(context, i, &data, dimensions, &count));
-    if (count != 1 || (uint64_t)dimensions[0] != k->bytes[part]) return ek_invalid("edgespec: a packed matrix has the wrong size");
+    ek_tensor w;
+    TRY(ek_input(context, i, 1, &w));
+    if (w.count != 1 || (uint64_t)w.dimensions[0] != k->bytes[part]) return ek_invalid("edgespec: a packed matrix has the wrong size");
     *out = k->matrix[part];
-    out->data = data;
+    out->data = w.data;
     out->act_blocks = k->blocks[out->format->act];
     return NULL;
 }
@@ -119,19 +118,17 @@ static OrtStatus *weights(const OrtKernelContext *context, size_t i, const kerne
 static OrtStatus *multiply(void *data, OrtKernelContext *context) {
     const kernel *k = data;
     job j = {.k = k, .isa = ek_active()};
-    int64_t dimensions[MAX_DIMENSIONS];
-    size_t count = 0, inputs = 0;
-    const void *x = NULL;
+    ek_tensor x;
+    size_t inputs = 0;
     TRY(ek_ort.KernelContext_GetInputCount(context, &inputs));
     if (inputs != (size_t)k->parts + 1) return ek_invalid("GgufMatMul: one packed matrix for each part");
-    TRY(ek_input(context, 0, &x, dimensions, &count));
-    if (!count || dimensions[count - 1] != k->columns) return ek_invalid("GgufMatMul: the last dimension of X is not the matrix's columns");
+    TRY(ek_input(context, 0, sizeof(float), &x));
+    if (!x.count || x.dimensions[x.count - 1] != k->columns) return ek_invalid("GgufMatMul: the last dimension of X is not the matrix's columns");
     for (int p = 0; p < k->parts; p++) TRY(weights(context, (size_t)p + 1, k, p, &j.matrix[p]));
-    int64_t n = 1;
-    for (size_t i = 0; i + 1 < count; i++) n *= dimensions[i];
-    dimensions[count - 1] = k->rows;
-    TRY(ek_output(context, 0, dimensions, count, &j.y));
-    j.x = x;
+    int64_t n = (int64_t)ek_product(x.dimensions, x.count - 1);
+    x.dimensions[x.count - 1] = k->rows;
+    TRY(ek_output(context, 0, x.dimensions, x.count, &j.y));
+    j.x = x.data;
     if (n == 0) return NULL;
 
     ek_buffer *scratch = ek_take(scratch_bytes(k, (size_t)(n < STRIP ? n : STRIP)));
@@ -163,18 +160,16 @@ static void get_row(void *data, size_t i) {
 static OrtStatus *gather(void *data, OrtKernelContext *context) {
     const kernel *k = data;
     lookup l;
-    int64_t dimensions[MAX_DIMENSIONS];
-    size_t count = 0, rows = 1;
-    const void *ids = NULL;
-    TRY(ek_input(context, 0, &ids, dimensions, &count));
+    ek_tensor ids;
+    TRY(ek_input(context, 0, sizeof(int64_t), &ids));
     TRY(weights(context, 1, k, 0, &l.m));
-    if (count >= MAX_DIMENSIONS) return ek_invalid("edgespec: too many dimensions");
-    for (size_t i = 0; i < count; i++) rows *= (size_t)dimensions[i];
-    l.ids = ids;
+    if (ids.count >= MAX_DIMENSIONS) return ek_invalid("edgespec: too many dimensions");
+    const size_t rows = ek_product(ids.dimensions, ids.count);
+    l.ids = ids.data;
     for (size_t i = 0; i < rows; i++)
         if (l.ids[i] < 0 || l.ids[i] >= l.m.rows) return ek_invalid("GgufGatherRows: a row outside of the matrix");
-    dimensions[count] = k->columns;
-    TRY(ek_output(context, 0, dimensions, count + 1, &l.y));
+    ids.dimensions[ids.count] = k->columns;
+    TRY(ek_output(context, 0, ids.dimensions, ids.count + 1, &l.y));
     if (rows > 4) return ek_parallel(context, get_row, rows, &l);
     for (size_t i = 0; i < rows; i++) get_row(&l, i);
     return NULL;

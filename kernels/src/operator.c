@@ -54,23 +54,25 @@ OrtStatus *ek_attribute(const OrtKernelInfo *info, const char *name, int64_t mos
     return NULL;
 }
 
-static OrtStatus *shape(const OrtValue *value, int64_t *dimensions, size_t *count) {
+static OrtStatus *shape(const OrtValue *value, ek_tensor *out) {
     OrtTensorTypeAndShapeInfo *info = NULL;
     TRY(ek_ort.GetTensorTypeAndShape(value, &info));
-    OrtStatus *status = ek_ort.GetDimensionsCount(info, count);
-    if (!status && *count > MAX_DIMENSIONS) status = ek_invalid("edgespec: too many dimensions");
-    if (!status) status = ek_ort.GetDimensions(info, dimensions, *count);
+    OrtStatus *status = ek_ort.GetDimensionsCount(info, &out->count);
+    if (!status && out->count > MAX_DIMENSIONS) status = ek_invalid("edgespec: too many dimensions");
+    if (!status) status = ek_ort.GetDimensions(info, out->dimensions, out->count);
     ek_ort.ReleaseTensorTypeAndShapeInfo(info);
     return status;
 }
 
-OrtStatus *ek_input(const OrtKernelContext *context, size_t i, const void **data, int64_t *dimensions, size_t *count) {
+OrtStatus *ek_input(const OrtKernelContext *context, size_t i, size_t size, ek_tensor *out) {
     const OrtValue *value = NULL;
-    void *start = NULL;
+    void *data = NULL;
     TRY(ek_ort.KernelContext_GetInput(context, i, &value));
-    TRY(shape(value, dimensions, count));
-    TRY(ek_ort.GetTensorMutableData((OrtValue *)(uintptr_t)value, &start));
-    *data = start;
+    if (!value) return ek_invalid("edgespec: a node lacks an input");
+    TRY(shape(value, out));
+    TRY(ek_ort.GetTensorMutableData((OrtValue *)(uintptr_t)value, &data));
+    if ((uintptr_t)data % size) return ek_invalid("edgespec: an input is not aligned");
+    out->data = data;
     return NULL;
 }
 
@@ -78,9 +80,16 @@ OrtStatus *ek_output(OrtKernelContext *context, size_t i, const int64_t *dimensi
     OrtValue *value = NULL;
     void *start = NULL;
     TRY(ek_ort.KernelContext_GetOutput(context, i, dimensions, count, &value));
+    if (!value) return ek_invalid("edgespec: a node lacks an output");
     TRY(ek_ort.GetTensorMutableData(value, &start));
     *data = start;
     return NULL;
+}
+
+size_t ek_product(const int64_t *dimensions, size_t count) {
+    size_t product = 1;
+    for (size_t i = 0; i < count; i++) product *= (size_t)dimensions[i];
+    return product;
 }
 
 OrtStatus *ek_parallel(const OrtKernelContext *context, void (*task)(void *, size_t), size_t total, void *data) {
@@ -95,29 +104,34 @@ int ek_required(const OrtCustomOp *op, size_t i) { (void)op; (void)i; return ORT
 size_t ek_count_1(const OrtCustomOp *op) { (void)op; return 1; }
 size_t ek_count_2(const OrtCustomOp *op) { (void)op; return 2; }
 
-// What SessionOptions.register_custom_ops_library calls. The domain is made once and never released: sessions keep its address.
-EK_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
-EK_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+// Functions and domain are made once and never released: sessions keep the domain's address.
+static OrtStatus *make_domain(const OrtFunction *api, OrtCustomOpDomain **out) {
     static const OrtCustomOp *const OPERATORS[] = {&EK_MULTIPLY, &EK_GATHER, &EK_NORM, &EK_ADD_NORM, &EK_GATE, &EK_ATTENTION};
-    static _Atomic(OrtCustomOpDomain *) made;
-    const OrtFunction *api = base->GetApi(ORT_VERSION_NEEDED);
-    if (!api) {
-        api = base->GetApi(1);
-        return ((OrtStatus * (*)(int, const char *)) api[0])(ORT_FAIL, "edgespec's operators need ONNX Runtime 1.17");
-    }
 #define LOAD(index, name, result, parameters) ek_ort.name = (result(*) parameters)api[index];
     ORT_FUNCTIONS(LOAD)
-    OrtCustomOpDomain *domain = atomic_load(&made), *first = NULL;
-    if (!domain) {
-        OrtStatus *status = NULL;
-        TRY(ek_ort.CreateCustomOpDomain("edgespec", &domain));
-        for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS && !status; i++)
-            status = ek_ort.CustomOpDomain_Add(domain, OPERATORS[i]);
-        if (status || !atomic_compare_exchange_strong(&made, &first, domain)) {
-            ek_ort.ReleaseCustomOpDomain(domain);
-            if (status) return status;
-            domain = first;
-        }
-    }
-    return ek_ort.AddCustomOpDomain(options, domain);
+    OrtCustomOpDomain *domain = NULL;
+    TRY(ek_ort.CreateCustomOpDomain("edgespec", &domain));
+    OrtStatus *status = NULL;
+    for (size_t i = 0; i < sizeof OPERATORS / sizeof *OPERATORS && !status; i++)
+        status = ek_ort.CustomOpDomain_Add(domain, OPERATORS[i]);
+    if (status) ek_ort.ReleaseCustomOpDomain(domain);
+    else *out = domain;
+    return status;
+}
+
+// What SessionOptions.register_custom_ops_library calls.
+EK_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);
+EK_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+    static atomic_flag busy = ATOMIC_FLAG_INIT;
+    static const OrtFunction *first;
+    static OrtCustomOpDomain *domain;
+    OrtStatus *(*const refuse)(int, const char *) = (OrtStatus * (*)(int, const char *)) base->GetApi(1)[0];
+    const OrtFunction *api = base->GetApi(ORT_VERSION_NEEDED);
+    if (!api) return refuse(ORT_FAIL, "edgespec's operators need ONNX Runtime 1.17");
+    while (atomic_flag_test_and_set(&busy)) {}  // another thread makes the domain
+    OrtStatus *status = NULL;
+    if (!domain && !(status = make_domain(api, &domain))) first = api;
+    if (!status && first != api) status = refuse(ORT_FAIL, "edgespec's operators serve another ONNX Runtime of this process");
+    atomic_flag_clear(&busy);
+    return status ? status : ek_ort.AddCustomOpDomain(options, domain);
 }

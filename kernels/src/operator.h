@@ -13,9 +13,14 @@ extern ek_ort_functions ek_ort;
 
 OrtStatus *ek_invalid(const char *message);
 OrtStatus *ek_out_of_memory(void);
+// An attribute between 0 and `most`.
 OrtStatus *ek_attribute(const OrtKernelInfo *info, const char *name, int64_t most, int *out);
-OrtStatus *ek_input(const OrtKernelContext *context, size_t i, const void **data, int64_t *dimensions, size_t *count);
+
+typedef struct { const void *data; int64_t dimensions[MAX_DIMENSIONS]; size_t count; } ek_tensor;
+// Input i, with elements of `size` bytes, at an address that is a multiple of it.
+OrtStatus *ek_input(const OrtKernelContext *context, size_t i, size_t size, ek_tensor *out);
 OrtStatus *ek_output(OrtKernelContext *context, size_t i, const int64_t *dimensions, size_t count, float **data);
+size_t ek_product(const int64_t *dimensions, size_t count);
 // Runs task(data, 0 … total − 1) on ONNX Runtime's threads.
 OrtStatus *ek_parallel(const OrtKernelContext *context, void (*task)(void *, size_t), size_t total, void *data);
 

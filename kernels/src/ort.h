@@ -55,6 +55,7 @@ enum { ORT_REQUIRED = 0, ORT_VARIADIC = 2 };           // OrtCustomOpInputOutput
     X(91, KernelContext_GetOutput, OrtStatus *, (OrtKernelContext *, size_t index, const int64_t *dimensions, size_t count, OrtValue **out)) \
     X(99, ReleaseTensorTypeAndShapeInfo, void, (OrtTensorTypeAndShapeInfo *)) \
     X(101, ReleaseCustomOpDomain, void, (OrtCustomOpDomain *)) \
+    X(249, KernelInfoGetConstantInput_tensor, OrtStatus *, (const OrtKernelInfo *, size_t index, int *is_constant, const OrtValue **out)) \
     X(274, KernelContext_ParallelFor, OrtStatus *, (const OrtKernelContext *, void (*task)(void *, size_t), size_t total, size_t batches, void *data))
 
 // OrtCustomOp as of version 16, which is what `version` says: later fields are not read.

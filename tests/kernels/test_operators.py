@@ -203,3 +203,34 @@ def test_an_older_onnx_runtime_is_refused() -> None:
     done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"need ONNX Runtime 1\.17", done.stdout)
+
+
+OTHER = """
+import ctypes
+import onnxruntime
+from edgespec import kernels
+from edgespec.kernels import native
+kernels.register(onnxruntime.SessionOptions())
+api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+create = status(lambda code, message: print(message.decode()) or 1)
+table = (ctypes.c_void_p * 300)(ctypes.cast(create, ctypes.c_void_p))
+newer = api(lambda version: ctypes.addressof(table))
+base = (ctypes.c_void_p * 2)(ctypes.cast(newer, ctypes.c_void_p), None)
+assert native._library().RegisterCustomOps(None, base)
+"""
+
+
+def test_a_second_onnx_runtime_in_the_process_is_refused() -> None:
+    """The operators keep the functions of the first; values of the other are not theirs to read."""
+    done = subprocess.run([sys.executable, "-c", OTHER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "serve another ONNX Runtime" in done.stdout
+
+
+def test_options_from_many_threads_at_the_same_time() -> None:
+    def work(_: int) -> None:
+        kernels.register(ort.SessionOptions())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(200)))
