@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import helper
 
 from edgespec import kernels
 from edgespec.core.runtime import FloatArray
-from edgespec.device.machine import physical_cores
-from edgespec.runtimes.onnx.session import session_options, share_threads
 
 Doubles = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -63,31 +59,6 @@ class Case:
             name: array.astype(np.float32) if array.dtype == np.float64 else array
             for name, array in arrays.items()
         }
-
-
-def start(nodes: Sequence[Any], inputs: Mapping[str, Any], outputs: str, path: Path) -> Any:
-    """A session with these nodes; ``inputs``: arrays whose types and numbers of dimensions are declared."""
-    info = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        list(nodes),
-        "g",
-        [
-            info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
-            for name, array in inputs.items()
-        ],
-        [info(name, TensorProto.FLOAT, None) for name in outputs],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(kernels.DOMAIN, 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(path))
-    return open_model(path)
-
-
-def open_model(path: Path) -> Any:
-    share_threads(physical_cores())  # as the process's other sessions do
-    options = session_options()
-    options.log_severity_level = 4
-    kernels.register(options)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def node(case: Case, inputs: Sequence[str], **changed: Any) -> Any:

@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from edgespec import kernels
 from edgespec.core.runtime import FloatArray
-from tests.kernels.attention import Case, attention, node, open_model, run, start
+from tests.kernels.attention import Case, attention, node, run
+from tests.kernels.sessions import open_session, start
 
 TREE = [-1, 0, 0, 1, 1, 2, 5, -1, 7]
 
@@ -231,7 +232,7 @@ def test_a_cache_that_is_a_constant_is_refused(cache: str, tmp_path: Path) -> No
     del model.graph.input[list(inputs).index(cache)]
     onnx.save(model, str(path))
     with pytest.raises(Exception, match="the cache is a constant"):
-        open_model(path)
+        open_session(path)
 
 
 def test_inputs_that_norms_and_gated_units_refuse(tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from onnx import TensorProto, helper
 
 from edgespec import kernels
 from edgespec.core.runtime import FloatArray
-from edgespec.device.machine import physical_cores
 from edgespec.kernels.native import get_rows, multiply
-from edgespec.runtimes.onnx.session import session_options, share_threads
 from tests.kernels.matrices import Matrices
+from tests.kernels.sessions import open_session
 
 COLUMNS = 768
 SHAPES = {
@@ -55,19 +54,9 @@ def save(
     return path
 
 
-def open_session(path: Path, packed: kernels.Packed, names: list[str]) -> Any:
-    share_threads(physical_cores())  # as the process's other sessions do
-    options = session_options()
-    options.log_severity_level = 4
-    kernels.register(options)
-    values = kernels.share(options, packed, names)
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session, values
-
-
 def run(session: Any, x: FloatArray, ids: list[int] | None = None) -> Any:
     rows = np.array(ids or [], np.int64)
-    return session[0].run(None, {"x": x, "ids": rows})
+    return session.run(None, {"x": x, "ids": rows})
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +150,14 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from edgespec import kernels
-from tests.kernels.test_operators import open_session
+from tests.kernels.sessions import open_session
 def anonymous():
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) * 1024
 packed = kernels.open_packed(Path(sys.argv[1]))
 before = anonymous()
 session = open_session(Path(sys.argv[2]), packed, ["w"])
-session[0].run(None, {"x": np.ones((1, 1, 1024), np.float32), "ids": np.zeros(1, np.int64)})
+session.run(None, {"x": np.ones((1, 1, 1024), np.float32), "ids": np.zeros(1, np.int64)})
 print(anonymous() - before, packed.matrices["w"].data.nbytes)
 """
 
