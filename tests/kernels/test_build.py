@@ -16,7 +16,7 @@ import setuptools  # noqa: F401  (before a test imports distutils, which it repl
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "kernels" / "src"
-FUZZ = Path(__file__).with_name("fuzz.c")
+FUZZ = sorted(Path(__file__).parent.glob("fuzz*.c"))
 BUILD = "import edgespec_build as b; print(b.build_wheel(r'{}'))"
 
 
@@ -175,7 +175,7 @@ def fuzz(compiler: list[str], isas: dict[str, list[str]], folder: Path, *flags: 
         subprocess.run([*common, *more, "-c", source, "-o", str(target)], check=True)
         objects.append(str(target))
     have = [f"-DEK_HAVE_{name.upper()}" for name in isas]
-    rest = [str(SOURCES / "isa.c"), str(SOURCES / "layout.c"), str(FUZZ)]
+    rest = map(str, [SOURCES / "isa.c", SOURCES / "layout.c", *FUZZ])
     program = folder / "fuzz"
     subprocess.run([*common, *have, *rest, *objects, "-o", str(program), "-lm"], check=True)
     return program
