@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -167,17 +168,20 @@ def test_zig_compiles_for_every_system(
 
 def fuzz(compiler: list[str], isas: dict[str, list[str]], folder: Path, *flags: str) -> Path:
     """The fuzz program, with these instruction sets and their flags."""
-    common = [*compiler, *flags, "-std=gnu11", "-ffp-contract=off", f"-I{SOURCES}"]
-    objects = []
-    for name, more in {**isas, "portable": []}.items():
-        target = folder / f"{name}.o"
-        source = str(SOURCES / f"isa_{name}.c")
-        subprocess.run([*common, *more, "-c", source, "-o", str(target)], check=True)
-        objects.append(str(target))
     have = [f"-DEK_HAVE_{name.upper()}" for name in isas]
-    rest = map(str, [SOURCES / "isa.c", SOURCES / "layout.c", *FUZZ])
+    common = [*compiler, *flags, *have, "-std=gnu11", "-ffp-contract=off", f"-I{SOURCES}"]
+    files = {SOURCES / f"isa_{name}.c": more for name, more in {**isas, "portable": []}.items()}
+    files |= {file: [] for file in (SOURCES / "isa.c", SOURCES / "layout.c", *FUZZ)}
+
+    def compiled(file: Path) -> str:
+        target = str(folder / f"{file.stem}.o")
+        subprocess.run([*common, *files[file], "-c", str(file), "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, files))
     program = folder / "fuzz"
-    subprocess.run([*common, *have, *rest, *objects, "-o", str(program), "-lm"], check=True)
+    subprocess.run([*compiler, *flags, *objects, "-o", str(program), "-lm"], check=True)
     return program
 
 
@@ -187,9 +191,14 @@ def output(*command: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.slow
-def test_fuzzing_with_sanitizers(tmp_path: Path, backend: ModuleType) -> None:
-    """Every format in random shapes and bytes; what is read or written outside, or undefined, ends the program."""
+@pytest.mark.parametrize(
+    ("optimization", "rounds", "seeds"),
+    [("-O0", "4", "1"), pytest.param("-O1", "20", "123", marks=pytest.mark.slow)],
+)
+def test_fuzzing_with_sanitizers(
+    optimization: str, rounds: str, seeds: str, tmp_path: Path, backend: ModuleType
+) -> None:
+    """Every format and operation in random shapes; what is read or written outside, or undefined, ends it."""
     compiler = backend.system_compiler()
     checks = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     probe = tmp_path / "probe.c"
@@ -198,9 +207,9 @@ def test_fuzzing_with_sanitizers(tmp_path: Path, backend: ModuleType) -> None:
     if not compiler or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no compiler with sanitizers")
     isas = backend.ISAS.get(backend.machine(), {})
-    program = str(fuzz(compiler, isas, tmp_path, "-O1", *checks))
-    for seed in ("1", "2", "3"):
-        output(program, "20", seed)
+    program = str(fuzz(compiler, isas, tmp_path, optimization, *checks))
+    for seed in seeds:
+        output(program, rounds, seed)
 
 
 @pytest.mark.slow
