@@ -1,6 +1,6 @@
-"""Matrix products over GGUF's own blocks, in C: operators of ONNX Runtime, and the files they read.
+"""A decoder's layers over GGUF's own blocks, in C: operators of ONNX Runtime, and the files they read.
 
-``LAYOUT.md`` has the packed layout and how the kernels work; ``operators.py`` puts them into a graph. The
+``LAYOUT.md`` has the layouts of matrices and cache, and how the kernels work; ``operators.py`` puts them into a graph. The
 library is built with the package (``build_backend/``); ``why_not`` says why it is missing.
 """
 
