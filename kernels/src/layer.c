@@ -20,12 +20,18 @@ static _Atomic int threads = 4;
 // How many threads ONNX Runtime has: attention is cut into pieces for them.
 EK_API void ek_set_threads(int count) { atomic_store(&threads, count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count); }
 
-typedef struct { const ek_isa *isa; const float *x, *delta, *gain; float *out, *sum; float epsilon; int columns, gelu; } row_job;
+typedef struct {
+    const ek_isa *isa;
+    const float *x, *delta, *gain;  // delta: NULL for RmsNorm
+    float *out, *sum, epsilon;
+    int columns, gelu;
+} row_job;
 
 static void norm_row(void *data, size_t i) {
     const row_job *j = data;
     const size_t at = i * (size_t)j->columns;
-    j->isa->norm(j->x + at, j->delta ? j->delta + at : NULL, j->gain, j->epsilon, j->columns, j->out + at, j->sum ? j->sum + at : NULL);
+    const float *delta = j->delta ? j->delta + at : NULL;
+    j->isa->norm(j->x + at, delta, j->gain, j->epsilon, j->columns, j->out + at, delta ? j->sum + at : NULL);
 }
 
 static void gate_row(void *data, size_t i) {
@@ -128,7 +134,13 @@ static OrtStatus *attention_create(const OrtCustomOp *op, const OrtFunction *api
     return status;
 }
 
-typedef struct { const ek_attention *a; const ek_isa *isa; int tile, per_head, per_row; size_t scratch; _Atomic int failed; } attention_job;
+typedef struct {
+    const ek_attention *a;
+    const ek_isa *isa;
+    int tile, per_head, per_row;  // queries of a tile, tiles of a key-value head, and of a row of a tree
+    size_t scratch;
+    _Atomic int failed;  // a tile found no memory
+} attention_job;
 
 static void prepare_row(void *data, size_t i) {
     const attention_job *j = data;

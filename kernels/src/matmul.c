@@ -7,11 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_PARTS = 8, STRIP = 256, CHUNKS = 64, CHUNK_BYTES = 1 << 15 };
+// STRIP: rows of activations that are rounded together. SMALL: values for which a second thread does not pay.
+enum { MAX_PARTS = 8, STRIP = 256, CHUNKS = 64, CHUNK_BYTES = 1 << 15, SMALL = 1 << 14 };
 
+// A node: its attributes, and what follows from them.
 typedef struct {
-    int columns, parts, rows, chunk;  // rows and groups of all parts; groups of a chunk
-    int64_t groups;
+    int columns, parts, rows, chunk;  // rows of all parts; groups of a chunk
+    int64_t groups;                   // of all parts
     ek_matrix matrix[MAX_PARTS];
     size_t bytes[MAX_PARTS];
     int blocks[EK_ACTS];  // activation blocks of a row, 0 where no part takes this kind
@@ -45,18 +47,21 @@ static OrtStatus *read_attributes(kernel *k, const OrtKernelInfo *info, int part
         if (blocks > k->blocks[f->act]) k->blocks[f->act] = blocks;
         k->row_bytes[f->act] = 4 * (size_t)k->blocks[f->act] * (size_t)ek_act_words(f->act);
     }
+    // Chunks of at least CHUNK_BYTES, and at most CHUNKS of them.
     const size_t group = total / (size_t)k->groups + 1;
     const int64_t least = (int64_t)((CHUNK_BYTES + group - 1) / group), share = (k->groups + CHUNKS - 1) / CHUNKS;
     k->chunk = (int)(least > share ? least : share);
     return NULL;
 }
 
+// Bytes of n rows of rounded activations, in all the ways in which the parts take them.
 static size_t scratch_bytes(const kernel *k, size_t n) {
     size_t bytes = 0;
     for (int a = 0; a < EK_ACTS; a++) bytes += (n * k->row_bytes[a] + 63) / 64 * 64;
     return bytes;
 }
 
+// A node of `parts` parts, or of as many as its attribute has (0). Only products take scratch memory.
 static OrtStatus *create(const OrtKernelInfo *info, int parts, void **out) {
     kernel *k = calloc(1, sizeof *k);
     if (!k) return ek_out_of_memory();
@@ -71,6 +76,7 @@ static OrtStatus *create(const OrtKernelInfo *info, int parts, void **out) {
     return status;
 }
 
+// A run of a node, strip by strip.
 typedef struct {
     const kernel *k;
     const ek_isa *isa;
@@ -88,6 +94,7 @@ static void round_row(void *data, size_t i) {
             j->isa->quantize(a, j->k->blocks[a], j->k->columns, j->x, (size_t)j->k->columns, j->n, (int)i, (int)i + 1, j->act[a]);
 }
 
+// Chunk i of the groups of all parts, for all rows of a strip.
 static void multiply_chunk(void *data, size_t i) {
     const job *j = data;
     const kernel *k = j->k;
@@ -123,7 +130,8 @@ static OrtStatus *multiply(void *data, OrtKernelContext *context) {
     TRY(ek_ort.KernelContext_GetInputCount(context, &inputs));
     if (inputs != (size_t)k->parts + 1) return ek_invalid("GgufMatMul: one packed matrix for each part");
     TRY(ek_input(context, 0, sizeof(float), &x));
-    if (!x.count || x.dimensions[x.count - 1] != k->columns) return ek_invalid("GgufMatMul: the last dimension of X is not the matrix's columns");
+    if (!x.count || x.dimensions[x.count - 1] != k->columns)
+        return ek_invalid("GgufMatMul: the last dimension of X is not the matrix's columns");
     for (int p = 0; p < k->parts; p++) TRY(weights(context, (size_t)p + 1, k, p, &j.matrix[p]));
     int64_t n = (int64_t)ek_product(x.dimensions, x.count - 1);
     x.dimensions[x.count - 1] = k->rows;
@@ -141,7 +149,7 @@ static OrtStatus *multiply(void *data, OrtKernelContext *context) {
             j.act[a] = next;
             next += ((size_t)j.n * k->row_bytes[a] + 63) / 64 * 64;
         }
-        if ((int64_t)j.n * k->columns < 16384)
+        if ((int64_t)j.n * k->columns < SMALL)
             for (int i = 0; i < j.n; i++) round_row(&j, (size_t)i);
         else status = ek_parallel(context, round_row, (size_t)j.n, &j);
         if (!status) status = ek_parallel(context, multiply_chunk, (size_t)((k->groups + k->chunk - 1) / k->chunk), &j);

@@ -4,7 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { SLOTS = 64 };
+enum { SLOTS = 64 };  // buffers that are kept; more at the same time are freed after use
 
 ek_ort_functions ek_ort;
 
