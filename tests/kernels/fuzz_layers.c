@@ -36,7 +36,9 @@ int fuzz_rows(int round, uint64_t *hash) {
 static size_t row_width(const ek_attention *a) { return (size_t)(a->heads + 2 * a->kv_heads) * (size_t)a->dim; }
 static size_t out_width(const ek_attention *a) { return (size_t)a->heads * (size_t)a->dim; }
 static size_t key_count(const ek_attention *a) { return (size_t)a->kv_heads * (size_t)a->dim * (size_t)a->capacity; }
-static size_t value_count(const ek_attention *a) { return (size_t)a->kv_heads * (size_t)((a->dim + 15) / 16) * (size_t)a->capacity * 16; }
+static size_t value_count(const ek_attention *a) {
+    return (size_t)a->kv_heads * (size_t)((a->dim + 15) / 16) * (size_t)a->capacity * 16;
+}
 
 // Where dimension d of a row lies in the cache of keys and in that of values.
 static size_t key_at(const ek_attention *a, int h, int row, int d) {
@@ -45,6 +47,8 @@ static size_t key_at(const ek_attention *a, int h, int row, int d) {
 static size_t value_at(const ek_attention *a, int h, int row, int d) {
     return ((size_t)(h * ((a->dim + 15) / 16) + d / 16) * (size_t)a->capacity + (size_t)row) * 16 + (size_t)(d % 16);
 }
+
+static uint16_t random_half(void) { return ek_to_half((float)(fuzz_below(2001) - 1000) * 1e-3f); }
 
 // A cache that has the first `length` rows of another one, or random ones.
 static void make_cache(ek_attention *a, const ek_attention *from) {
@@ -55,8 +59,8 @@ static void make_cache(ek_attention *a, const ek_attention *from) {
     for (int h = 0; h < a->kv_heads; h++)
         for (int row = 0; row < a->length; row++)
             for (int d = 0; d < a->dim; d++) {
-                a->keys[key_at(a, h, row, d)] = from ? from->keys[key_at(from, h, row, d)] : ek_to_half((float)(fuzz_below(2001) - 1000) * 1e-3f);
-                a->values[value_at(a, h, row, d)] = from ? from->values[value_at(from, h, row, d)] : ek_to_half((float)(fuzz_below(2001) - 1000) * 1e-3f);
+                a->keys[key_at(a, h, row, d)] = from ? from->keys[key_at(from, h, row, d)] : random_half();
+                a->values[value_at(a, h, row, d)] = from ? from->values[value_at(from, h, row, d)] : random_half();
             }
 }
 
@@ -103,21 +107,29 @@ static int row_alone(const ek_attention *whole, int i, const ek_isa *isa, int ti
     a.parents = parents;
     make_cache(&a, whole);
     run_pass(&a, isa, tile);
-    const int wrong = fuzz_differs(a.out + (size_t)(depth - 1) * out_width(&a), whole->out + (size_t)i * out_width(&a), out_width(&a), "attention of a row alone", isa->name);
+    const size_t width = out_width(&a);
+    const float *last = a.out + (size_t)(depth - 1) * width, *expected = whole->out + (size_t)i * width;
+    const int wrong = fuzz_differs(last, expected, width, "attention of a row alone", isa->name);
     free(qkv); free(parents); free(a.keys); free(a.values); free(a.out);
     return wrong;
 }
 
 int fuzz_attention(int round, uint64_t *hash) {
-    ek_attention a = {.kv_heads = 1 + fuzz_below(3), .dim = 1 + fuzz_below(fuzz_below(4) ? 40 : 140), .interleaved = fuzz_below(2),
-        .window = fuzz_below(2) ? 1 + fuzz_below(40) : 0, .scale = 0.3f, .epsilon = 1e-6f, .n = 1 + fuzz_below(24), .length = fuzz_below(50)};
+    ek_attention a = {.scale = 0.3f, .epsilon = 1e-6f};
+    a.kv_heads = 1 + fuzz_below(3);
+    a.dim = 1 + fuzz_below(fuzz_below(4) ? 40 : 140);
+    a.interleaved = fuzz_below(2);
+    a.window = fuzz_below(2) ? 1 + fuzz_below(40) : 0;
+    a.n = 1 + fuzz_below(24);
+    a.length = fuzz_below(50);
     a.heads = a.kv_heads * (1 + fuzz_below(10));
     a.rope_dims = 2 * fuzz_below(a.dim / 2 + 1);
     a.rotated = a.rope_dims > 0;
     a.capacity = (a.length + a.n + fuzz_below(20) + 15) / 16 * 16;
-    const size_t turns = (size_t)(a.length + a.n) * (size_t)(a.rope_dims / 2), values = (size_t)a.n * row_width(&a), outputs = (size_t)a.n * out_width(&a);
-    float *qkv = fuzz_floats(values, fuzz_below(5) ? 2 : 1e5f), *bias = fuzz_floats(row_width(&a), 1), *gain = fuzz_floats((size_t)a.dim, 2);
-    float *cosines = fuzz_floats(turns, 1), *sines = fuzz_floats(turns, 1), *first = fuzz_memory(outputs * sizeof *first);
+    const size_t turns = (size_t)(a.length + a.n) * (size_t)(a.rope_dims / 2);
+    const size_t values = (size_t)a.n * row_width(&a), outputs = (size_t)a.n * out_width(&a);
+    float *qkv = fuzz_floats(values, fuzz_below(5) ? 2 : 1e5f), *cosines = fuzz_floats(turns, 1), *sines = fuzz_floats(turns, 1);
+    float *bias = fuzz_floats(row_width(&a), 1), *gain = fuzz_floats((size_t)a.dim, 2), *first = fuzz_memory(outputs * sizeof *first);
     int32_t *parents = fuzz_memory((size_t)a.n * sizeof *parents);
     const int tree = fuzz_below(2), skipped = fuzz_below(4), wanted = 1 + fuzz_below(8);
     for (int i = 0; i < a.n; i++) parents[i] = tree ? fuzz_below(i + 1) - 1 : i - 1;
@@ -142,6 +154,7 @@ int fuzz_attention(int round, uint64_t *hash) {
         free(a.keys); free(a.values); free(a.out);
     }
     *hash = fuzz_hash(*hash, first, outputs);
-    free(qkv); free(bias); free(gain); free(cosines); free(sines); free(first); free(parents); free(cached.keys); free(cached.values);
+    free(qkv); free(bias); free(gain); free(cosines); free(sines); free(first);
+    free(parents); free(cached.keys); free(cached.values);
     return wrong;
 }
