@@ -8,13 +8,15 @@ if TYPE_CHECKING:
     from edgespec.config import EngineConfig
     from edgespec.core.sampling import Sampling
     from edgespec.engine import Completion, Engine
-    from edgespec.errors import UserError
+    from edgespec.errors import EngineBusy, EngineClosed, UserError
     from edgespec.loading import open_runtime
     from edgespec.session import Session
 
 _PUBLIC = {
     "Completion": "edgespec.engine",
     "Engine": "edgespec.engine",
+    "EngineBusy": "edgespec.errors",
+    "EngineClosed": "edgespec.errors",
     "EngineConfig": "edgespec.config",
     "Sampling": "edgespec.core.sampling",
     "Session": "edgespec.session",
@@ -25,6 +27,8 @@ _PUBLIC = {
 __all__ = [
     "Completion",
     "Engine",
+    "EngineBusy",
+    "EngineClosed",
     "EngineConfig",
     "Sampling",
     "Session",

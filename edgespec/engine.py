@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +29,14 @@ from edgespec.drafting.model_free import persistent_sources
 from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
 from edgespec.drafting.sources import Source
 from edgespec.errors import UserError
+from edgespec.forking import begin
 from edgespec.loading import draft_runtime, find_places, load, plan_memory
 from edgespec.local_model import LocalModel, find, find_draft
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.store import UnknownModel
 from edgespec.models.tokenizer import Tokenizer
 from edgespec.progress import Progress, silent
+from edgespec.queueing import Answer
 from edgespec.session import EngineState, Notice, Session, ignore_notice
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class Engine:
         memory plan before loading, if memory can be predicted. ``notice`` receives notices for the user.
         Raises ``UserError`` for errors that the caller can fix.
         """
+        begin()
         config = configure(model, **options)
         check_threads(config.threads)
         found = find(config.model, progress)
@@ -197,9 +200,11 @@ class Engine:
         ignore_stop: bool = False,
         notice: Notice = ignore_notice,
         progress: Progress = silent,
+        wait: float | None = None,
     ) -> Session:
-        """A new conversation. Sessions of one engine answer one at a time.
+        """A new conversation. Sessions of one engine answer one at a time; the others wait in a queue.
 
+        ``wait``: seconds to wait for other answers before ``EngineBusy``; ``None``: no limit.
         ``acceptance`` is lossless, typical or entropy; the last two are lossy, and entropy needs a draft
         model. ``ignore_stop``: answers continue after a stop token.
         """
@@ -211,6 +216,7 @@ class Engine:
             ignore_stop=ignore_stop,
             notice=notice,
             progress=progress,
+            wait=wait,
         )
 
     @overload
@@ -222,6 +228,7 @@ class Engine:
         max_tokens: int | None = ...,
         chat: bool | None = ...,
         system: str | None = ...,
+        wait: float | None = ...,
         **sampling: Any,
     ) -> Completion: ...
 
@@ -234,8 +241,9 @@ class Engine:
         max_tokens: int | None = ...,
         chat: bool | None = ...,
         system: str | None = ...,
+        wait: float | None = ...,
         **sampling: Any,
-    ) -> Iterator[str]: ...
+    ) -> Answer: ...
 
     def generate(
         self,
@@ -245,15 +253,19 @@ class Engine:
         max_tokens: int | None = 256,
         chat: bool | None = None,
         system: str | None = None,
+        wait: float | None = None,
         **sampling: Any,
-    ) -> Completion | Iterator[str]:
+    ) -> Completion | Answer:
         """Answer ``prompt``: return the whole answer, or (``stream``) its pieces as they are decoded.
 
         ``chat`` puts the prompt into the model's chat template (default: if it has one);
         ``sampling`` are the fields of ``Sampling``: ``temperature`` (0, greedy, by default),
         ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``seed``.
+
+        Any thread may call it: answers take turns. ``wait``: seconds to wait for other answers before
+        ``EngineBusy``; ``None``: no limit. Raises ``EngineClosed`` if the engine is closed meanwhile.
         """
-        session = self.session(system=system, sampling=Sampling(**sampling))
+        session = self.session(system=system, sampling=Sampling(**sampling), wait=wait)
         answer = session.chat if (self.can_chat if chat is None else chat) else session.complete
         pieces = answer(prompt, max_tokens=max_tokens)
         if stream:
@@ -273,7 +285,10 @@ class Engine:
         return _plan(config, found, _draft_model(config.draft, found, progress), places)
 
     def close(self) -> None:
-        """Free the target and the draft model; save the n-gram cache."""
+        """End the running answer, free the target and the draft model; save the n-gram cache."""
+        self._state.turns.close(self._free)
+
+    def _free(self) -> None:
         if self._state.cache is not None:
             self._state.cache.close()
         self._state.target.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgespec.core.acceptance import Rule
-from edgespec.core.decoding import decode, prefill
+from edgespec.core.decoding import Step, decode, prefill
 from edgespec.core.latency import LatencyCurve
 from edgespec.core.runtime import Runtime
 from edgespec.core.sampling import Sampling
@@ -19,6 +20,7 @@ from edgespec.core.statistics import Statistics
 from edgespec.device.machine import peak_memory_bytes
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
+from edgespec.queueing import Answer, Call, Turns
 from edgespec.simulation.trace import Recording, StepRecord, Trace, record
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from edgespec.models.tokenizer import Tokenizer
     from edgespec.models.vocabulary import Detokenizer
 
+_LABEL = 40
+"""Characters of a prompt that name its answer in errors."""
 _KEPT_EVERY_S = 60.0
 """Seconds between two saves of the n-gram cache. It is also saved when the engine closes."""
 
@@ -63,13 +67,23 @@ class EngineState:
     """The latency curve that the scheduler began with."""
     fresh: bool = True
     """Whether no drafter knows earlier answers."""
+    turns: Turns = field(default_factory=Turns)
+    """Lets one call at a time use the target, the drafters and their caches."""
+    claim: object = None
+    """Identifies the last use of the caches: another one means that they changed meanwhile."""
+
+    def __post_init__(self) -> None:
+        # Created after the runtime's own finalizer, so that it runs before it when the program ends.
+        weakref.finalize(self, self.turns.stop)
 
 
 class Session:
     """One conversation: its messages, its context and the statistics of its last answer.
 
-    Several sessions may share one engine, one answer at a time. Each reuses the cached tokens that are
-    a prefix of its prompt. ``acceptance`` is the acceptance rule, see ``acceptance.accept``.
+    Several sessions may share one engine, also from several threads: their answers take turns. Each
+    reuses the cached tokens that are a prefix of its prompt. ``acceptance`` is the acceptance rule, see
+    ``acceptance.accept``. ``wait``: seconds to wait for other answers before ``EngineBusy``;
+    ``None``: no limit.
     """
 
     def __init__(
@@ -82,6 +96,7 @@ class Session:
         ignore_stop: bool = False,
         notice: Notice = ignore_notice,
         progress: Progress = silent,
+        wait: float | None = None,
     ) -> None:
         self.messages: list[Message] = []
         """The whole conversation, including messages that no longer fit in the context."""
@@ -109,29 +124,31 @@ class Session:
         self._stop: frozenset[int] = frozenset() if ignore_stop else state.tokenizer.stop_tokens
         self._notice = notice
         self._progress = progress
+        self._wait = wait
         self._answers = 0
         # The last answer's, for its trace: another session may use the engine meanwhile.
         self._steps: list[StepRecord] = []
         self._fresh = False
-        self._running: Generator[str, None, None] | None = None
+        self._running: Callable[[], Answer | None] = lambda: None
 
-    def chat(self, text: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
+    def chat(self, text: str, *, max_tokens: int | None = None) -> Answer:
         """Send ``text`` and stream the answer's pieces; both are added to ``messages``.
 
-        Work begins with the first piece. Closing the generator, or Ctrl-C in it, stops the answer and
+        Work begins with the first piece. Closing the stream, or Ctrl-C in it, stops the answer and
         keeps its text so far; an empty answer and ``text`` are removed from ``messages``.
         ``max_tokens=None`` decodes to the context's end. When the conversation overflows the context,
         its oldest turns are dropped until half of the context is free, so that the rest is rarely
-        evaluated again; ``notice`` receives a notice. Raises ``UserError`` if ``text`` alone does not fit.
+        evaluated again; ``notice`` receives a notice. Raises ``UserError`` if ``text`` alone does not fit,
+        ``EngineBusy`` and ``EngineClosed`` (see ``Answer``).
         """
-        return self._exclusive(self._chat(text, max_tokens))
+        return self._exclusive(self._chat(text, max_tokens), text)
 
-    def complete(self, prompt: str, *, max_tokens: int | None = None) -> Generator[str, None, None]:
+    def complete(self, prompt: str, *, max_tokens: int | None = None) -> Answer:
         """Stream the continuation of ``prompt``, without a chat template and outside the conversation.
 
         An empty prompt is the model's beginning-of-text token; ``UserError`` if there is none.
         """
-        return self._exclusive(self._complete(prompt, max_tokens))
+        return self._exclusive(self._complete(prompt, max_tokens), prompt)
 
     def trace(self) -> Trace:
         """The trace of the last answer. A draft model evaluates the answer once for it.
@@ -145,8 +162,10 @@ class Session:
         recording = Recording.of(
             draft, state.target.info, state.curve, self._steps, fresh=self._fresh
         )
-        model = state.target.info.name
-        return record(model, self.prompt_ids, self.token_ids, state.scheduler.drafters, recording)
+        model, drafters = state.target.info.name, state.scheduler.drafters
+        with state.turns.turn(Call("a trace", self._wait, finished=True)):
+            state.claim = object()
+            return record(model, self.prompt_ids, self.token_ids, drafters, recording)
 
     def reset(self) -> None:
         """Drop the conversation, except its system message."""
@@ -157,19 +176,23 @@ class Session:
     def _system(self) -> list[Message]:
         return [m for m in self.messages[:1] if m["role"] == "system"]
 
-    def _exclusive(self, answer: Generator[str, None, None]) -> Generator[str, None, None]:
-        """Run ``answer``; it ends the session's running answer first."""
+    def _exclusive(self, pieces: Generator[str, None, None], prompt: str) -> Answer:
+        """``pieces`` as an answer, which ends the session's running answer first."""
+        beginning = prompt if len(prompt) <= _LABEL else f"{prompt[:_LABEL]}…"
+        call = Call(f"the answer to {beginning!r}", self._wait)
+        return Answer(pieces, self._state.turns, call, self._begin)
+
+    def _begin(self, answer: Answer) -> None:
         self._close_running()
-        self._running = answer
-        yield from answer
+        self._running = weakref.ref(answer)
 
     def _close_running(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        if (running := self._running()) is not None:
+            running.close()
 
     def _chat(self, text: str, max_tokens: int | None) -> Generator[str, None, None]:
-        self.messages.append({"role": "user", "content": text})
+        question = {"role": "user", "content": text}
+        self.messages.append(question)
         text_so_far = ""
         try:
             for piece in self._answer(self._prompt(max_tokens), max_tokens):
@@ -178,7 +201,7 @@ class Session:
         finally:
             if text_so_far or self.finish_reason is not None:
                 self.messages.append({"role": "assistant", "content": text_so_far})
-            else:
+            elif self.messages and self.messages[-1] is question:  # no reset meanwhile
                 self.messages.pop()
 
     def _complete(self, prompt: str, max_tokens: int | None) -> Generator[str, None, None]:
@@ -254,9 +277,9 @@ class Session:
             if limit:
                 words = state.tokenizer.stream(continues=continues)
                 yield from self._stream(prompt, limit, stats, words)
-        finally:
             if state.cache is not None:
                 state.cache.save(every=_KEPT_EVERY_S)
+        finally:
             stats.peak_memory_bytes = peak_memory_bytes()
         stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
         self.finish_reason = "stop" if stopped else "length"
@@ -265,34 +288,57 @@ class Session:
         self, prompt: list[int], limit: int, stats: Statistics, words: Detokenizer
     ) -> Iterator[str]:
         """Evaluate the prompt and decode, streaming text."""
-        state, target = self._state, self._state.target
-        started = perf_counter()
         self.prompt_ids, self._steps = list(prompt), []
-        self._fresh, state.fresh = state.fresh, False
-        context = self._take_over(prompt)
-        stats.prefilled_tokens = len(context) - 1 - target.length
-        prefill(target, context, self._progress)
-        stats.prefill_s = perf_counter() - started
-        for step in decode(
-            target,
-            state.scheduler,
-            context,
-            max_tokens=limit,
-            sampling=self._sampling,
-            stop_tokens=self._stop,
-            rng=self._rng(),
-            rule=self._rule,
-        ):
+        self._fresh, self._state.fresh = self._state.fresh, False
+        for step in self._decode(prompt, limit, stats):
             stats.add(step)
             self._steps.append(StepRecord.of(step))
             self.token_ids += step.tokens
             stopped = step.tokens[-1] in self._stop
             if piece := words.push(step.tokens[:-1] if stopped else step.tokens):
                 yield piece
-            if state.context is not context:
-                raise RuntimeError("another session answered before this answer was finished")
         if piece := words.flush():
             yield piece
+
+    def _decode(self, prompt: list[int], limit: int, stats: Statistics) -> Iterator[Step]:
+        """Decode after ``prompt``. If another call used the caches since the last step, begin again
+        after the tokens so far."""
+        state, rng = self._state, self._rng()
+        ended = False
+        while not ended:
+            self._prefill(prompt, stats)
+            context, claim = state.context, state.claim
+            steps = decode(
+                state.target,
+                state.scheduler,
+                context,
+                max_tokens=limit,
+                sampling=self._sampling,
+                stop_tokens=self._stop,
+                rng=rng,
+                rule=self._rule,
+            )
+            for step in steps:
+                limit, length = limit - len(step.tokens), len(context)
+                yield step
+                state.turns.check()
+                if state.claim is not claim:
+                    prompt = context[:length]
+                    ended = not limit or step.tokens[-1] in self._stop
+                    break
+            else:
+                ended = True
+
+    def _prefill(self, prompt: list[int], stats: Statistics) -> None:
+        def progress(what: str, done: int, total: int, /) -> None:
+            self._progress(what, done, total)
+            self._state.turns.check()
+
+        started, target = perf_counter(), self._state.target
+        context = self._take_over(prompt)
+        stats.prefilled_tokens += len(context) - 1 - target.length
+        prefill(target, context, progress)
+        stats.prefill_s += perf_counter() - started
 
     def _rng(self) -> np.random.Generator:
         """A generator per answer, so that a seed gives the same tokens with any draft."""
@@ -309,6 +355,7 @@ class Session:
         state = self._state
         before, cached = state.context, state.target.length
         same = _common_prefix(before, prompt)
+        state.claim = object()
         state.target.truncate(min(same, cached, len(prompt) - 1))
         if same == len(before):
             before.extend(prompt[same:])

@@ -1,0 +1,47 @@
+"""Forks: the threads of the runtimes do not exist in a forked process.
+
+OpenMP and ONNX Runtime wait for their threads for ever there, in a pass and when the process ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from edgespec.errors import EngineClosed
+
+_ADVICE = (
+    "open an engine after the fork and none before it, or start the process with "
+    "multiprocessing's spawn"
+)
+_first_process: int | None = None
+"""The process that opened an engine first, of this one and those that it was forked from."""
+
+
+def check_process(owner: int) -> None:
+    """Raise ``EngineClosed`` if an engine of the process ``owner`` is used in another one."""
+    if os.getpid() != owner:
+        raise EngineClosed(f"this engine belongs to process {owner}, not {os.getpid()}; {_ADVICE}")
+
+
+def begin() -> None:
+    """Note that this process opens an engine. Raises ``EngineClosed`` if it was forked after another."""
+    global _first_process
+    if _first_process is None:
+        _first_process = os.getpid()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_exit_without_destructors)
+    elif _first_process != os.getpid():
+        raise EngineClosed(
+            f"process {os.getpid()} was forked from {_first_process}, which had opened an engine; {_ADVICE}"
+        )
+
+
+def _exit_without_destructors() -> None:
+    """Skip the destructors of C++ libraries when the forked process ends; they would wait for threads.
+
+    ``exit`` calls what was registered last first. glibc passes the exit status (``on_exit``).
+    """
+    c = ctypes.CDLL(None)
+    if hasattr(c, "on_exit"):
+        c.on_exit(c._exit, None)

@@ -1,0 +1,291 @@
+"""Answers of one engine, read from several threads and from asyncio, closed and cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgespec import Engine, EngineBusy, EngineClosed, UserError
+from edgespec.session import EngineState, Session
+from tests.test_session import consistent, loaded
+from tests.tiny import tiny_gguf
+
+TEXTS = ["one morning", "another day", "the third", "last of all"]
+
+
+def in_threads(*functions: Callable[[], Any]) -> list[Any]:
+    """The result or the error of each function, each run in a thread of its own."""
+    found: list[Any] = [None] * len(functions)
+
+    def run(i: int) -> None:
+        try:
+            found[i] = functions[i]()
+        except BaseException as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    return found
+
+
+def answer(model: EngineState, text: str) -> str:
+    return "".join(Session(model, ignore_stop=True).complete(text, max_tokens=40))
+
+
+def blocked(model: EngineState) -> tuple[threading.Event, threading.Event]:
+    """Let the next pass of ``model`` set the first event and wait for the second."""
+    entered, proceed, whole = threading.Event(), threading.Event(), model.target.forward
+
+    def forward(*args: Any, **options: Any) -> Any:
+        entered.set()
+        assert proceed.wait(60)
+        return whole(*args, **options)
+
+    model.target.forward = forward  # type: ignore[method-assign]
+    return entered, proceed
+
+
+@pytest.mark.parametrize("drafter", ["none", "suffix"])
+def test_each_thread_gets_its_own_answer(drafter: str) -> None:
+    expected = [answer(loaded(drafter, pass_sizes=()), text) for text in TEXTS]
+    model = loaded(drafter, pass_sizes=())
+    for _ in range(5):
+        assert in_threads(*[lambda t=t: answer(model, t) for t in TEXTS]) == expected  # type: ignore[misc]
+        assert consistent(model)
+
+
+def test_two_threads_in_one_session_take_turns() -> None:
+    session = Session(loaded())
+    in_threads(*[lambda t=t: list(session.chat(t, max_tokens=5)) for t in TEXTS])  # type: ignore[misc]
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * len(TEXTS)
+    assert sorted(m["content"] for m in session.messages[::2]) == sorted(TEXTS)
+
+
+def test_a_paused_stream_gives_its_turn_to_another_thread_and_continues() -> None:
+    expected = answer(loaded(pass_sizes=()), TEXTS[0])
+    model = loaded(pass_sizes=())
+    model.turns.patience = 0.0
+    stream = Session(model, ignore_stop=True).complete(TEXTS[0], max_tokens=40)
+    first = next(stream)
+    [other] = in_threads(lambda: answer(model, TEXTS[1]))
+    assert other == answer(loaded(pass_sizes=()), TEXTS[1])
+    assert first + "".join(stream) == expected
+
+
+def test_a_call_that_does_not_wait_names_the_running_answer() -> None:
+    model = loaded()
+    entered, proceed = blocked(model)
+    running = threading.Thread(target=answer, args=(model, TEXTS[0]), name="worker-7")
+    running.start()
+    assert entered.wait(60)
+    with pytest.raises(EngineBusy, match=r"the answer to 'one morning' in worker-7") as caught:
+        list(Session(model, wait=0).complete("abc", max_tokens=3))
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, UserError)
+    proceed.set()
+    running.join(60)
+    assert list(Session(model, wait=0).complete("abc", max_tokens=3))
+
+
+def test_a_call_from_inside_an_answer_is_busy() -> None:
+    model = loaded()
+    errors: list[Exception] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        try:
+            list(Session(model).complete("abc", max_tokens=3))
+        except EngineBusy as error:
+            errors.append(error)
+
+    list(Session(model, progress=progress).complete(TEXTS[0], max_tokens=3))
+    assert errors
+    assert all("waits for this call" in str(error) for error in errors)
+
+
+def test_a_queued_answer_can_be_cancelled() -> None:
+    model = loaded()
+    entered, proceed = blocked(model)
+    queued = Session(model).complete(TEXTS[1], max_tokens=5)
+
+    def cancel() -> None:
+        assert entered.wait(60)
+        queued.cancel()
+        proceed.set()
+
+    def read() -> list[str]:
+        assert entered.wait(60)
+        return list(queued)
+
+    first, pieces, _ = in_threads(lambda: answer(model, TEXTS[0]), read, cancel)
+    assert pieces == []
+    assert first == answer(loaded(), TEXTS[0])
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_running_answer_ends_before_its_next_pass(how: str) -> None:
+    model = loaded()
+    session = Session(model, ignore_stop=True)
+    stream = session.chat(TEXTS[0], max_tokens=100)
+    entered, proceed = blocked(model)
+
+    def end() -> None:
+        assert entered.wait(60)
+        model.turns.cancel(stream._call)
+        proceed.set()
+        getattr(stream, how)()
+
+    pieces, _ = in_threads(lambda: list(stream), end)
+    assert len(pieces) <= 1
+    assert list(stream) == []
+    assert session.finish_reason is None
+    assert answer(model, TEXTS[1]) == answer(loaded(), TEXTS[1])
+
+
+def test_a_dropped_stream_frees_its_turn() -> None:
+    model = loaded()
+    stream = Session(model).complete(TEXTS[0], max_tokens=50)
+    next(stream)
+    del stream
+    gc.collect()
+    assert in_threads(lambda: list(Session(model, wait=0).complete("abc", max_tokens=3)))[0]
+
+
+def test_closing_under_a_running_answer_waits_for_its_pass() -> None:
+    model = loaded()
+    entered, proceed = blocked(model)
+    freed: list[bool] = []
+
+    def close() -> None:
+        assert entered.wait(60)
+        proceed.set()
+        model.turns.close(lambda: freed.append(True))
+
+    running, _ = in_threads(lambda: answer(model, TEXTS[0]), close)
+    assert isinstance(running, EngineClosed)
+    assert freed == [True]
+    model.turns.close(lambda: freed.append(True))
+    assert freed == [True], "closing twice frees once"
+    for call in (lambda: answer(model, "abc"), lambda: Session(model).complete("abc").send(None)):
+        with pytest.raises(EngineClosed, match="closed; open another"):
+            call()
+
+
+def test_closing_inside_an_answer_frees_when_it_has_ended() -> None:
+    model = loaded()
+    freed: list[bool] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        model.turns.close(lambda: freed.append(True))
+        assert not freed
+
+    with pytest.raises(EngineClosed):
+        list(Session(model, progress=progress).complete("abc" * 20, max_tokens=3))
+    assert freed == [True]
+
+
+def test_asyncio_reads_streams_side_by_side_and_cancels_them() -> None:
+    model = loaded(pass_sizes=())
+    model.turns.patience = 0.0
+
+    async def read(text: str) -> str:
+        stream = Session(model, ignore_stop=True).complete(text, max_tokens=40)
+        return "".join([piece async for piece in stream])
+
+    async def interleaved(text: str) -> str:
+        found = ""
+        for piece in Session(model, ignore_stop=True).complete(text, max_tokens=40):
+            found += piece
+            await asyncio.sleep(0)
+        return found
+
+    async def run() -> None:
+        expected = [answer(loaded(pass_sizes=()), text) for text in TEXTS]
+        assert await asyncio.gather(*map(read, TEXTS)) == expected
+        assert await asyncio.gather(*map(interleaved, TEXTS)) == expected
+        task = asyncio.create_task(read(TEXTS[0]))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await read(TEXTS[1]) == expected[1]
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.parametrize("runtime", ["onnx", "llama-cpp"])
+@pytest.mark.parametrize("call", ["generate", "open"])
+def test_a_forked_process_is_refused_and_ends(
+    runtime: str, call: str, tmp_path: Path, home: Path
+) -> None:
+    """In a fresh process: a fork of pytest's would run its exit handlers."""
+    if runtime == "llama-cpp":
+        pytest.importorskip("llama_cpp")
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    calls = {"generate": "e.generate('abc', max_tokens=3)", "open": "edgespec.Engine.open(path)"}
+    program = f"""
+import os, signal, sys, edgespec
+path = {str(path)!r}
+e = edgespec.Engine.open(path, runtime={runtime!r}, draft="none", remember=False)
+e.generate("abc", max_tokens=3)
+if not (child := os.fork()):
+    signal.alarm(60)
+    try:
+        {calls[call]}
+    except edgespec.EngineClosed as error:
+        e.close()
+        sys.exit(7)
+    sys.exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert e.generate("abc", max_tokens=3).token_ids
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "llama-cpp"])
+def test_the_program_ends_while_a_daemon_thread_answers(
+    runtime: str, tmp_path: Path, home: Path
+) -> None:
+    if runtime == "llama-cpp":
+        pytest.importorskip("llama_cpp")
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    program = f"""
+import threading, edgespec
+e = edgespec.Engine.open({str(path)!r}, runtime={runtime!r}, draft="none", remember=False)
+started = threading.Event()
+def answer():
+    while True:
+        for piece in e.generate("abc", max_tokens=200, stream=True):
+            started.set()
+for _ in range(3):
+    threading.Thread(target=answer, daemon=True).start()
+started.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_closed_under_a_stream(tmp_path: Path, home: Path) -> None:
+    engine = Engine.open(tiny_gguf(tmp_path / "tiny.gguf"), draft="none", remember=False)
+    stream = engine.generate("abc", stream=True, max_tokens=50)
+    next(stream)
+    engine.close()
+    with pytest.raises(EngineClosed, match="closed"):
+        next(stream)
+    with pytest.raises(EngineClosed, match="closed"):
+        engine.generate("abc", max_tokens=3)
