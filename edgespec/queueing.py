@@ -295,8 +295,9 @@ class Answer(Generator[str, None, None]):
             self.close()
             raise
         except Stopped:
+            cancelled = self._call.cancelled
             self.close()
-            if self._call.cancelled:
+            if cancelled:
                 raise StopIteration from None
             raise EngineClosed(self._turns.closed) from None
         if piece is None:

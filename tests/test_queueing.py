@@ -170,7 +170,7 @@ def test_closing_under_a_running_answer_waits_for_its_pass() -> None:
 
     def close() -> None:
         assert entered.wait(60)
-        proceed.set()
+        threading.Timer(0.05, proceed.set).start()  # closing waits for it
         model.turns.close(lambda: freed.append(True))
 
     running, _ = in_threads(lambda: answer(model, TEXTS[0]), close)
