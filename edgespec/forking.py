@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 from edgespec.errors import EngineClosed
 
@@ -29,19 +30,20 @@ def begin() -> None:
     global _first_process
     if _first_process is None:
         _first_process = os.getpid()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_exit_without_destructors)
+        if sys.platform == "linux":
+            _exit_without_destructors_after_forks()
     elif _first_process != os.getpid():
         raise EngineClosed(
             f"process {os.getpid()} was forked from {_first_process}, which had opened an engine; {_ADVICE}"
         )
 
 
-def _exit_without_destructors() -> None:
-    """Skip the destructors of C++ libraries when the forked process ends; they would wait for threads.
+def _exit_without_destructors_after_forks() -> None:
+    """Let forked processes end without the destructors of C++ libraries, which would wait for threads.
 
-    ``exit`` calls what was registered last first. glibc passes the exit status (``on_exit``).
+    ``exit`` calls what was registered last first. Only glibc's ``on_exit`` passes the exit status. musl
+    has no ONNX Runtime, and macOS and Windows do not fork by default (``multiprocessing``).
     """
     c = ctypes.CDLL(None)
     if hasattr(c, "on_exit"):
-        c.on_exit(c._exit, None)
+        os.register_at_fork(after_in_child=lambda: c.on_exit(c._exit, None))

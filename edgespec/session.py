@@ -69,8 +69,6 @@ class EngineState:
     """Whether no drafter knows earlier answers."""
     turns: Turns = field(default_factory=Turns)
     """Lets one call at a time use the target, the drafters and their caches."""
-    claim: object = None
-    """Identifies the last use of the caches: another one means that they changed meanwhile."""
 
     def __post_init__(self) -> None:
         # Created after the runtime's own finalizer, so that it runs before it when the program ends.
@@ -153,7 +151,8 @@ class Session:
     def trace(self) -> Trace:
         """The trace of the last answer. A draft model evaluates the answer once for it.
 
-        Raises ``UserError`` if there is no answer.
+        It takes its turn like an answer. Raises ``UserError`` if there is no answer, ``EngineBusy``,
+        and ``EngineClosed``: the drafters decode the answer again, which a closed engine cannot.
         """
         if not self.token_ids:
             raise UserError("there is no answer to trace; generate at least one token")
@@ -163,8 +162,7 @@ class Session:
             draft, state.target.info, state.curve, self._steps, fresh=self._fresh
         )
         model, drafters = state.target.info.name, state.scheduler.drafters
-        with state.turns.turn(Call("a trace", self._wait, finished=True)):
-            state.claim = object()
+        with state.turns.turn(Call("a trace", self._wait)):
             return record(model, self.prompt_ids, self.token_ids, drafters, recording)
 
     def reset(self) -> None:
@@ -179,12 +177,13 @@ class Session:
     def _exclusive(self, pieces: Generator[str, None, None], prompt: str) -> Answer:
         """``pieces`` as an answer, which ends the session's running answer first."""
         beginning = prompt if len(prompt) <= _LABEL else f"{prompt[:_LABEL]}…"
-        call = Call(f"the answer to {beginning!r}", self._wait)
-        return Answer(pieces, self._state.turns, call, self._begin)
+        label = f"the answer to {beginning!r}"
+        return Answer(pieces, self._state.turns, self._begin, label, self._wait)
 
     def _begin(self, answer: Answer) -> None:
-        self._close_running()
-        self._running = weakref.ref(answer)
+        if self._running() is not answer:
+            self._close_running()
+            self._running = weakref.ref(answer)
 
     def _close_running(self) -> None:
         if (running := self._running()) is not None:
@@ -199,10 +198,11 @@ class Session:
                 text_so_far += piece
                 yield piece
         finally:
-            if text_so_far or self.finish_reason is not None:
-                self.messages.append({"role": "assistant", "content": text_so_far})
-            elif self.messages and self.messages[-1] is question:  # no reset meanwhile
-                self.messages.pop()
+            if self.messages and self.messages[-1] is question:  # no reset meanwhile
+                if text_so_far or self.finish_reason is not None:
+                    self.messages.append({"role": "assistant", "content": text_so_far})
+                else:
+                    self.messages.pop()
 
     def _complete(self, prompt: str, max_tokens: int | None) -> Generator[str, None, None]:
         self.finish_reason = None
@@ -277,10 +277,10 @@ class Session:
             if limit:
                 words = state.tokenizer.stream(continues=continues)
                 yield from self._stream(prompt, limit, stats, words)
-            if state.cache is not None:
-                state.cache.save(every=_KEPT_EVERY_S)
         finally:
             stats.peak_memory_bytes = peak_memory_bytes()
+            if (cache := state.cache) is not None:
+                state.turns.if_free(lambda: cache.save(every=_KEPT_EVERY_S))
         stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
         self.finish_reason = "stop" if stopped else "length"
 
@@ -307,7 +307,7 @@ class Session:
         ended = False
         while not ended:
             self._prefill(prompt, stats)
-            context, claim = state.context, state.claim
+            context, handovers = state.context, state.turns.handovers
             steps = decode(
                 state.target,
                 state.scheduler,
@@ -322,7 +322,7 @@ class Session:
                 limit, length = limit - len(step.tokens), len(context)
                 yield step
                 state.turns.check()
-                if state.claim is not claim:
+                if state.turns.handovers != handovers:
                     prompt = context[:length]
                     ended = not limit or step.tokens[-1] in self._stop
                     break
@@ -355,7 +355,6 @@ class Session:
         state = self._state
         before, cached = state.context, state.target.length
         same = _common_prefix(before, prompt)
-        state.claim = object()
         state.target.truncate(min(same, cached, len(prompt) - 1))
         if same == len(before):
             before.extend(prompt[same:])

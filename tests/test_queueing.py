@@ -143,7 +143,7 @@ def test_a_running_answer_ends_before_its_next_pass(how: str) -> None:
 
     def end() -> None:
         assert entered.wait(60)
-        model.turns.cancel(stream._call)
+        model.turns.cancel(stream)
         proceed.set()
         getattr(stream, how)()
 
