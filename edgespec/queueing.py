@@ -60,7 +60,10 @@ class Turns:
         self.handovers = 0
         """How often another call than before got the turn, and may have changed the caches."""
         self._process = os.getpid()
-        self._changed = threading.Condition()
+        self._lock = (
+            threading.RLock()
+        )  # entered itself: Ctrl-C would come inside Condition.__enter__
+        self._changed = threading.Condition(self._lock)
         self._queue: list[threading.Thread] = []
         self._running: Call | None = None
         self._holder: Callable[[], Call | None] = lambda: None
@@ -100,7 +103,7 @@ class Turns:
     def if_free(self, work: Callable[[], None]) -> None:
         """Do ``work`` on the caches, unless another thread uses them."""
         if not self._is_forked():
-            with self._changed:
+            with self._lock:
                 if self._running is None or self._is_running_here():
                     work()
 
@@ -111,7 +114,7 @@ class Turns:
         """
         if self._is_forked():
             return
-        with self._changed:
+        with self._lock:
             call.ended = True
             self._changed.notify_all()
             while wait and self._running is call and not self._is_running_here():
@@ -127,7 +130,7 @@ class Turns:
         """
         if self._is_forked():
             return
-        with self._changed:
+        with self._lock:
             if self._closed != _CLOSED:
                 self._closed, self._free = _CLOSED, free
             self._changed.notify_all()
@@ -139,7 +142,7 @@ class Turns:
         """End all calls because the program ends. Waits for the running pass."""
         if self._is_forked() or self._closed is not None:
             return
-        with self._changed:
+        with self._lock:
             self._closed = _ENDING
             self._changed.notify_all()
             while self._running is not None:
@@ -164,7 +167,7 @@ class Turns:
 
     def _enter(self, call: Call) -> None:
         thread, started = threading.current_thread(), self._clock()
-        with self._changed:
+        with self._lock:
             self._queue.append(thread)
             try:
                 while not self._may_run(call, thread):
@@ -200,7 +203,7 @@ class Turns:
         )
 
     def _leave(self, call: Call) -> None:
-        with self._changed:
+        with self._lock:
             if self._running is call and self._is_running_here():
                 self._running, call.paused_at = None, self._clock()
                 if call.ended:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import subprocess
+import itertools
+import random
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from edgespec import Engine, EngineBusy, EngineClosed, UserError
+from edgespec import EngineBusy, EngineClosed, UserError
+from edgespec.queueing import Answer, Call
 from edgespec.session import EngineState, Session
 from tests.test_session import consistent, loaded
-from tests.tiny import tiny_gguf
 
 TEXTS = ["one morning", "another day", "the third", "last of all"]
 
@@ -163,6 +164,140 @@ def test_a_dropped_stream_frees_its_turn() -> None:
     assert in_threads(lambda: list(Session(model, wait=0).complete("abc", max_tokens=3)))[0]
 
 
+def test_a_stream_gives_its_turn_when_its_reader_waits_too() -> None:
+    """Another thread waits before the reader's next call: the stream cannot continue before both."""
+    model = loaded()
+    model.turns.patience = 1e9
+    stream = Session(model).complete(TEXTS[0], max_tokens=50)
+    queued, waits = threading.Event(), model.turns._changed.wait
+
+    def wait(timeout: float | None = None) -> bool:
+        queued.set()
+        return waits(timeout)
+
+    model.turns._changed.wait = wait  # type: ignore[method-assign]
+
+    def read() -> str:
+        next(stream)
+        other.start()
+        assert queued.wait(60)
+        return answer(model, TEXTS[2])
+
+    other = threading.Thread(target=answer, args=(model, TEXTS[1]))
+    assert in_threads(read) == [answer(loaded(), TEXTS[2])]
+    other.join(60)
+    assert not other.is_alive()
+
+
+def test_ctrl_c_at_the_end_of_a_turn_leaves_it_free() -> None:
+    model = loaded()
+    leave, calls = model.turns._leave, itertools.count()
+
+    def interrupted(call: Call) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        leave(call)
+
+    model.turns._leave = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        answer(model, TEXTS[0])
+    assert in_threads(lambda: list(Session(model, wait=0).complete("abc", max_tokens=3)))[0]
+
+
+@pytest.mark.parametrize("how", ["end", "close", "drop", "ctrl-c"])
+def test_learnt_ngrams_are_saved_after_any_answer(how: str) -> None:
+    model = loaded()
+    saved: list[float] = []
+    model.cache = cast(Any, SimpleNamespace(save=lambda every: saved.append(every)))
+    stream = Session(model).complete(TEXTS[0], max_tokens=20)
+    next(stream)
+    assert not saved
+    if how == "end":
+        list(stream)
+    elif how == "close":
+        stream.close()
+    elif how == "drop":
+        del stream
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt)
+    assert len(saved) == 1
+
+
+def test_ngrams_are_not_saved_while_another_thread_uses_them() -> None:
+    model = loaded()
+    model.turns.patience = 0.0
+    saved: list[float] = []
+    stream = Session(model).complete(TEXTS[0], max_tokens=20)
+    next(stream)
+    model.cache = cast(Any, SimpleNamespace(save=lambda every: saved.append(every)))
+    entered, proceed = blocked(model)
+    running = threading.Thread(target=answer, args=(model, TEXTS[1]))
+    running.start()
+    assert entered.wait(60)
+    stream.close()
+    assert not saved
+    proceed.set()
+    running.join(60)
+    assert len(saved) == 1
+
+
+def test_a_conversation_reset_by_its_own_answer_stays_empty() -> None:
+    def progress(what: str, done: int, total: int) -> None:
+        session.reset()
+
+    session = Session(loaded(), progress=progress)
+    assert list(session.chat("abc" * 20, max_tokens=3)) == []
+    assert session.messages == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mix_of_calls_ends_in_answers_and_public_errors(seed: int) -> None:
+    """Six threads answer, pause, cancel, close, reset and trace; half of the engines close meanwhile."""
+    expected = {text: answer(loaded(pass_sizes=()), text) for text in TEXTS}
+    model = loaded(pass_sizes=())
+    model.turns.patience = 0.001
+    shared, streams = Session(model, ignore_stop=True), []
+    freed: list[bool] = []
+
+    def calls(thread: int) -> bool:
+        rng = random.Random(f"{seed} {thread}")
+        for _ in range(15):
+            text, wait = rng.choice(TEXTS), rng.choice([None, None, 0.0, 0.005])
+            stream = Session(model, ignore_stop=True, wait=wait).complete(text, max_tokens=40)
+            kind = rng.randrange(6)
+            try:
+                if kind < 2:
+                    assert "".join(stream) == expected[text]
+                elif kind == 2:
+                    streams.append(stream)
+                    next(rng.choice(streams), None)
+                elif kind == 3 and streams:
+                    rng.choice([Answer.cancel, Answer.close])(rng.choice(streams))
+                elif kind == 4:
+                    list(shared.chat(text, max_tokens=5))
+                elif shared.token_ids:
+                    rng.choice([shared.trace, shared.reset])()
+            except (EngineBusy, EngineClosed):
+                pass
+        return True
+
+    functions: list[Callable[[], Any]] = [partial(calls, thread) for thread in range(6)]
+    if seed % 2:
+        functions.append(lambda: model.turns.close(lambda: freed.append(True)))
+    switches = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        assert in_threads(*functions)[:6] == [True] * 6
+    finally:
+        sys.setswitchinterval(switches)
+    if seed % 2:
+        assert freed == [True]
+    else:
+        assert consistent(model)
+        assert answer(model, TEXTS[0]) == expected[TEXTS[0]]
+
+
 def test_closing_under_a_running_answer_waits_for_its_pass() -> None:
     model = loaded()
     entered, proceed = blocked(model)
@@ -223,69 +358,3 @@ def test_asyncio_reads_streams_side_by_side_and_cancels_them() -> None:
         assert await read(TEXTS[1]) == expected[1]
 
     asyncio.run(run())
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-@pytest.mark.parametrize("runtime", ["onnx", "llama-cpp"])
-@pytest.mark.parametrize("call", ["generate", "open"])
-def test_a_forked_process_is_refused_and_ends(
-    runtime: str, call: str, tmp_path: Path, home: Path
-) -> None:
-    """In a fresh process: a fork of pytest's would run its exit handlers."""
-    if runtime == "llama-cpp":
-        pytest.importorskip("llama_cpp")
-    path = tiny_gguf(tmp_path / "tiny.gguf")
-    calls = {"generate": "e.generate('abc', max_tokens=3)", "open": "edgespec.Engine.open(path)"}
-    program = f"""
-import os, signal, sys, edgespec
-path = {str(path)!r}
-e = edgespec.Engine.open(path, runtime={runtime!r}, draft="none", remember=False)
-e.generate("abc", max_tokens=3)
-if not (child := os.fork()):
-    signal.alarm(60)
-    try:
-        {calls[call]}
-    except edgespec.EngineClosed as error:
-        e.close()
-        sys.exit(7)
-    sys.exit(1)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert e.generate("abc", max_tokens=3).token_ids
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
-
-
-@pytest.mark.parametrize("runtime", ["onnx", "llama-cpp"])
-def test_the_program_ends_while_a_daemon_thread_answers(
-    runtime: str, tmp_path: Path, home: Path
-) -> None:
-    if runtime == "llama-cpp":
-        pytest.importorskip("llama_cpp")
-    path = tiny_gguf(tmp_path / "tiny.gguf")
-    program = f"""
-import threading, edgespec
-e = edgespec.Engine.open({str(path)!r}, runtime={runtime!r}, draft="none", remember=False)
-started = threading.Event()
-def answer():
-    while True:
-        for piece in e.generate("abc", max_tokens=200, stream=True):
-            started.set()
-for _ in range(3):
-    threading.Thread(target=answer, daemon=True).start()
-started.wait()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_an_engine_closed_under_a_stream(tmp_path: Path, home: Path) -> None:
-    engine = Engine.open(tiny_gguf(tmp_path / "tiny.gguf"), draft="none", remember=False)
-    stream = engine.generate("abc", stream=True, max_tokens=50)
-    next(stream)
-    engine.close()
-    with pytest.raises(EngineClosed, match="closed"):
-        next(stream)
-    with pytest.raises(EngineClosed, match="closed"):
-        engine.generate("abc", max_tokens=3)
