@@ -29,7 +29,6 @@ from edgespec.drafting.model_free import persistent_sources
 from edgespec.drafting.ngram_cache import MAX_BYTES, NgramCache
 from edgespec.drafting.sources import Source
 from edgespec.errors import UserError
-from edgespec.forking import begin
 from edgespec.loading import draft_runtime, find_places, load, plan_memory
 from edgespec.local_model import LocalModel, find, find_draft
 from edgespec.models.chat_template import ChatTemplate
@@ -83,9 +82,9 @@ class Engine:
         Profiles of this machine (`edgespec tune`) choose the fastest runtime, device and threads, if
         these are not given. Without a profile, passes are timed for a second. ``planned`` receives the
         memory plan before loading, if memory can be predicted. ``notice`` receives notices for the user.
-        Raises ``UserError`` for errors that the caller can fix.
+        Raises ``UserError`` for errors that the caller can fix, and ``EngineClosed`` in a process that was
+        forked after another engine was opened.
         """
-        begin()
         config = configure(model, **options)
         check_threads(config.threads)
         found = find(config.model, progress)

@@ -16,7 +16,7 @@ _ADVICE = (
     "multiprocessing's spawn"
 )
 _first_process: int | None = None
-"""The process that opened an engine first, of this one and those that it was forked from."""
+"""The first process that loaded a model, of this one and those that it was forked from."""
 
 
 def check_process(owner: int) -> None:
@@ -25,8 +25,11 @@ def check_process(owner: int) -> None:
         raise EngineClosed(f"this engine belongs to process {owner}, not {os.getpid()}; {_ADVICE}")
 
 
-def begin() -> None:
-    """Note that this process opens an engine. Raises ``EngineClosed`` if it was forked after another."""
+def check_not_forked() -> None:
+    """Raise ``EngineClosed`` if this process was forked from one that had loaded a model.
+
+    For use before a model is loaded.
+    """
     global _first_process
     if _first_process is None:
         _first_process = os.getpid()
@@ -34,7 +37,7 @@ def begin() -> None:
             _exit_without_destructors_after_forks()
     elif _first_process != os.getpid():
         raise EngineClosed(
-            f"process {os.getpid()} was forked from {_first_process}, which had opened an engine; {_ADVICE}"
+            f"process {os.getpid()} was forked from {_first_process}, which had loaded a model; {_ADVICE}"
         )
 
 

@@ -16,6 +16,7 @@ from edgespec.errors import UserError
 from edgespec.export import build_onnx, built_folders, onnx_folder
 from edgespec.export.architectures import ARCHITECTURES
 from edgespec.export.dimensions import built_dimensions
+from edgespec.forking import check_not_forked
 from edgespec.local_model import LocalModel, find, give_back_memory
 from edgespec.models import store
 from edgespec.models.safetensors import checkpoint_files
@@ -192,7 +193,11 @@ def is_built(model: LocalModel, place: Placement) -> bool:
 
 
 def load(model: LocalModel, spec: RuntimeSpec, options: LoadOptions) -> Runtime:
-    """Load ``model`` on ``spec``; it is built for it first where that is needed. Raises ``UserError``."""
+    """Load ``model`` on ``spec``; it is built for it first where that is needed.
+
+    Raises ``UserError``, and ``EngineClosed`` in a process that was forked after another model was loaded.
+    """
+    check_not_forked()
     if reason := _refused(spec, model):
         others = [other.name for other in specs().values() if runs(other, model)]
         raise UserError(f"{model.path} {reason}; use --runtime {' or '.join(others) or 'auto'}")

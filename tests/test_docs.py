@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_the_plot_has_the_figures_of_its_table() -> None:
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", plot)
     assert len(rows) == 14
     assert {name: texts[texts.index(name) + 1] for name in rows} == rows
+
+
+def test_the_examples_of_threads_run(tmp_path: Path) -> None:
+    text = (ROOT / "docs/how-to/use-from-threads.md").read_text("utf-8")
+    program = "".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    model = tiny_gguf(tmp_path / "a.gguf", "llama")
+    assert "smollm2-135m-instruct" in program
+    program = program.replace("smollm2-135m-instruct", model.as_posix())
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
 
 
 def test_the_example_of_a_runtime_runs(tmp_path: Path) -> None:
