@@ -23,7 +23,7 @@ from edgespec.config import EngineConfig, configure
 from edgespec.core.runtime import Runtime
 from edgespec.core.runtime_spec import LoadOptions
 from edgespec.device import profile_files
-from edgespec.device.machine import check_threads, physical_cores
+from edgespec.device.machine import check_threads, physical_cores, usable_cpus
 from edgespec.device.measuring import (
     FULL_S,
     LENGTHS,
@@ -186,7 +186,7 @@ def _measured(model: LocalModel, place: Placement, progress: Progress) -> list[P
     if place.threads is not None:
         return [profile]
     counts = dict(profile.thread_counts)
-    for count in _other_counts(profile.threads):
+    for count in _other_counts(profile.threads, usable_cpus()):
         other = replace(place, threads=count)
         counts[count] = in_child(_smallest_pass, model, other, _THREADS_S, progress=progress)
     found = [replace(profile, thread_counts=dict(sorted(counts.items())))]
@@ -197,10 +197,10 @@ def _measured(model: LocalModel, place: Placement, progress: Progress) -> list[P
     return found
 
 
-def _other_counts(cores: int) -> list[int]:
-    """Threads worth trying beside one a core: where memory is the limit, or cores are of two kinds,
-    fewer; where a core runs two, more."""
-    tried = {cores // 2, cores * 3 // 4, os.cpu_count() or 1} - {0, cores}
+def _other_counts(cores: int, logical: int) -> list[int]:
+    """Other numbers of threads that may be faster than ``cores``: fewer where memory is the limit, all
+    ``logical`` ones where hyper-threads or efficiency cores help."""
+    tried = {cores // 2, cores * 3 // 4, logical} - {0, cores}
     return sorted(tried)
 
 

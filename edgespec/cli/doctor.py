@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 
-from edgespec.device import huge_pages, machine
+from edgespec.device import cgroup, huge_pages, machine
+from edgespec.device.cores import available_cores
 from edgespec.models import store
 from edgespec.models.catalogue import DEFAULT_MODEL
 from edgespec.units import format_size
@@ -62,9 +63,24 @@ def _machine() -> Facts:
     yield "processor", machine.cpu_name()
     yield "features", " ".join(machine.cpu_features()) or "unknown"
     yield "cores", f"{machine.physical_cores()} to use, {os.cpu_count()} logical in all"
-    total, available = machine.memory()
+    if limits := "; ".join(_core_limits()):
+        yield "limits of cores", limits
+    total, available = machine.memory()[0], machine.available_memory() or 0
     yield "memory", f"{total / 2**30:.1f} GiB, {available / 2**30:.1f} GiB available"
+    if limit := cgroup.memory_limit():
+        yield "limit of memory", f"{format_size(int(limit.value))} in {limit.file}"
     yield "huge pages", "in use" if huge_pages.in_use() else "not in use"
+
+
+def _core_limits() -> Iterator[str]:
+    """What makes the cores to use fewer than the logical ones, except hyper-threads."""
+    cores = available_cores()
+    if cores.logical < (os.cpu_count() or 1):
+        yield f"{cores.logical} logical cores by affinity"
+    if cores.performance < cores.physical:
+        yield f"{cores.performance} of {cores.physical} physical cores are performance cores"
+    if quota := cgroup.cpu_quota():
+        yield f"a quota of {quota.value:g} CPUs in {quota.file}"
 
 
 def _software() -> Facts:

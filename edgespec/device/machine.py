@@ -8,9 +8,12 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from edgespec.device import cgroup
+from edgespec.device.cores import available_cores
 from edgespec.errors import UserError
 
 # Instructions that the kernels of quantized models use, as Linux and as macOS name them.
@@ -46,7 +49,7 @@ def _cpu_features() -> list[str]:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory: all of it, and what is available without swapping."""
+    """Bytes of this machine's memory: all of it, and what is available without swapping."""
     import psutil
 
     found = psutil.virtual_memory()
@@ -54,11 +57,15 @@ def memory() -> tuple[int, int]:
 
 
 def available_memory() -> int | None:
-    """Bytes that are available without swapping; ``None`` where the system does not report them."""
-    try:
-        return memory()[1]
-    except (OSError, LookupError, ValueError, RuntimeError):  # in odd containers
-        return None
+    """Bytes that are available without swapping, within the limits of control groups.
+
+    ``None`` where the system does not report them.
+    """
+    left = cgroup.memory_left()
+    limits = [] if left is None else [int(left.value)]
+    with suppress(OSError, LookupError, ValueError, RuntimeError):  # in odd containers
+        limits.append(memory()[1])
+    return min(limits, default=None)
 
 
 def _sysctl(*arguments: str) -> str:
@@ -80,15 +87,19 @@ def cpu_name() -> str:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use; two hyper-threads of one core only get in each other's way."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    folder = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    allowed = os.sched_getaffinity(0)
-    try:
-        return len({Path(folder.format(cpu)).read_text() for cpu in allowed})
-    except OSError:  # not every kernel or container shows its topology
-        return len(allowed)
+    """The threads that passes run on by default: performance cores within affinity and CPU quota."""
+    return _within_quota(available_cores().performance)
+
+
+def usable_cpus() -> int:
+    """The most threads that run at once: logical cores within affinity and CPU quota."""
+    return _within_quota(available_cores().logical)
+
+
+def _within_quota(cores: int) -> int:
+    """Threads beyond the quota would wait, and all others for them; so part of a CPU does not count."""
+    quota = cgroup.cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota.value)))
 
 
 def check_threads(threads: int | None) -> None:

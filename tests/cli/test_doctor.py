@@ -11,7 +11,8 @@ import pytest
 
 from edgespec import kernels
 from edgespec.cli import doctor
-from edgespec.device import machine
+from edgespec.device import cgroup, machine
+from edgespec.device.cores import Cores
 from edgespec.models import store
 from tests.cli.conftest import Run
 
@@ -60,6 +61,38 @@ def test_doctor_does_not_import_torch(home: Path, run: Run) -> None:
     before = set(sys.modules)
     run("doctor")
     assert not {"torch", "transformers", "llama_cpp"} & (set(sys.modules) - before)
+
+
+def test_doctor_shows_what_limits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("/sys/fs/cgroup/docker")
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    for module in (doctor, machine):
+        monkeypatch.setattr(module, "available_cores", lambda: Cores(20, 14, 6))
+    quota, limit = (
+        cgroup.Limit(1.5, folder / "cpu.max"),
+        cgroup.Limit(300 << 20, folder / "memory.max"),
+    )
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: limit)
+    monkeypatch.setattr(cgroup, "memory_left", lambda: limit._replace(value=256 << 20))
+    facts = json.loads(run("doctor", "--json").stdout)["machine"]
+    assert facts["cores"] == "1 to use, 32 logical in all"
+    assert facts["limits of cores"] == (
+        "20 logical cores by affinity; 6 of 14 physical cores are performance cores; "
+        f"a quota of 1.5 CPUs in {quota.file}"
+    )
+    assert facts["memory"].endswith("GiB, 0.2 GiB available")
+    assert facts["limit of memory"] == f"300 MiB in {limit.file}"
+
+
+def test_doctor_shows_no_limits_where_there_are_none(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "available_cores", lambda: Cores(os.cpu_count() or 1, 1, 1))
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: None)
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
+    facts = json.loads(run("doctor", "--json").stdout)["machine"]
+    assert not any(name.startswith("limit") for name in facts)
 
 
 def test_memory_is_this_machines() -> None:

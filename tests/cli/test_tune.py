@@ -150,11 +150,8 @@ def test_other_threads_are_measured_where_they_are_faster(
         (64, 128, [32, 48, 128]),
     ],
 )
-def test_threads_worth_trying(
-    monkeypatch: pytest.MonkeyPatch, cores: int, logical: int, counts: list[int]
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: logical)
-    assert tuning._other_counts(cores) == counts
+def test_threads_worth_trying(cores: int, logical: int, counts: list[int]) -> None:
+    assert tuning._other_counts(cores, logical) == counts
 
 
 @pytest.mark.parametrize(
