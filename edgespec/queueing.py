@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet, ref
 
 from edgespec.errors import EngineBusy, EngineClosed
 from edgespec.forking import check_process
+
+T = TypeVar("T")
 
 PATIENCE_S = 1.0
 """Seconds that a paused stream keeps its turn while other calls wait."""
@@ -60,9 +61,8 @@ class Turns:
         self.handovers = 0
         """How often another call than before got the turn, and may have changed the caches."""
         self._process = os.getpid()
-        self._lock = (
-            threading.RLock()
-        )  # entered itself: Ctrl-C would come inside Condition.__enter__
+        # Entered by itself: Ctrl-C inside of Condition.__enter__ would leave it locked.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: list[threading.Thread] = []
         self._running: Call | None = None
@@ -72,9 +72,8 @@ class Turns:
         self._closed: str | None = None
         self._free: Callable[[], None] | None = None  # set by ``close`` until it was called
 
-    @contextmanager
-    def turn(self, call: Call) -> Iterator[None]:
-        """Wait for ``call``'s turn and run it in this thread.
+    def run(self, call: Call, work: Callable[[], T]) -> T:
+        """Wait for ``call``'s turn and do ``work`` in this thread.
 
         Raises ``EngineBusy`` if this thread runs a call already or ``call.wait`` is over,
         ``EngineClosed`` if the engine is closed or belongs to another process, and ``Cancelled`` if
@@ -87,7 +86,7 @@ class Turns:
             )
         try:
             self._enter(call)
-            yield
+            return work()
         finally:
             try:
                 self._leave(call)
@@ -227,7 +226,7 @@ class Answer(Call, Generator[str, None, None]):
     """The pieces of one answer. Any thread may read it, close it or cancel it.
 
     Reading waits for the answer's turn, and raises ``EngineBusy`` or ``EngineClosed`` as
-    ``Turns.turn`` does. ``async for`` reads it in a thread of its own and cancels it when the loop
+    ``Turns.run`` does. ``async for`` reads it in a thread of its own and cancels it when the loop
     ends. ``begin`` is called with the answer before each piece.
     """
 
@@ -244,11 +243,11 @@ class Answer(Call, Generator[str, None, None]):
 
     def send(self, value: None) -> str:
         """The next piece."""
-        return self._advance(self._pieces.send, value)
+        return self._advance(lambda: self._pieces.send(value))
 
     def throw(self, *error: Any) -> str:
         """Raise an exception in the answer, which ends it."""
-        return self._advance(self._pieces.throw, *error)
+        return self._advance(lambda: self._pieces.throw(*error))
 
     def cancel(self) -> None:
         """End the answer without waiting: a queued one now, a running one before its next pass."""
@@ -276,15 +275,17 @@ class Answer(Call, Generator[str, None, None]):
             self.cancel()
             reader.shutdown(wait=False)
 
-    def _advance(self, step: Callable[..., str], *arguments: Any) -> str:
+    def _advance(self, step: Callable[[], str]) -> str:
+        def work() -> str:
+            try:
+                self._begin(self)
+                return step()
+            except BaseException:
+                self.ended = True
+                raise
+
         try:
-            with self._turns.turn(self):
-                try:
-                    self._begin(self)
-                    return step(*arguments)
-                except BaseException:
-                    self.ended = True
-                    raise
+            return self._turns.run(self, work)
         except Cancelled:
             raise StopIteration from None
         except EngineClosed:

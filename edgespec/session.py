@@ -154,6 +154,15 @@ class Session:
         It takes its turn like an answer. Raises ``UserError`` if there is no answer, ``EngineBusy``,
         and ``EngineClosed``: the drafters decode the answer again, which a closed engine cannot.
         """
+        return self._state.turns.run(Call("a trace", self._wait), self._trace)
+
+    def reset(self) -> None:
+        """Drop the conversation, except its system message."""
+        self._close_running()
+        self.messages[:] = self._system()
+        self.forgotten = 0
+
+    def _trace(self) -> Trace:
         if not self.token_ids:
             raise UserError("there is no answer to trace; generate at least one token")
         state = self._state
@@ -161,15 +170,8 @@ class Session:
         recording = Recording.of(
             draft, state.target.info, state.curve, self._steps, fresh=self._fresh
         )
-        model, drafters = state.target.info.name, state.scheduler.drafters
-        with state.turns.turn(Call("a trace", self._wait)):
-            return record(model, self.prompt_ids, self.token_ids, drafters, recording)
-
-    def reset(self) -> None:
-        """Drop the conversation, except its system message."""
-        self._close_running()
-        self.messages[:] = self._system()
-        self.forgotten = 0
+        model = state.target.info.name
+        return record(model, self.prompt_ids, self.token_ids, state.scheduler.drafters, recording)
 
     def _system(self) -> list[Message]:
         return [m for m in self.messages[:1] if m["role"] == "system"]
