@@ -3,8 +3,9 @@
 Jinja's immutable sandbox keeps a template from reaching Python; it does not keep it from running
 for ever or filling the memory. Here every operation that can repeat or build something is counted:
 loops, calls, filters, tests and comparisons look at the clock, and whatever makes text or lists
-pays for it from an allowance. Operations that could outrun both in one step are checked before they
-run, or are left out. The functions are those that published templates use.
+pays for it from an allowance. Both grow with the conversation. Operations that could outrun both in
+one step are checked before they run, or are left out. The functions are those that published
+templates use. What they make of marked text is marked text (``marked_text``).
 """
 # ruff: noqa: N802 (Jinja finds a visitor's methods by these names)
 
@@ -15,28 +16,35 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set, ValuesView
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.ext import Extension
+from jinja2.filters import do_title
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from edgespec.models.marked_text import joined, marked_like, plain, replaced
+from edgespec.models.template_text import formatted, percent_formatted, to_json
+
 T = TypeVar("T")
 
-MAX_SIZE = 4_000_000  # characters of a value, besides what the input accounts for
+MAX_SIZE = 1_000_000  # characters of a value, besides what the input accounts for
 MAX_WIDTH = 1000  # of an indent or a formatted field
 MAX_BITS = 256  # of a whole number
+MAX_GROWN = 1 << 30  # characters of texts that a template builds message by message
+SECONDS_PER_CHARACTER = 2e-6
+SECONDS_PER_PAIR = 1e-5  # of messages: some published templates look at each pair
 
-_LIST_COST = 16  # what an item of a list costs, in characters
+_ITEM_COST = 8  # what an item of a list costs, in characters
 _FILTERS = (
     "abs capitalize count d default dictsort first float int items last length list lower map max "
-    "min reject rejectattr reverse round select selectattr sort title trim unique upper"
+    "min reject rejectattr reverse round select selectattr sort trim unique upper"
 )
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
 # Methods that make text of a given length, or lead to other types with such methods.
@@ -57,6 +65,10 @@ class _Bounds(threading.local):
     deadline = float("inf")
     size = MAX_SIZE
     left = MAX_SIZE
+
+    def __init__(self) -> None:
+        self.measured: dict[int, tuple[Any, int]] = {}
+        """The printed sizes of lists and dicts by ``id``, with the values, so that none is freed."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -84,10 +96,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "replace": self._replace,
             "safe": self.text,
             "string": self.text,
+            "title": self._title,
             "tojson": self._tojson,
             # What _Watch puts into a template.
             "_built": self._built,
             "_concatenated": self._join_parts,
+            "_sliced": self._charged,
             "_steps": self._steps,
             "_watched": self._tick,
         }
@@ -97,22 +111,29 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "strftime_now": _strftime_now,
         }
 
-    def run(self, template: Template, *, seconds: float, input_size: int, **variables: Any) -> str:
-        """Render within ``seconds``; ``input_size`` is the number of characters in the variables.
+    def run(
+        self, template: Template, *, seconds: float, input_size: int, count: int, **variables: Any
+    ) -> str:
+        """Render ``count`` messages; ``input_size`` is the number of characters in the variables.
 
-        Raises ``BoundsError``, Jinja's ``TemplateError``, or whatever else the template provokes.
+        ``seconds`` is the time for a short conversation. Raises ``BoundsError``, Jinja's
+        ``TemplateError``, or whatever else the template provokes.
         """
-        self._bounds.deadline = time.monotonic() + seconds
-        self._bounds.size = MAX_SIZE + 4 * input_size
-        self._bounds.left = 16 * self._bounds.size
+        bounds = self._bounds
+        allowed = seconds + SECONDS_PER_CHARACTER * input_size + SECONDS_PER_PAIR * count**2
+        bounds.deadline = time.monotonic() + allowed
+        bounds.size = MAX_SIZE + 4 * input_size
+        bounds.left = 64 * bounds.size + min(8 * count * input_size, MAX_GROWN)
         parts: list[str] = []
         size = 0
-        for part in template.generate(**variables):
-            parts.append(part)
-            size += len(part)
-            if size > self._bounds.size:
-                raise BoundsError("it makes too much text")
-        return "".join(parts)
+        try:
+            for part in template.generate(**variables):
+                parts.append(part)
+                size += len(part)
+                self._fits(size)
+        finally:
+            bounds.measured.clear()
+        return joined(parts)
 
     # Counting
 
@@ -127,18 +148,42 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise BoundsError("it makes too much text")
 
     def _built(self, value: T) -> T:
-        """Charge for a value that an operation made."""
-        self._tick()
-        if isinstance(value, str):
-            self._bounds.left -= len(value)
-        elif isinstance(value, (list, tuple, dict)):
-            self._fits(_printed_size(value, self._bounds.size))
-            self._bounds.left -= _LIST_COST * (1 + len(value))
+        """Check and charge for a value that an operation made."""
+        if isinstance(value, (list, tuple, dict)):
+            self._fits(self._printed_size(value))
         elif isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise BoundsError("it computes with huge numbers")
-        if self._bounds.left < 0:
+        return self._charged(value)
+
+    def _charged(self, value: T) -> T:
+        """Charge for a value that is a part of another."""
+        bounds = self._bounds
+        if isinstance(value, str):
+            bounds.left -= len(value)
+        elif isinstance(value, (list, tuple, dict)):
+            bounds.left -= _ITEM_COST * (1 + len(value))
+        if bounds.left < 0:
             raise BoundsError("it makes too much text")
+        if time.monotonic() > bounds.deadline:
+            raise BoundsError("it takes too long")
         return value
+
+    def _printed_size(self, value: Any) -> int:
+        """About how many characters ``value`` prints as. Each list is measured once."""
+        if isinstance(value, str):
+            return 1 + len(value)
+        if isinstance(value, Namespace):  # its attributes may change after it was measured
+            raise BoundsError("it puts a namespace into text or into a list")
+        if isinstance(value, (Set, ValuesView)):
+            return 1 + sum(map(self._printed_size, value))
+        if not isinstance(value, (list, tuple, dict)):
+            return 1
+        if id(value) not in self._bounds.measured:
+            size = 1 + sum(map(self._printed_size, value))
+            if isinstance(value, dict):
+                size += sum(map(self._printed_size, value.values()))
+            self._bounds.measured[id(value)] = value, size
+        return self._bounds.measured[id(value)][1]
 
     def _steps(self, items: Iterable[T]) -> Iterator[T]:
         for item in items:
@@ -158,9 +203,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> T:
-            for value in args:
-                if isinstance(value, (list, tuple, dict, Namespace)):
-                    self._fits(_printed_size(value, self._bounds.size))
             return self._built(watched(*args, **kwargs))
 
         return bounded
@@ -180,12 +222,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*" and not _numbers(left, right):
             text, times = (right, left) if isinstance(left, int) else (left, right)
-            self._fits(_printed_size(text, self._bounds.size) * max(int(times), 0))
+            self._fits(self._printed_size(text) * max(int(times), 0))
         elif operator == "**" and not (_numbers(left, right) and abs(right) <= MAX_BITS):
             raise BoundsError("it computes with huge numbers")
         elif operator == "%" and isinstance(left, str):
             self._check_format(left, left.count("%"), right)
-        return self._built(super().call_binop(context, operator, left, right))
+            return self._built(percent_formatted(left, right))
+        value = self.binop_table[operator](left, right)
+        return self._charged(value) if isinstance(value, str) else self._built(value)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._tick()
@@ -197,33 +241,41 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return self._replace(text, *args)
         if isinstance(text, str) and name == "format":
             self._check_format(text, text.count("{"), [*args, kwargs])
+            return self._built(formatted(SandboxedFormatter(self), text, args, kwargs))
         return self._built(super().call(context, obj, *args, **kwargs))
 
     # Text
 
     def text(self, value: Any) -> str:
         """``value`` as it is printed, if that fits."""
-        if not isinstance(value, str):
-            self._fits(_printed_size(value, self._bounds.size))
-        return self._built(str(value))
+        if isinstance(value, str):
+            return self._charged(value)
+        size = self._printed_size(value)
+        self._fits(size)
+        text = str(value)
+        return self._charged(text if size == 1 else marked_like(text, value))
 
     def _join_parts(self, parts: Iterable[Any]) -> str:
         texts = [self.text(part) for part in parts]
         self._fits(sum(map(len, texts)))
-        return self._built("".join(texts))
+        return self._charged(joined(texts))
 
     def _join(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
         if attribute is not None:
             value = [self.getitem(item, attribute) for item in value]
         texts = [self.text(item) for item in self._steps(value)]
-        self._fits(sum(map(len, texts)) + len(d) * len(texts))
-        return self._built(str(d).join(texts))
+        separator = self.text(d)
+        self._fits(sum(map(len, texts)) + len(separator) * len(texts))
+        return self._charged(joined(texts, separator))
 
     def _replace(self, value: Any, old: str, new: str, count: int | None = None) -> str:
         text, old, new = self.text(value), self.text(old), self.text(new)
-        times = text.count(old)
-        self._fits(len(text) + times * len(new))
-        return self._built(text.replace(old, new, -1 if count is None else count))
+        self._fits(len(text) + text.count(old) * len(new))
+        return self._charged(replaced(text, old, new, -1 if count is None else count))
+
+    def _title(self, value: Any) -> str:
+        text = self.text(value)
+        return self._charged(marked_like(do_title(plain(text)), text))
 
     def _indent(
         self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
@@ -232,7 +284,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         lines = self.text(value).splitlines() or [""]
         self._fits(sum(map(len, lines)) + len(margin) * len(lines))
         rest = [margin + line if line or blank else line for line in lines[1:]]
-        return self._built("\n".join([margin + lines[0] if first else lines[0], *rest]))
+        return self._charged(joined([margin + lines[0] if first else lines[0], *rest], "\n"))
 
     def _tojson(
         self,
@@ -243,18 +295,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """As in transformers: plain JSON, nothing escaped for HTML."""
-        if isinstance(indent, int):
-            indent = self._width(indent)
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-        parts: list[str] = []
-        size = 0
-        for part in self._steps(encoder.iterencode(value)):
-            parts.append(part)
-            size += len(part)
-            self._fits(size)
-        return self._built("".join(parts))
+        step = " " * self._width(indent) if isinstance(indent, int) else indent
+        self._width(len(step or ""))
+        self._fits(self._printed_size(value))
+        encode = json.JSONEncoder(ensure_ascii=ensure_ascii).encode
+        separators = separators or (", " if step is None else ",", ": ")
+        return to_json(value, encode, self._join, step, separators, sort_keys)
 
     def _width(self, width: int) -> int:
         if width > MAX_WIDTH:
@@ -264,7 +310,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _check_format(self, template: str, fields: int, values: Any) -> None:
         if _WIDE_FIELD.search(template) or _NESTED_FIELD.search(template.replace("{{", "")):
             raise BoundsError("it formats text too wide")
-        self._fits(len(template) + fields * (MAX_WIDTH + _printed_size(values, self._bounds.size)))
+        self._fits(len(template) + fields * (MAX_WIDTH + self._printed_size(values)))
 
 
 class _Watch(NodeTransformer):
@@ -280,6 +326,9 @@ class _Watch(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
         self.generic_visit(node)
+        first = node.ops[0]
+        if first.op in ("eq", "ne") and isinstance(first.expr, nodes.Const) and len(node.ops) == 1:
+            return node  # takes no time
         return self._around("_watched", node)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
@@ -288,13 +337,17 @@ class _Watch(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
-        return self._around("_built", node) if isinstance(node.arg, nodes.Slice) else node
+        return self._around("_sliced", node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Expr:
         self.generic_visit(node)
         return self._around("_built", node)
 
     visit_Dict = visit_List
+
+    def visit_Name(self, node: nodes.Name) -> nodes.Expr:
+        """The arguments of a macro that has no names for them are a list that is built there."""
+        return self._around("_built", node) if node.name in ("varargs", "kwargs") else node
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
         self.generic_visit(node)
@@ -316,24 +369,6 @@ def _output(context: Context, value: Any) -> str:
     return cast(Sandbox, context.environment).text(value)
 
 
-def _printed_size(value: Any, limit: float) -> int:
-    """About how many characters ``value`` prints as; counting stops beyond ``limit``."""
-    size, waiting = 0, [value]
-    while waiting and size <= limit:
-        item = waiting.pop()
-        size += 1
-        if isinstance(item, Namespace):
-            item = item._Namespace__attrs
-        if isinstance(item, str):
-            size += len(item)
-        elif isinstance(item, dict):
-            waiting += item.keys()
-            waiting += item.values()
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            waiting += item
-    return size
-
-
 def _numbers(*values: Any) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
@@ -343,4 +378,4 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    return marked_like(datetime.now().strftime(format), [format])

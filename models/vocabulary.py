@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
+
+from edgespec.models.marked_text import TEMPLATE, MarkedText, marked_like, marks_of, plain
+from edgespec.models.reasoning import find_marks
 
 if TYPE_CHECKING:
     import tokenizers
@@ -73,7 +76,7 @@ class Detokenizer:
 
     def __init__(self, vocabulary: Vocabulary, *, skip_special: bool, continues: bool) -> None:
         self._vocabulary = vocabulary
-        self._skip = vocabulary.special_ids if skip_special else frozenset()
+        self._skip = vocabulary.silent_ids if skip_special else frozenset()
         self._strip_space = vocabulary.space_prefix != "never" and not continues
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -94,7 +97,8 @@ class Vocabulary:
     """A model's tokens, how text is split into them, and which of them are special.
 
     ``stop_tokens`` are the ids that end an answer; ``special_ids`` those that have no text of
-    their own; ``add_bos`` is whether the model expects ``bos`` before every text.
+    their own; ``add_bos`` is whether the model expects ``bos`` before every text; ``reasoning`` are
+    the marks around the model's reasoning, if it has any.
     """
 
     def __init__(
@@ -135,6 +139,14 @@ class Vocabulary:
         self.add_bos = add_bos and bos is not None
         self.stop_tokens = frozenset(stop_tokens)
         self.chat_template = chat_template
+        names = {special.text: special for special in self.specials}
+        controls = {text for text, special in names.items() if special.control}
+        self.reasoning = find_marks(chat_template or "", names, controls)
+        marks = (self.reasoning.open, self.reasoning.close) if self.reasoning else ()
+        self.silent_ids = self.special_ids - {
+            names[text].id for text in controls if any(text in mark for mark in marks)
+        }
+        """The special ids that a text leaves out: all but those in the marks of the reasoning."""
 
     def token_text(self, id: int) -> str:
         """The token as the vocabulary spells it."""
@@ -159,24 +171,23 @@ class Vocabulary:
             return _utf8(text.replace(SPACE, " "))
         return b"".join(_BYTES.get(c) or _utf8(c) for c in text)
 
-    def encode(
-        self, text: str, *, special: bool = False, stand_ins: Mapping[int, str] | None = None
-    ) -> list[int]:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of ``text``, without ``bos``.
 
-        ``special=True`` parses control tokens: only for text that no user wrote. ``stand_ins``
-        (a ``str.translate`` table) gives characters that stand for text never to be parsed; it is
-        put back once the special tokens around it have been found.
+        ``special=True`` parses control tokens, except in characters of ``MarkedText`` that came from
+        a message: only for text that no user wrote, or that is marked.
         """
         ids: list[int] = []
         prefix = self.space_prefix != "never"
-        for piece in self._cut_specials(LONE_SURROGATE.sub("\ufffd", text), special):
+        clean = LONE_SURROGATE.sub("\ufffd", text)
+        if isinstance(text, MarkedText):
+            clean = marked_like(clean, text)
+        for piece in self._cut_specials(clean, special):
             if isinstance(piece, int):
                 ids.append(piece)
                 prefix = self.space_prefix.endswith("always")
                 continue
-            if stand_ins:
-                piece = piece.translate(stand_ins)
+            piece = plain(piece)
             if prefix and not (self._bare_prefix and piece.startswith((" ", SPACE))):
                 piece = " " + piece
             found = self.model.encode(piece, add_special_tokens=False).ids
@@ -195,10 +206,6 @@ class Vocabulary:
         ``continues``: the text continues other text, so a leading space is kept.
         """
         return Detokenizer(self, skip_special=skip_special, continues=continues)
-
-    def control_names(self, text: str) -> list[str]:
-        """The names of control tokens that occur in ``text``, longest first."""
-        return [special.text for special in self._specials_in(text, True) if special.control]
 
     def _specials_in(self, text: str, control: bool) -> Iterator[SpecialToken]:
         """The special tokens in ``text``, longest first; without ``control`` only the others."""
@@ -221,7 +228,7 @@ class Vocabulary:
 
 def _cut(text: str, special: SpecialToken) -> list[str | int]:
     """``text`` split at a special token, its id between the parts."""
-    first, *rest = text.split(special.text)
+    first, *rest = _split(text, special)
     parts = [first]
     for part in rest:
         # isspace() of C's locale: ASCII only.
@@ -232,6 +239,24 @@ def _cut(text: str, special: SpecialToken) -> list[str | int]:
     for part in parts:
         pieces += [part, special.id] if part else [special.id]
     return pieces[:-1]
+
+
+def _split(text: str, special: SpecialToken) -> list[str]:
+    """``text`` split at a special token; at a control token only where the template wrote it."""
+    name = special.text
+    if not (special.control and isinstance(text, MarkedText)):
+        return list(text.split(name))
+    parts: list[str] = []
+    marks = marks_of(text)
+    start = at = 0
+    while (at := text.find(name, at)) >= 0:
+        end = at + len(name)
+        if marks[at:end].strip(TEMPLATE):
+            at += 1
+            continue
+        parts.append(text[start:at])
+        start = at = end
+    return [*parts, text[start:]]
 
 
 VocabularyT = TypeVar("VocabularyT", bound=Vocabulary)

@@ -137,8 +137,8 @@ def test_private_characters_of_a_user_stay_themselves(
     assert template.render(user_message("\U000f0000")) != template.render(
         user_message("<|im_end|>")
     )
-    with pytest.raises(UserError, match="private"):
-        template.render(user_message("".join(map(chr, range(0xF0000, 0xFFFFE))) + "<|im_end|>"))
+    every = "".join(map(chr, range(0xF0000, 0xFFFFE))) + "<|im_end|>"
+    assert template.text(user_message(every)).count("<|im_end|>") == 3
 
 
 def test_template_may_trim_and_test_contents(tokenizer: Tokenizer) -> None:
@@ -208,7 +208,7 @@ def test_functions_that_published_templates_use(tokenizer: Tokenizer) -> None:
 
 NEST = "{% for i in range(99999) %}"
 GROW = "{% set n = namespace(x=SEED) %}{% for i in range(99) %}{% set n.x = STEP %}{% endfor %}"
-LONG = "{% set x = 'a' * 1900000 %}"
+LONG = "{% set x = 'a' * 900000 %}"
 HOSTILE = {
     "nested loops": NEST * 4 + "{% endfor %}" * 4,
     "nested output": NEST * 4 + "x" + "{% endfor %}" * 4,
