@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from edgespec.answer_text import Reasoning
 from edgespec.assemble import DRAFTERS, DraftModel, assemble, model_free_name
 from edgespec.config import EngineConfig, configure
 from edgespec.core.acceptance import Rule
@@ -57,6 +58,8 @@ class Completion:
     token_ids: list[int]
     finish_reason: str
     statistics: Statistics
+    reasoning: str = ""
+    """The reasoning, if it was asked for apart from the text."""
 
 
 class Engine:
@@ -197,6 +200,8 @@ class Engine:
         sampling: Sampling | None = None,
         acceptance: Rule = "lossless",
         ignore_stop: bool = False,
+        reasoning: Reasoning = "show",
+        on_reasoning: Callable[[str], None] = ignore_notice,
         notice: Notice = ignore_notice,
         progress: Progress = silent,
         wait: float | None = None,
@@ -205,7 +210,9 @@ class Engine:
 
         ``wait``: seconds to wait for other answers before ``EngineBusy``; ``None``: no limit.
         ``acceptance`` is lossless, typical or entropy; the last two are lossy, and entropy needs a draft
-        model. ``ignore_stop``: answers continue after a stop token.
+        model. ``ignore_stop``: answers continue after a stop token. ``reasoning``: the answers' reasoning
+        is part of their text ("show"), left out ("hide"), or in ``Session.reasoning`` ("separate", and
+        ``on_reasoning`` receives its pieces).
         """
         return Session(
             self._state,
@@ -213,6 +220,8 @@ class Engine:
             sampling=sampling,
             acceptance=acceptance,
             ignore_stop=ignore_stop,
+            reasoning=reasoning,
+            on_reasoning=on_reasoning,
             notice=notice,
             progress=progress,
             wait=wait,
@@ -227,6 +236,7 @@ class Engine:
         max_tokens: int | None = ...,
         chat: bool | None = ...,
         system: str | None = ...,
+        reasoning: Reasoning = ...,
         wait: float | None = ...,
         **sampling: Any,
     ) -> Completion: ...
@@ -240,6 +250,7 @@ class Engine:
         max_tokens: int | None = ...,
         chat: bool | None = ...,
         system: str | None = ...,
+        reasoning: Reasoning = ...,
         wait: float | None = ...,
         **sampling: Any,
     ) -> Answer: ...
@@ -252,26 +263,30 @@ class Engine:
         max_tokens: int | None = 256,
         chat: bool | None = None,
         system: str | None = None,
+        reasoning: Reasoning = "show",
         wait: float | None = None,
         **sampling: Any,
     ) -> Completion | Answer:
         """Answer ``prompt``: return the whole answer, or (``stream``) its pieces as they are decoded.
 
         ``chat`` puts the prompt into the model's chat template (default: if it has one);
+        ``reasoning``: show, hide or separate, see ``session``;
         ``sampling`` are the fields of ``Sampling``: ``temperature`` (0, greedy, by default),
         ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``seed``.
 
         Any thread may call it: answers take turns. ``wait``: seconds to wait for other answers before
         ``EngineBusy``; ``None``: no limit. Raises ``EngineClosed`` if the engine is closed meanwhile.
         """
-        session = self.session(system=system, sampling=Sampling(**sampling), wait=wait)
+        session = self.session(
+            system=system, sampling=Sampling(**sampling), reasoning=reasoning, wait=wait
+        )
         answer = session.chat if (self.can_chat if chat is None else chat) else session.complete
         pieces = answer(prompt, max_tokens=max_tokens)
         if stream:
             return pieces
         text = "".join(pieces)
         reason = session.finish_reason or "length"
-        return Completion(text, session.token_ids, reason, session.statistics)
+        return Completion(text, session.token_ids, reason, session.statistics, session.reasoning)
 
     @staticmethod
     def plan(

@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from edgespec.answer_text import AnswerText, Reasoning
 from edgespec.core.acceptance import Rule
 from edgespec.core.decoding import Step, decode, prefill
 from edgespec.core.latency import LatencyCurve
@@ -35,6 +36,9 @@ _LABEL = 40
 """Characters of a prompt that name its answer in errors."""
 _KEPT_EVERY_S = 60.0
 """Seconds between two saves of the n-gram cache. It is also saved when the engine closes."""
+
+_CHARACTERS_PER_TOKEN = 16
+"""More than this on average has no prompt: a longer conversation is not rendered as a whole."""
 
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -80,8 +84,8 @@ class Session:
 
     Several sessions may share one engine, also from several threads: their answers take turns. Each
     reuses the cached tokens that are a prefix of its prompt. ``acceptance`` is the acceptance rule, see
-    ``acceptance.accept``. ``wait``: seconds to wait for other answers before ``EngineBusy``;
-    ``None``: no limit.
+    ``acceptance.accept``. ``reasoning``: show, hide or separate; ``on_reasoning`` receives the pieces of a
+    separate reasoning. ``wait``: seconds to wait for other answers before ``EngineBusy``; ``None``: no limit.
     """
 
     def __init__(
@@ -92,14 +96,23 @@ class Session:
         sampling: Sampling | None = None,
         acceptance: Rule = "lossless",
         ignore_stop: bool = False,
+        reasoning: Reasoning = "show",
+        on_reasoning: Callable[[str], None] = ignore_notice,
         notice: Notice = ignore_notice,
         progress: Progress = silent,
         wait: float | None = None,
     ) -> None:
+        if reasoning not in get_args(Reasoning):
+            raise UserError(f"reasoning is {reasoning!r}; give show, hide or separate")
         self.messages: list[Message] = []
         """The whole conversation, including messages that no longer fit in the context."""
         if system is not None:
             self.messages.append({"role": "system", "content": system})
+            if state.template is not None and not state.template.takes_system:
+                notice(
+                    "the model's chat template takes no system prompt: "
+                    "it is put before your first message"
+                )
         self.statistics = Statistics()
         self.prompt_ids: list[int] = []
         """The token ids of the last prompt."""
@@ -120,6 +133,9 @@ class Session:
         if acceptance == "entropy" and state.draft is None:
             raise UserError("entropy acceptance needs a draft model; give one with --draft MODEL")
         self._stop: frozenset[int] = frozenset() if ignore_stop else state.tokenizer.stop_tokens
+        self._mode = reasoning
+        self._on_reasoning = on_reasoning
+        self._answer_text: AnswerText | None = None
         self._notice = notice
         self._progress = progress
         self._wait = wait
@@ -155,6 +171,11 @@ class Session:
         and ``EngineClosed``: the drafters decode the answer again, which a closed engine cannot.
         """
         return self._state.turns.run(Call("a trace", self._wait), self._trace)
+
+    @property
+    def reasoning(self) -> str:
+        """The last answer's reasoning, if it is separate from the text."""
+        return self._answer_text.reasoning.strip() if self._answer_text else ""
 
     def reset(self) -> None:
         """Drop the conversation, except its system message."""
@@ -194,15 +215,14 @@ class Session:
     def _chat(self, text: str, max_tokens: int | None) -> Generator[str, None, None]:
         question = {"role": "user", "content": text}
         self.messages.append(question)
-        text_so_far = ""
+        self._answer_text = None
         try:
-            for piece in self._answer(self._prompt(max_tokens), max_tokens):
-                text_so_far += piece
-                yield piece
+            yield from self._answer(self._prompt(max_tokens), max_tokens)
         finally:
             if self.messages and self.messages[-1] is question:  # no reset meanwhile
-                if text_so_far or self.finish_reason is not None:
-                    self.messages.append({"role": "assistant", "content": text_so_far})
+                whole = self._answer_text.whole if self._answer_text else ""
+                if whole or self.finish_reason is not None:
+                    self.messages.append({"role": "assistant", "content": whole})
                 else:
                     self.messages.pop()
 
@@ -227,14 +247,20 @@ class Session:
             raise UserError("this model has no chat template; use --raw (Session.complete)")
         system = self._system()
         turns = self.messages[len(system) :]
+
+        def render(start: int) -> list[int]:
+            return template.render(system + turns[start:])
+
         start = self.forgotten
-        tokens = template.render(system + turns[start:])
+        size = sum(len(message["content"]) for message in system + turns[start:])
+        tokens = render(start) if size <= _CHARACTERS_PER_TOKEN * capacity else None
         reserve = min(capacity // 4, capacity if max_tokens is None else max_tokens)
-        if len(tokens) + reserve > capacity:
-            for start in [i for i, m in enumerate(turns) if m["role"] == "user" and i > start]:
-                tokens = template.render(system + turns[start:])
-                if len(tokens) <= capacity // 2:
-                    break
+        if tokens is None or len(tokens) + reserve > capacity:
+            starts = [i for i, m in enumerate(turns) if m["role"] == "user" and i > start]
+            if starts:
+                start, tokens = _longest(render, starts, capacity // 2)
+        if tokens is None:
+            tokens = render(start)
         self._check_fits(len(tokens))
         if start > self.forgotten:
             self.forgotten = start
@@ -272,19 +298,30 @@ class Session:
         if state.draft is not None:
             stats.draft_pass_cost = state.draft.runtime.info.weight_bytes / info.weight_bytes
         self.token_ids = []
+        self._answer_text = None
         limit = info.context if max_tokens is None else max_tokens
         if limit < 0:
             raise UserError(f"max_tokens is {limit}; it must be 0 or more")
+        answer = self._answer_text = AnswerText(
+            state.tokenizer, prompt, self._mode, self._on_reasoning, continues=continues
+        )
         try:
             if limit:
                 words = state.tokenizer.stream(continues=continues)
-                yield from self._stream(prompt, limit, stats, words)
+                for text in self._stream(prompt, limit, stats, words):
+                    if piece := answer.push(text):
+                        yield piece
+                if piece := answer.end(cut=not self._stopped()):
+                    yield piece
         finally:
             stats.peak_memory_bytes = peak_memory_bytes()
             if (cache := state.cache) is not None:
                 state.turns.if_free(lambda: cache.save(every=_KEPT_EVERY_S))
-        stopped = bool(self.token_ids) and self.token_ids[-1] in self._stop
-        self.finish_reason = "stop" if stopped else "length"
+        self.finish_reason = "stop" if self._stopped() else "length"
+
+    def _stopped(self) -> bool:
+        """Whether the answer ended with a stop token."""
+        return bool(self.token_ids) and self.token_ids[-1] in self._stop
 
     def _stream(
         self, prompt: list[int], limit: int, stats: Statistics, words: Detokenizer
@@ -363,6 +400,28 @@ class Session:
         else:
             state.context = prompt
         return state.context
+
+
+def _longest(
+    render: Callable[[int], list[int]], starts: list[int], limit: int
+) -> tuple[int, list[int]]:
+    """The first of ``starts`` from which at most ``limit`` tokens are rendered, else the last.
+
+    Returns it and the tokens. The search begins with the last and goes back in growing steps, so that
+    nothing much longer than ``limit`` is rendered.
+    """
+    found, too_long = len(starts) - 1, -1
+    tokens = render(starts[found])
+    step = 1
+    while len(tokens) <= limit and found - too_long > 1:
+        tried = found - min(step, (found - too_long + 1) // 2)
+        longer = render(starts[tried])
+        if len(longer) <= limit:
+            found, tokens = tried, longer
+        else:
+            too_long = tried
+        step *= 2
+    return starts[found], tokens
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -104,7 +104,7 @@ class ChatTemplate:
             if isinstance(error.__cause__, BoundsError):
                 raise
             return False
-        return all(marks_of(text).count(chr(i + 1)) >= len(_SAMPLE) for i in range(len(roles)))
+        return not _missing(samples, text)
 
     def _run(self, messages: Messages, add_generation_prompt: bool) -> str:
         """The rendered text. Every message is in it."""

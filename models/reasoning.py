@@ -78,6 +78,7 @@ class ReasoningParser:
         self._waiting = ""
         self.inside = opened
         """Whether the reasoning is open."""
+        self.close = self._marks.close
         self._before = marks is not None  # no text of the answer yet
         self._closed = False  # reasoning has ended
 

@@ -258,6 +258,7 @@ class LetterTokenizer:
     letters = "abcdefghijklmnopqrstuvwxyz .\n"
     add_bos = False
     chat_template = None
+    reasoning = None
 
     def __init__(self, bos: int | None = 1, stop: Iterable[int] = (0,)) -> None:
         self.bos, self.eos = bos, 0
@@ -284,6 +285,7 @@ class LetterTemplate:
     """A control token for the role, the text, and the end-of-message token."""
 
     roles = ("system", "user", "assistant")
+    takes_system = True
 
     def __init__(self, tokenizer: LetterTokenizer) -> None:
         self.tokenizer = tokenizer

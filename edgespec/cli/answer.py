@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -19,20 +19,49 @@ if TYPE_CHECKING:
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
-def print_answer(pieces: Generator[str, None, None], progress: ProgressBar) -> None:
-    """Print the pieces as they come, and end the line."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
+class ReasoningPrinter:
+    """Prints the pieces of a separate reasoning on stderr, dim."""
+
+    def __init__(self, progress: ProgressBar) -> None:
+        self._progress = progress
+        self._last = "\n"
+
+    def __call__(self, piece: str) -> None:
+        self._progress.stop()
+        self._last = piece[-1:]
+        click.secho(_for_terminal(piece, sys.stderr), err=True, nl=False, dim=True)
+
+    def end(self) -> None:
+        """End the line."""
+        if self._last != "\n":
+            click.echo(err=True)
+            self._last = "\n"
+
+
+def print_answer(
+    pieces: Generator[str, None, None],
+    progress: ProgressBar,
+    reasoning: ReasoningPrinter | None = None,
+) -> None:
+    """Print the pieces as they come, after the ``reasoning``, and end the line."""
+    reasoning = reasoning or ReasoningPrinter(progress)
     last = "\n"
     with closing(pieces):  # an interrupt while printing must end the answer
         try:
             for piece in pieces:
                 progress.stop()
+                reasoning.end()
                 last = piece[-1:]
-                click.echo(piece.translate(_CONTROL) if terminal else piece, nl=False)
+                click.echo(_for_terminal(piece, sys.stdout), nl=False)
         finally:
             progress.stop()
+            reasoning.end()
             if last != "\n":
                 click.echo()
+
+
+def _for_terminal(text: str, stream: TextIO | None) -> str:
+    return text.translate(_CONTROL) if stream is not None and stream.isatty() else text
 
 
 def print_status(session: Session, max_tokens: int) -> None:

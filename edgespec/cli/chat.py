@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgespec.cli.answer import print_answer, print_status
+from edgespec.cli.answer import ReasoningPrinter, print_answer, print_status
 from edgespec.cli.explain import print_explanation
 from edgespec.cli.options import (
     explain_option,
@@ -58,7 +58,11 @@ def chat(model: str, explain: bool, max_tokens: int, **options: Any) -> None:
     """
     interactive = sys.stdin is not None and sys.stdin.isatty()
     progress = ProgressBar()
-    with opened(model, progress, recommended=True, **options) as (engine, session):
+    reasoning = ReasoningPrinter(progress)
+    with opened(model, progress, recommended=True, on_reasoning=reasoning, **options) as (
+        engine,
+        session,
+    ):
         if not engine.can_chat:
             raise UserError(f"{model} is no chat model; use `edgespec generate {model} --raw`")
         if interactive:
@@ -70,7 +74,8 @@ def chat(model: str, explain: bool, max_tokens: int, **options: Any) -> None:
                     if not _obey(line, session):
                         break
                 elif line.strip():
-                    print_answer(session.chat(line.strip(), max_tokens=max_tokens), progress)
+                    answer = session.chat(line.strip(), max_tokens=max_tokens)
+                    print_answer(answer, progress, reasoning)
                     print_status(session, max_tokens)
                     if explain:
                         print_explanation(session.statistics)

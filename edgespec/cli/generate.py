@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import click
 
-from edgespec.cli.answer import print_answer, print_status
+from edgespec.cli.answer import ReasoningPrinter, print_answer, print_status
 from edgespec.cli.explain import print_explanation
 from edgespec.cli.options import (
     explain_option,
@@ -86,21 +86,26 @@ def generate(
     if trace is not None and trace.exists():
         raise UserError(f"{trace} exists; name another file for the trace")
     progress = ProgressBar()
+    reasoning = ReasoningPrinter(progress)
+    if not as_json:
+        options["on_reasoning"] = reasoning
     with opened(model, progress, **options) as (engine, session):
         answer = session.chat if (engine.can_chat if chat is None else chat) else session.complete
         pieces = answer(text, max_tokens=max_tokens)
         if as_json:
             text = "".join(pieces)
             progress.stop()
+            apart = options["reasoning"] == "separate"
             result = {
                 "text": text,
+                **({"reasoning": session.reasoning} if apart else {}),
                 "token_ids": session.token_ids,
                 "finish_reason": session.finish_reason,
                 "stats": session.statistics.as_dict(),
             }
             click.echo(json.dumps(result))
         else:
-            print_answer(pieces, progress)
+            print_answer(pieces, progress, reasoning)
             print_status(session, max_tokens)
         if explain:
             print_explanation(session.statistics)

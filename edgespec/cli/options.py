@@ -14,6 +14,7 @@ from edgespec.device import machine
 from edgespec.models.catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgespec.answer_text import Reasoning
     from edgespec.core.acceptance import Rule
     from edgespec.device.planning import Plan
     from edgespec.engine import Engine
@@ -118,6 +119,14 @@ _OPTIONS = (
     ),
     click.option("--system", metavar="TEXT", help="The system prompt."),
     click.option(
+        "--reasoning",
+        type=click.Choice(["show", "hide", "separate"]),
+        default="show",
+        show_default=True,
+        help="What a reasoning model thinks before it answers. show: part of the answer, with its marks, "
+        "such as <think>. hide: left out. separate: on stderr; with --json, under `reasoning`.",
+    ),
+    click.option(
         "--temperature",
         type=float,
         metavar="T",
@@ -187,6 +196,10 @@ def max_tokens_option(default: int) -> Callable[[Command], Command]:
     )
 
 
+def _ignore(piece: str) -> None:
+    pass
+
+
 @contextmanager
 def opened(
     model: str,
@@ -194,12 +207,15 @@ def opened(
     *,
     system: str | None,
     acceptance: Rule,
+    reasoning: Reasoning,
     recommended: bool = False,
+    on_reasoning: Callable[[str], None] = _ignore,
     **options: Any,
 ) -> Iterator[tuple[Engine, Session]]:
     """The engine and a session as the options of ``session_options`` describe them.
 
     ``recommended``: options that are not given have the values that the model recommends.
+    ``on_reasoning`` receives the pieces of a separate reasoning.
     """
     from edgespec.core.sampling import Sampling
     from edgespec.engine import Engine
@@ -219,6 +235,8 @@ def opened(
                     system=system,
                     sampling=sampling,
                     acceptance=acceptance,
+                    reasoning=reasoning,
+                    on_reasoning=on_reasoning,
                     notice=notice,
                     progress=progress,
                 ),
