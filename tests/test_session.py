@@ -388,3 +388,41 @@ def test_a_trace_is_of_the_sessions_own_answer() -> None:
     assert before.recording.fresh
     assert sum(1 + len(step.tokens) for step in before.recording.steps) >= 8
     assert other.trace().recording.fresh is False  # type: ignore[union-attr]
+
+
+class CountingTemplate(LetterTemplate):
+    """Counts the characters that are rendered."""
+
+    rendered = 0
+
+    def render(self, messages: Any, add_generation_prompt: bool = True) -> list[int]:
+        self.rendered += sum(len(message["content"]) for message in messages)
+        return super().render(messages, add_generation_prompt)
+
+
+@pytest.mark.parametrize("turns", [30, 300, 3000])
+@pytest.mark.parametrize("context", [200, 400])
+def test_turns_that_do_not_fit_are_dropped_before_they_are_rendered(
+    turns: int, context: int
+) -> None:
+    """A long conversation from elsewhere costs about what fits, however long it is."""
+    model = loaded(context=context)
+    template = CountingTemplate(cast(Any, model.tokenizer))
+    model.template = cast(Any, template)
+    session = Session(model, system="stay")
+    for turn in range(turns):
+        letters = "abcdefghijklmnop"[: 4 + turn % 12]
+        session.messages.append({"role": "user", "content": letters})
+        session.messages.append({"role": "assistant", "content": letters})
+    tokens = session._prompt(None)
+    rendered = template.rendered
+
+    def render(start: int) -> list[int]:
+        return template.render(session.messages[:1] + session.messages[1 + start :])
+
+    fitting = itertools.takewhile(
+        lambda start: len(render(start)) <= context // 2, range(2 * turns - 2, 0, -2)
+    )
+    assert session.forgotten == min(fitting)
+    assert tokens == render(session.forgotten)
+    assert rendered < 16 * context + 12 * context
