@@ -11,6 +11,7 @@ from edgespec.bench.experiments import (
     memory,
     passes,
     perplexity,
+    rendering,
     simulation,
     speed,
 )
@@ -28,6 +29,7 @@ for _module in (
     memory,
     passes,
     perplexity,
+    rendering,
     simulation,
     speed,
 ):
