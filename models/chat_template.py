@@ -19,7 +19,7 @@ from edgespec.models.template_sandbox import BoundsError, Sandbox
 from edgespec.models.tokenizer import Tokenizer
 
 MAX_SOURCE = 100_000  # characters of a template; the largest published ones have 20,000
-MAX_SECONDS = 1.0  # of the rendering of a short conversation
+MAX_SECONDS = 0.25  # of processor time for a short conversation
 
 _SAMPLE = "sample"  # a content that no template changes
 # Part of names such as <|user|> in some templates. A program chooses them, never a user.
@@ -99,7 +99,9 @@ class ChatTemplate:
         """Whether a sample text arrives from each of these messages."""
         samples = [{"role": role, "content": _SAMPLE} for role in roles]
         try:
-            text = self._fill(samples, True, self._typed if typed is None else typed)
+            text = self._fill(
+                samples, True, self._typed if typed is None else typed, self._seconds / 4
+            )
         except UserError as error:
             if isinstance(error.__cause__, BoundsError):
                 raise
@@ -112,13 +114,16 @@ class ChatTemplate:
             messages = _merged(messages)
         text = self._fill(messages, add_generation_prompt, self._typed)
         missing = _missing(messages, text) if self._reads_messages else set()
-        if missing:  # a template may remove a text such as /no_think, and still take the message
+        if missing:
+            # A template may remove a text such as /no_think and still take the message, or put the
+            # system message before the user's last one.
             samples = [
                 {**message, "content": _SAMPLE} if i in missing else message
                 for i, message in enumerate(messages)
             ]
-            text_of_samples = self._fill(samples, add_generation_prompt, self._typed)
-            missing = _missing(samples, text_of_samples) & missing
+            if samples[-1].get("role") == "assistant":
+                samples.append({"role": "user", "content": _SAMPLE})
+            missing &= _missing(samples, self._fill(samples, add_generation_prompt, self._typed))
         if missing:
             first = min(missing)
             raise UserError(
@@ -128,12 +133,18 @@ class ChatTemplate:
             )
         return text
 
-    def _fill(self, messages: Messages, add_generation_prompt: bool, typed: frozenset[str]) -> str:
+    def _fill(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool,
+        typed: frozenset[str],
+        seconds: float | None = None,
+    ) -> str:
         """The rendered text, each character with the mark of its message."""
         with _template_errors():
             return self._sandbox.run(
                 self._template,
-                seconds=self._seconds,
+                seconds=self._seconds if seconds is None else seconds,
                 input_size=sum(_size(value) for message in messages for value in message.values()),
                 count=len(messages),
                 messages=[self._marked(i, m, typed) for i, m in enumerate(messages)],

@@ -137,11 +137,10 @@ def replaced(text: str, old: str, new: str, count: SupportsIndex = -1) -> str:
     """As ``text.replace(old, new, count)``."""
     if not isinstance(text, MarkedText) and not isinstance(new, MarkedText):
         return str.replace(text, old, new, count)
-    times = int(count)
     if old:
-        return joined(text.split(old, times), new)
-    times = len(text) + 1 if times < 0 else min(times, len(text) + 1)
-    return joined(["", *text[: times - 1], text[times - 1 :]], new) if times else text
+        return joined(text.split(old, count), new)
+    marks = marks_of(text).replace("", marks_of(new), count)
+    return MarkedText(str.replace(text, "", new, count), marks)
 
 
 def marked(value: Any, mark: str) -> Any:

@@ -327,6 +327,18 @@ def test_a_template_may_remove_what_it_reads(tokenizer: Tokenizer) -> None:
     assert "assistant\n<|im_end|>" in template.text(thought)
 
 
+def test_a_template_may_put_the_system_message_before_the_last_question(
+    tokenizer: Tokenizer,
+) -> None:
+    template = ChatTemplate(
+        "{% set s = messages[0].content %}{% for m in messages[1:] %}"
+        "{{ s if loop.last and m.role == 'user' }}{{ m.content }}|{% endfor %}",
+        tokenizer,
+    )
+    assert template.text(TALK) == "What is in the box?|A cat.|Be brief.Sure?|"
+    assert template.text(TALK[:3]) == "What is in the box?|A cat.|"
+
+
 SYSTEM_REFUSED = {
     "raises": "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}",
     "raises inside": "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}"
