@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from edgespec.errors import UserError
-from edgespec.models.marked_text import MarkedText, marked, marks_of, plain, strings
+from edgespec.models.marked_text import MarkedText, joined, marked, marks_of, plain, strings
+from edgespec.models.reasoning import split
 from edgespec.models.template_sandbox import BoundsError, Sandbox
 from edgespec.models.tokenizer import Tokenizer
 
@@ -167,7 +168,12 @@ class ChatTemplate:
         content = taken.get("content")
         if isinstance(content, MarkedText):
             reasoning = self._tokenizer.reasoning
-            if role == "assistant" and reasoning is not None:
+            if role == "assistant" and reasoning is not None and reasoning.field:
+                parts = split(content, reasoning)
+                content = joined(text for kind, text in parts if kind == "answer")
+                if thoughts := joined(text for kind, text in parts if kind == "reasoning"):
+                    taken[reasoning.field] = thoughts
+            elif role == "assistant" and reasoning is not None:
                 for where in reasoning.places(content):  # the model wrote these marks
                     content = content[: where.start] + plain(content[where]) + content[where.stop :]
             taken["content"] = [{"type": "text", "text": content}] if role in typed else content

@@ -22,6 +22,10 @@ class Marks:
     close: str
     control: bool = False
     """Whether both are control tokens. Then reasoning may be anywhere, else only before the answer."""
+    answer: str = ""
+    """What begins an answer without reasoning, if the model marks that too."""
+    field: str = ""
+    """The field of a message from which the template reads the reasoning, if it is not the content."""
 
     def places(self, answer: str) -> Iterator[slice]:
         """Where these marks are in an answer; other text that looks like a mark is left out."""
@@ -53,10 +57,18 @@ _KNOWN = (
     ("<thought>", "</thought>"),  # EXAONE Deep
     ("<reasoning>", "</reasoning>"),
 )
+_HARMONY = Marks(  # gpt-oss
+    "<|channel|>analysis<|message|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
+    answer="<|channel|>final<|message|>",
+    field="thinking",
+)
 
 
 def find_marks(template: str, specials: Container[str], controls: Container[str]) -> Marks | None:
     """The marks that a model uses: in its chat template, or special tokens of its vocabulary."""
+    if _HARMONY.open in template:
+        return _HARMONY
     for opening, closing in _KNOWN:
         if closing in template:
             return Marks(opening, closing, opening in controls and closing in controls)
@@ -100,7 +112,10 @@ class ReasoningParser:
                 if rest.startswith(marks.open):
                     parts.append(("mark", space + marks.open))
                     self._waiting, self.inside = rest[len(marks.open) :], True
-                elif marks.open.startswith(rest):
+                elif marks.answer and rest.startswith(marks.answer):
+                    parts.append(("mark", space + marks.answer))
+                    self._waiting, self._before = rest[len(marks.answer) :], False
+                elif marks.open.startswith(rest) or marks.answer.startswith(rest):
                     break
                 else:
                     if self._closed:
@@ -137,3 +152,9 @@ class ReasoningParser:
         parts.append((kind, text))
         self._waiting = rest
         return bool(found)
+
+
+def split(answer: str, marks: Marks) -> list[Part]:
+    """The parts of a whole answer."""
+    parser = ReasoningParser(marks)
+    return parser.push(answer) + parser.flush(cut=False)

@@ -10,6 +10,8 @@ from edgespec.models.reasoning import Marks, Part, ReasoningParser, find_marks
 
 THINK = Marks("<think>", "</think>")
 CONTROL = Marks("[THINK]", "[/THINK]", control=True)
+HARMONY = find_marks("{{ '<|channel|>analysis<|message|>' }}", [], [])
+assert HARMONY is not None
 
 ANSWERS: list[tuple[Marks, bool, str, list[Part]]] = [
     (
@@ -42,6 +44,25 @@ ANSWERS: list[tuple[Marks, bool, str, list[Part]]] = [
             ("answer", "Yes [no]."),
         ],
     ),
+    (
+        HARMONY,
+        False,
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4",
+        [
+            ("mark", "<|channel|>analysis<|message|>"),
+            ("reasoning", "hm"),
+            ("mark", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+            ("answer", "4"),
+        ],
+    ),
+    (
+        HARMONY,
+        False,
+        "<|channel|>final<|message|>4",
+        [("mark", "<|channel|>final<|message|>"), ("answer", "4")],
+    ),
+    (HARMONY, False, "<|channel|>", []),
+    (HARMONY, False, "4", [("answer", "4")]),
     (CONTROL, False, "a [THIN", [("answer", "a [THIN")]),
 ]
 

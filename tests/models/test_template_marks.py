@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,7 @@ import pytest
 from edgespec.errors import UserError
 from edgespec.models.chat_template import ChatTemplate
 from edgespec.models.gguf import GGUFFile
-from edgespec.models.marked_text import MarkedText, joined, marked, marks_of, plain, replaced
-from edgespec.models.template_text import percent_formatted, to_json
+from edgespec.models.reasoning import find_marks
 from edgespec.models.tokenizer import Tokenizer
 from tests.tiny import tiny_gguf
 
@@ -163,93 +160,6 @@ def test_a_role_that_a_template_puts_into_a_name_stays_a_control_token(
     assert controls(tokenizer, template, [{"role": "user", "content": "x"}]) == []
 
 
-def test_marked_text_is_the_plain_text(tokenizer: Tokenizer) -> None:
-    """Every operation gives what ``str`` gives, with one mark per character."""
-    rng = random.Random(5)
-    alphabet = "aAß<|> \n\u0130b%{}"
-
-    def text(length: int) -> str:
-        return "".join(rng.choice(alphabet) for _ in range(rng.randrange(length)))
-
-    for _ in range(3000):
-        raw, other, sep = text(20), text(4), text(3) or "a"
-        whole = joined([MarkedText(raw[:5], "\1" * len(raw[:5])), raw[5:], MarkedText("", "")])
-        count = rng.randrange(-1, 4)
-        pairs: list[tuple[Any, Any]] = [
-            (whole + other, raw + other),
-            (other + whole, other + raw),
-            (whole * 2, raw * 2),
-            (2 * whole, 2 * raw),
-            (whole[1:9:2], raw[1:9:2]),
-            (whole[::-1], raw[::-1]),
-            (whole.strip(other or None), raw.strip(other or None)),
-            (whole.removeprefix(raw[:2]), raw.removeprefix(raw[:2])),
-            (whole.removesuffix(raw[-2:]), raw.removesuffix(raw[-2:])),
-            (whole.split(sep, count), raw.split(sep, count)),
-            (whole.rsplit(sep, count), raw.rsplit(sep, count)),
-            (whole.split(None, count), raw.split(None, count)),
-            (whole.rsplit(None, count), raw.rsplit(None, count)),
-            (whole.splitlines(), raw.splitlines()),
-            (whole.splitlines(True), raw.splitlines(True)),
-            (list(whole.partition(sep)), list(raw.partition(sep))),
-            (list(whole.rpartition(sep)), list(raw.rpartition(sep))),
-            (whole.replace(other, sep, count), raw.replace(other, sep, count)),
-            (replaced(raw, other, marked(sep, "\2"), count), raw.replace(other, sep, count)),
-            (joined(whole.split(sep), other), other.join(raw.split(sep))),
-            (list(whole), list(raw)),
-            *(
-                (getattr(whole, name)(), getattr(raw, name)())
-                for name in ("lower", "upper", "title", "casefold", "swapcase", "capitalize")
-            ),
-        ]
-        for found, expected in pairs:
-            assert found == expected
-            for part in found if isinstance(found, list) else [found]:
-                assert len(marks_of(part)) == len(part)
-                assert type(plain(part)) is str
-
-
-def test_json_is_that_of_python() -> None:
-    values: list[Any] = [
-        *({}, [], "é\n", 1, 1.5, None, True, {"a": [1, {"b": []}], "c": {}}, [[], [2, "x"]]),
-        {2: "a", None: 2, True: 3, 1.5: 4},
-        {"b": 1, "a": {"d": 2, "c": 3}},
-    ]
-    for value in values:
-        for indent in (None, "  ", ""):
-            for separators in ((", ", ": "), (",", ":")):
-                for sort in (False, value == values[-1]):
-                    found = to_json(
-                        value,
-                        json.JSONEncoder(ensure_ascii=False).encode,
-                        lambda parts, sep: joined(parts, sep),
-                        indent,
-                        separators,
-                        sort,
-                    )
-                    assert found == json.dumps(
-                        value,
-                        ensure_ascii=False,
-                        indent=indent,
-                        separators=separators,
-                        sort_keys=sort,
-                    )
-
-
-def test_percent_formats_are_those_of_python() -> None:
-    for template, values in (
-        ("%s", "a"),
-        ("%5s|%-5s|%05d|%.2f%%", ("a", "b", 3, 1.5)),
-        ("%(x)s %(y)r", {"x": 1, "y": "z"}),
-        ("%%", ()),
-        ("%r", [1, "a"]),
-    ):
-        assert percent_formatted(template, values) == template % values
-        assert percent_formatted(marked(template, "\1"), values) == template % values
-    with pytest.raises(TypeError):
-        percent_formatted("%s %s", "a")
-
-
 # Templates that take lists of parts, from which a plain text would vanish.
 PARTS = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
 TYPED = {
@@ -392,3 +302,28 @@ def test_a_template_cuts_the_reasoning_of_earlier_turns(thinker: Tokenizer) -> N
     assert text == "[THINK]two[/THINK]2"
     answer = [*user("1+1"), {"role": "assistant", "content": text}]
     assert template.text(answer).endswith("assistant\n2<|im_end|>\n")
+
+
+def test_a_template_may_read_the_reasoning_from_a_field(thinker: Tokenizer) -> None:
+    """As that of gpt-oss, which refuses its own marks in a content."""
+    template = ChatTemplate(
+        CHAT.replace(
+            "BODY",
+            "{% if '<|channel|>' in m.content %}{{ raise_exception('marks') }}{% endif %}"
+            "{% if 'thinking' in m %}({{ m.thinking }}){% endif %}{{ m.content }}",
+        ),
+        thinker,
+    )
+    marks = find_marks("<|channel|>analysis<|message|>", [], [])
+    assert marks is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thinker, "reasoning", marks)
+        for content, rendered in (
+            (f"{marks.open}two{marks.close}2", "(two)2"),
+            (f"{marks.answer}2", "2"),
+            ("2", "2"),
+        ):
+            answer = [*user("1+1"), {"role": "assistant", "content": content}]
+            assert f"assistant\n{rendered}<|im_end|>" in template.text(answer)
+        with pytest.raises(UserError, match="marks"):
+            template.text(user(f"{marks.open}two"))
