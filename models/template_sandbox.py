@@ -212,11 +212,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return watched
 
     def _bounded(self, function: Callable[..., T]) -> Callable[..., T]:
-        watched = self._watched(function)
-
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> T:
-            return self._built(watched(*args, **kwargs))
+            return self._built(function(*args, **kwargs))
 
         return bounded
 
@@ -379,7 +377,8 @@ class _Generation(Extension):
 
 @pass_context
 def _output(context: Context, value: Any) -> str:
-    return cast(Sandbox, context.environment).text(value)
+    sandbox: Sandbox = context.environment  # type: ignore[assignment]
+    return sandbox.text(value)
 
 
 def _numbers(*values: Any) -> bool:

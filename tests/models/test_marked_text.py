@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgespec.models.marked_text import MarkedText, joined, marked, marks_of, plain, replaced
+from edgespec.models.marked_text import joined, marked, marks_of, plain, replaced, with_marks
 from edgespec.models.template_text import percent_formatted, to_json
 
 
@@ -22,7 +22,7 @@ def test_marked_text_is_the_plain_text() -> None:
 
     for _ in range(3000):
         raw, other, sep = text(20), text(4), text(3) or "a"
-        whole = joined([MarkedText(raw[:5], "\1" * len(raw[:5])), raw[5:], MarkedText("", "")])
+        whole = joined([with_marks(raw[:5], "\1" * len(raw[:5])), raw[5:], with_marks("", "")])
         count = rng.randrange(-1, 4)
         pairs: list[tuple[Any, Any]] = [
             (whole + other, raw + other),
@@ -100,7 +100,7 @@ def test_percent_formats_are_those_of_python() -> None:
 
 
 def test_marks_follow_their_characters() -> None:
-    text = joined(["<", MarkedText("ab c", "\1\1\1\1"), ">", MarkedText("d", "\2")])
+    text = joined(["<", with_marks("ab c", "\1\1\1\1"), ">", with_marks("d", "\2")])
     cases = {
         text: "\0\1\1\1\1\0\2",
         text[1:]: "\1\1\1\1\0\2",
