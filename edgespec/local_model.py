@@ -13,6 +13,7 @@ from pathlib import Path
 from edgespec.core.runtime import DEFAULT_CONTEXT
 from edgespec.core.runtime_spec import Form, ModelDimensions
 from edgespec.errors import UserError
+from edgespec.export.accounting import unsupported
 from edgespec.export.dimensions import dimensions_of
 from edgespec.export.source import Source
 from edgespec.export.sources import open_source
@@ -97,7 +98,11 @@ def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> LocalModel:
         context = DEFAULT_CONTEXT  # the runtime reports the error
     tokenizer = tokenizer or Tokenizer.from_gguf(file)
     size, unpredictable = _dimensions(file, tokenizer)
-    reasons = {name: spec.refuses(file) for name, spec in specs().items()}
+    unbuildable = unsupported(file)
+    reasons = {
+        name: spec.refuses(file) or (unbuildable if "built" in spec.forms else None)
+        for name, spec in specs().items()
+    }
     model = LocalModel(
         path,
         "gguf",

@@ -155,10 +155,21 @@ class Decoder(ABC):
         self.graph.constant(prefix + "sin", (gain * np.sin(angles)).astype(np.float32))
 
     def bias(self, names: Sequence[str], sizes: Sequence[int]) -> str:
-        """The biases of matrices, one after the other; empty where they have none."""
+        """The biases of matrices, one after the other, 0 for those without; empty where none has one."""
+        if names[0] == "token_embd":
+            names = ["output"]  # a tied head
+        if names[0].endswith("attn_qkv") and f"{names[0]}.bias" not in self.source.tensors:
+            config, stem = self.config, names[0].removesuffix("qkv")  # its parts may have them
+            names = [stem + letter for letter in "qkv"]
+            sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
         if not any(f"{name}.bias" in self.source.tensors for name in names):
             return ""
-        values = [self.vector(f"{n}.bias", size) for n, size in zip(names, sizes, strict=True)]
+        values = [
+            self.vector(f"{name}.bias", size)
+            if f"{name}.bias" in self.source.tensors
+            else np.zeros(size, np.float32)
+            for name, size in zip(names, sizes, strict=True)
+        ]
         return self.graph.constant(f"{names[0]}.bias", np.concatenate(values))
 
     def checked(self, names: Sequence[str], sizes: Sequence[int], columns: int) -> list[TensorInfo]:

@@ -57,12 +57,22 @@ class KernelDecoder(Decoder):
             )
         return name
 
-    def linear(self, value: str, names: Sequence[str], sizes: Sequence[int], columns: int) -> str:
-        """The products with several matrices, beside each other."""
+    def linear(
+        self,
+        value: str,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        columns: int,
+        *,
+        biased: bool = True,
+    ) -> str:
+        """The products with several matrices, beside each other; ``biased``: with their biases."""
         infos = self.checked(names, sizes, columns)
         shapes = [(self.matrix(info.name), kernels.Shape.of(info)) for info in infos]
         self.weight_bytes += sum(shape.packed_bytes for _, shape in shapes)
-        return self.graph.append(kernels.matmul_node(value, shapes, f"{names[0]}_product"))
+        product = self.graph.append(kernels.matmul_node(value, shapes, f"{names[0]}_product"))
+        bias = self.bias(names, sizes) if biased else ""
+        return self.graph.node("Add", [product, bias])[0] if bias else product
 
     def norm(self, value: str, name: str) -> str:
         return self.graph.node(
@@ -89,7 +99,7 @@ class KernelDecoder(Decoder):
         names = [name + f"attn_{letter}" for letter in "qkv"]
         if self.has(name + "attn_qkv"):  # the file has them as one
             names, sizes = [name + "attn_qkv"], [sum(sizes)]
-        product = self.linear(value, names, sizes, config.hidden)
+        product = self.linear(value, names, sizes, config.hidden, biased=False)  # attention adds it
         local = config.is_local(layer)
         prefix = "local_" if local and config.rope_local_base else ""
         inputs = [product, "keys", "values", "parents", "length", prefix + "cos", prefix + "sin"]
@@ -103,7 +113,7 @@ class KernelDecoder(Decoder):
             rope_dims=config.rope_dims * config.is_rotated(layer),
             interleaved=int(config.rope_interleaved), window=config.window if local else 0,
             biased=int(bool(bias)), normed=int(normed),
-            scale=config.head_dim**-0.5, epsilon=config.norm_epsilon,
+            scale=config.attention_scale, epsilon=config.norm_epsilon,
         )  # fmt: skip
         width = config.heads * config.head_dim
         return self.linear(attended, [name + "attn_output"], [config.hidden], width)

@@ -122,10 +122,11 @@ class NBitsDecoder(Decoder):
         names = [name + f"attn_{letter}" for letter in "qkv"]
         normalized = self.has(name + "attn_q_norm")
         if self.has(name + "attn_qkv"):  # the file has them as one
-            query = self.linear(value, [name + "attn_qkv"], [sum(sizes)], config.hidden)
-            key = projected = ""
-        elif len({self.weight(n).type for n in names}) == 1:
-            query, key, projected = self.linear(value, names, sizes, config.hidden), "", ""
+            joined, joined_sizes = [name + "attn_qkv"], [sum(sizes)]
+        else:
+            joined, joined_sizes = names, sizes
+        if len({self.weight(n).type for n in joined}) == 1:
+            query, key, projected = self.linear(value, joined, joined_sizes, config.hidden), "", ""
             if normalized:
                 query, key, projected = self.split(query, sizes)
         else:
@@ -153,7 +154,7 @@ class NBitsDecoder(Decoder):
             "GroupQueryAttention",
             [query, key, projected, *past, "last_position", "total_length", *rotary, "attention_bias"],
             [f"{name}attended", *present], MICROSOFT,
-            num_heads=config.heads, kv_num_heads=config.kv_heads, scale=config.head_dim**-0.5,
+            num_heads=config.heads, kv_num_heads=config.kv_heads, scale=config.attention_scale,
             do_rotary=int(rotated), rotary_interleaved=int(config.rope_interleaved),
             local_window_size=config.window if local else -1,
         )[0]  # fmt: skip

@@ -15,6 +15,8 @@ from edgespec.models.gguf import TensorInfo
 
 KEPT_LAYERS = "edgespec.kept_layers"
 """Metadata of a source that lost layers: the layer that each of its layers was, ascending."""
+WINDOW = "edgespec.sliding_window"
+"""Metadata of a source where every layer has this sliding window (Mistral, Phi-3)."""
 
 
 class Source(Protocol):

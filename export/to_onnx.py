@@ -7,7 +7,9 @@ from pathlib import Path
 
 from edgespec import kernels
 from edgespec.errors import UserError
-from edgespec.export.architectures import read_config
+from edgespec.export import accounting
+from edgespec.export.architectures import ARCHITECTURES, read_config
+from edgespec.export.architectures.common import Config
 from edgespec.export.decoder import Decoder
 from edgespec.export.graph import Graph
 from edgespec.export.kernel_decoder import KernelDecoder
@@ -32,7 +34,7 @@ def write_onnx(
     """
     if packed and (reason := kernels.why_not()):
         raise UserError(f"no kernels: {reason}; install edgespec again, or use --format onnx")
-    config = read_config(source.metadata)
+    config = _checked_config(source)
     with Graph(folder) as graph:
         kind = KernelDecoder if packed else NBitsDecoder
         decoder = kind(source, config, graph, progress)
@@ -54,6 +56,21 @@ def write_onnx(
         path = folder / PACKED_FILE
         manifest["packed"] = kernels.pack(source, path, decoder.matrices, progress)
     write_manifest(folder, manifest)
+
+
+def _checked_config(source: Source) -> Config:
+    """Raises ``UserError`` where a graph would not compute all that is in a GGUF file. (A folder's source
+    checks its own names, which are Hugging Face's.)"""
+    if source.path.is_dir() or source.metadata.get("general.architecture") not in ARCHITECTURES:
+        return read_config(source.metadata)
+    if reason := accounting.unsupported_feature(source):
+        raise UserError(f"{source.path} {reason}; use --runtime llama-cpp")
+    config = read_config(source.metadata)
+    if missing := accounting.missing_tensor(source):
+        raise UserError(f"{source.path} has no tensor {missing}; is it a complete language model?")
+    if reason := accounting.unsupported(source):
+        raise UserError(f"{source.path} {reason}; use --runtime llama-cpp")
+    return config
 
 
 def _check_space(source: Source, decoder: Decoder, folder: Path) -> None:

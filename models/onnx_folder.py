@@ -18,8 +18,8 @@ from edgespec.errors import UserError
 MODEL_FILE, WEIGHTS_FILE, MANIFEST_FILE = "model.onnx", "model.onnx.data", "edgespec.json"
 PACKED_FILE = "model.packed"
 """Matrices as ``edgespec.kernels`` multiplies them: only in folders whose manifest has a ``packed`` key."""
-BUILDER_VERSION = 6
-KERNELS_VERSION = 1
+BUILDER_VERSION = 7
+KERNELS_VERSION = 2
 """Part of the name of every built folder, without and with the kernels: raise it when what is built changes."""
 
 

@@ -46,7 +46,7 @@ class Tiny:
     window: int = 16
     """Tokens that a sliding layer of gemma3 sees; every sixth layer sees everything."""
     window_everywhere: int = 0
-    """Tokens that every layer of llama (as Mistral) or phi3 sees; 0: all."""
+    """Tokens that every layer of llama (as Mistral) or phi3 sees; 0: all. As the exporter writes it."""
     rope_base: float = 10_000.0
     rope_dims: int = 0
     """Dimensions of a head that are rotated, where not all are (phi3)."""
@@ -142,7 +142,8 @@ def _write_shape(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
     if tiny.architecture == "gemma3":
         writer.add_sliding_window(tiny.window)
     if tiny.window_everywhere:
-        writer.add_sliding_window(tiny.window_everywhere)
+        writer.add_sliding_window(tiny.window_everywhere)  # which llama.cpp ignores
+        writer.add_uint32("edgespec.sliding_window", tiny.window_everywhere)
     if tiny.architecture == "phi3" and tiny.rope_factors:
         writer.add_rope_scaling_orig_ctx_len(tiny.context)
         writer.add_rope_scaling_attn_factors(1.2)

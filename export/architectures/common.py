@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgespec.errors import UserError
-from edgespec.export.source import KEPT_LAYERS
+from edgespec.export.source import KEPT_LAYERS, WINDOW
 
 Metadata = Mapping[str, Any]
 HuggingFace = Mapping[str, Any]
@@ -43,26 +43,38 @@ class Config:
     """Local layers attend to this many last tokens; 0 where every layer is global."""
     global_every: int = 0
     """Every so-many-th layer is global; 0 where none is."""
+    local_layers: tuple[bool, ...] = ()
+    """For each layer whether it is local, where the file has a list; then ``global_every`` does not count."""
     rope_local_base: float = 0.0
     """Local layers rotate with this base; 0 where they do as the global ones."""
     unrotated_every: int = 0
     """Every so-many-th layer has no rotary embedding; 0 where all have."""
     rope_gain: float = 1.0
     """Rotated queries and keys are multiplied by this (LongRoPE)."""
+    score_dims: int = 0
+    """Attention's scores are divided by the root of this; 0: of ``head_dim``."""
     fused_gate: bool = False
     """Whether the gate's rows are the first half of the tensor ``ffn_up``."""
     kept_layers: tuple[int, ...] = ()
     """For a pruned model: each layer's index in the whole model."""
 
+    @property
+    def attention_scale(self) -> float:
+        return float((self.score_dims or self.head_dim) ** -0.5)
+
     def is_local(self, layer: int) -> bool:
+        if self.local_layers:
+            return self.window > 0 and self.local_layers[self._original(layer)]
         return self.window > 0 and not self._is_nth(layer, self.global_every)
 
     def is_rotated(self, layer: int) -> bool:
         return not self._is_nth(layer, self.unrotated_every)
 
     def _is_nth(self, layer: int, period: int) -> bool:
-        original = self.kept_layers[layer] if self.kept_layers else layer
-        return period > 0 and (original + 1) % period == 0
+        return period > 0 and (self._original(layer) + 1) % period == 0
+
+    def _original(self, layer: int) -> int:
+        return self.kept_layers[layer] if self.kept_layers else layer
 
 
 @dataclass(frozen=True)
@@ -73,15 +85,30 @@ class Architecture:
     layer_tensors: tuple[str, ...] = LAYER_TENSORS
     biases: tuple[str, ...] = ()
     """Tensors of a layer that must have a bias."""
+    optional_biases: tuple[str, ...] = ("attn_q", "attn_k", "attn_v", "attn_qkv")
+    """Tensors of a layer that may have a bias in a GGUF file, as llama.cpp has it."""
+    tensors: tuple[str, ...] = ()
+    """Other tensors that a GGUF file may have, besides embedding, norm and head."""
+    keys: tuple[str, ...] = ()
+    """Keys that only this architecture reads."""
 
 
 def count(metadata: Metadata, key: str, default: int | None = None) -> int:
-    """The whole number at ``ARCHITECTURE.key``; it must be positive."""
-    value = read(metadata, key, default)
+    """The whole number at ``ARCHITECTURE.key``, or its equal numbers for all layers; it must be positive."""
+    value = read(_without_lists(metadata, key), key, default)
     if not isinstance(value, int):
         name = f"{metadata['general.architecture']}.{key}"
         raise UserError(f"the model file says {name} = {value!r}, which is no count")
     return value
+
+
+def _without_lists(metadata: Metadata, key: str) -> Metadata:
+    """With one number at ``ARCHITECTURE.key`` where there is the same one for each layer."""
+    prefix = metadata["general.architecture"]
+    value = metadata.get(f"{prefix}.{key}")
+    if isinstance(value, list) and value == value[:1] * metadata.get(f"{prefix}.block_count", 0):
+        return {**metadata, f"{prefix}.{key}": value[0]}
+    return metadata
 
 
 def read(metadata: Metadata, key: str, default: float | None = None) -> float:
@@ -97,12 +124,6 @@ def read(metadata: Metadata, key: str, default: float | None = None) -> float:
 
 def common(metadata: Metadata, **variant: Any) -> Config:
     """A ``Config`` from the keys that all architectures share, and what is special to this one."""
-    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise UserError(
-            f"rotary scaling {str(scaling)[:64]!r} is not supported on the onnx runtime; "
-            "try --runtime llama-cpp"
-        )
     hidden, heads = count(metadata, "embedding_length"), count(metadata, "attention.head_count")
     head_dim = count(metadata, "attention.key_length", hidden // heads)
     if count(metadata, "attention.value_length", head_dim) != head_dim:
@@ -118,7 +139,8 @@ def common(metadata: Metadata, **variant: Any) -> Config:
         norm_epsilon=read(metadata, "attention.layer_norm_rms_epsilon"),
         rope_base=read(metadata, "rope.freq_base", 10000.0),
         rope_dims=count(metadata, "rope.dimension_count", head_dim),
-        rope_scale=read(metadata, "rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+        rope_scale=_rope_scale(metadata),
+        rope_gain=read(metadata, "rope.scaling.attn_factor", 1.0),
         kept_layers=_kept_layers(metadata),
         **variant,
     )
@@ -130,10 +152,24 @@ def common(metadata: Metadata, **variant: Any) -> Config:
     return config
 
 
+def _rope_scale(metadata: Metadata) -> float:
+    """What positions are divided by. As in llama.cpp a model without a type of scaling has the linear one,
+    files of 2023 have the factor under another key, and a factor of 0 is 1."""
+    prefix = f"{metadata['general.architecture']}.rope."
+    if metadata.get(f"{prefix}scaling.type") == "none":
+        return 1.0
+    key = "scaling.factor" if f"{prefix}scaling.factor" in metadata else "scale_linear"
+    return read(metadata, f"rope.{key}") if metadata.get(prefix + key) else 1.0
+
+
 def window(metadata: Metadata) -> int:
-    """The sliding window of a model with local layers only; 0 where it has none."""
-    key = f"{metadata['general.architecture']}.attention.sliding_window"
-    size = count(metadata, "attention.sliding_window") if metadata.get(key) else 0
+    """The sliding window of a model with local layers only; 0 where it has none.
+
+    It has one under ``WINDOW``. llama.cpp ignores ``attention.sliding_window`` of these architectures.
+    """
+    size = metadata.get(WINDOW) or 0
+    if not isinstance(size, int) or size < 0:
+        raise UserError(f"the model file says {WINDOW} = {str(size)[:64]!r}, which cannot be")
     return size if size < count(metadata, "context_length") else 0
 
 
@@ -199,7 +235,7 @@ def add_window(metadata: dict[str, Any], config: HuggingFace) -> dict[str, Any]:
     """With the sliding window of all layers, if there is one."""
     architecture, size = metadata["general.architecture"], config.get("sliding_window")
     if size is not None and size != 0:
-        metadata[f"{architecture}.attention.sliding_window"] = size
+        metadata[f"{architecture}.attention.sliding_window"] = metadata[WINDOW] = size
     return metadata
 
 

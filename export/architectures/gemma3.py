@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from edgespec.errors import UserError
 from edgespec.export.architectures.common import (
     LAYER_TENSORS,
     Architecture,
@@ -17,24 +19,46 @@ from edgespec.export.architectures.common import (
     rope_parameters,
     unsupported,
 )
+from edgespec.export.source import KEPT_LAYERS
 
 _GLOBAL_EVERY = 6
+_LAYERS_OF_27B = 62
+"""The one size with scores divided by the root of ``hidden / heads``: GGUF has no key for it."""
 
 
 def config(metadata: Metadata) -> Config:
-    return common(
+    pattern = metadata.get("gemma3.attention.sliding_window_pattern")
+    variant = (
+        {"local_layers": _local_layers(metadata, pattern)}
+        if isinstance(pattern, list)
+        else {"global_every": count(metadata, "attention.sliding_window_pattern", _GLOBAL_EVERY)}
+    )
+    found = common(
         metadata,
         activation="gelu",
         embedding_scale=float(read(metadata, "embedding_length")) ** 0.5,
         window=count(metadata, "attention.sliding_window"),
-        global_every=count(metadata, "attention.sliding_window_pattern", _GLOBAL_EVERY),
         rope_local_base=read(metadata, "rope.freq_base_swa", 10000.0),
+        **variant,
     )
+    is_largest = found.layers == _LAYERS_OF_27B
+    return replace(found, score_dims=found.hidden // found.heads) if is_largest else found
+
+
+def _local_layers(metadata: Metadata, pattern: list[Any]) -> tuple[bool, ...]:
+    whole = 1 + max(metadata.get(KEPT_LAYERS) or [count(metadata, "block_count") - 1])
+    if len(pattern) < whole or not all(value in (0, 1) for value in pattern):
+        raise UserError(
+            f"the model file says gemma3.attention.sliding_window_pattern = {str(pattern)[:64]}, "
+            f"which is no list of {whole} layers"
+        )
+    return tuple(map(bool, pattern))
 
 
 ARCHITECTURE = Architecture(
     config,
     (*LAYER_TENSORS, "attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm"),
+    keys=("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
 )
 
 

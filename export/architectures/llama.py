@@ -25,7 +25,13 @@ def config(metadata: Metadata) -> Config:
     return common(metadata, rope_interleaved=True, window=window(metadata))
 
 
-ARCHITECTURE = Architecture(config)
+ARCHITECTURE = Architecture(
+    config,
+    optional_biases=(
+        "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+    ),
+    tensors=("rope_freqs.weight",),
+)  # fmt: skip
 
 
 def metadata(config: HuggingFace) -> dict[str, Any]:

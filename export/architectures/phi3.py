@@ -24,7 +24,6 @@ from edgespec.export.architectures.common import (
     common,
     count,
     metadata_of,
-    read,
     rope_parameters,
     window,
 )
@@ -33,19 +32,17 @@ _LONG = ("longrope", "su")
 
 
 def config(metadata: Metadata) -> Config:
-    is_long = metadata.get("phi3.rope.scaling.type") in _LONG
-    if is_long:
-        metadata = {**metadata, "phi3.rope.scaling.type": "none"}
     found = common(metadata, fused_gate=True, window=window(metadata))
-    if not is_long and "phi3.rope.scaling.attn_factor" not in metadata:
-        return found
     trained = count(metadata, "rope.scaling.original_context_length", found.context)
-    gain = read(metadata, "rope.scaling.attn_factor")
-    return replace(found, context=min(found.context, trained), rope_gain=gain)
+    return replace(found, context=min(found.context, trained))
 
 
 ARCHITECTURE = Architecture(
-    config, ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
+    config,
+    ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"),
+    optional_biases=("attn_qkv",),
+    tensors=("rope_factors_short.weight", "rope_factors_long.weight"),
+    keys=("rope.scaling.original_context_length",),
 )
 
 

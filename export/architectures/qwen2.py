@@ -19,7 +19,7 @@ def config(metadata: Metadata) -> Config:
     return common(metadata)
 
 
-ARCHITECTURE = Architecture(config, biases=("attn_q", "attn_k", "attn_v"))
+ARCHITECTURE = Architecture(config, biases=("attn_q", "attn_k", "attn_v"), tensors=("output.bias",))
 
 
 def metadata(config: HuggingFace, architecture: str = "qwen2") -> dict[str, Any]:
