@@ -40,7 +40,6 @@ def config(metadata: Metadata) -> Config:
 ARCHITECTURE = Architecture(
     config,
     ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"),
-    optional_biases=("attn_qkv",),
     tensors=("rope_factors_short.weight", "rope_factors_long.weight"),
     keys=("rope.scaling.original_context_length",),
 )
