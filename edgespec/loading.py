@@ -19,6 +19,7 @@ from edgespec.export.dimensions import built_dimensions
 from edgespec.forking import check_not_forked
 from edgespec.local_model import LocalModel, find, give_back_memory
 from edgespec.models import store
+from edgespec.models.gguf_kinds import shard_paths
 from edgespec.models.safetensors import checkpoint_files
 from edgespec.progress import Progress, silent
 from edgespec.runtimes import get, specs
@@ -223,6 +224,10 @@ def open_runtime(
     return load(found, spec, LoadOptions(progress=progress, **options))
 
 
+def _joined(hashes: list[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def built_folder(path: Path, progress: Progress, *, packed: bool) -> Path:
     """Beside what the store downloaded; for the user's own files, in the cache. ``packed``: for the kernels."""
     return onnx_folder(path, *_built_from(path, progress), packed=packed)
@@ -237,9 +242,7 @@ def _built_from(path: Path, progress: Progress) -> tuple[str, Path]:
     """The SHA-256 of a model's files, and the folder of what is built from them."""
     own = path.resolve().is_relative_to(store.models_dir().resolve())
     parent = path.parent if own else store.cache_dir() / "onnx"
-    if path.is_dir():
-        hashes = [store.sha256_of(file, progress) for file in checkpoint_files(path)]
-        sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    else:
-        sha256 = store.sha256_of(path, progress)
+    files = checkpoint_files(path) if path.is_dir() else shard_paths(path)
+    hashes = [store.sha256_of(file, progress) for file in files]
+    sha256 = hashes[0] if path.is_file() and len(hashes) == 1 else _joined(hashes)
     return sha256, parent

@@ -20,6 +20,7 @@ from edgespec.export.sources import open_source
 from edgespec.models import store
 from edgespec.models.bundle import BundledModel, is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.gguf_kinds import refuse_no_model
 from edgespec.models.onnx_folder import read_manifest
 from edgespec.models.optimum_folder import is_optimum_folder, model_context
 from edgespec.models.tokenizer import Tokenizer
@@ -93,6 +94,7 @@ def _read(
 
 def _gguf(path: Path, tokenizer: Tokenizer | None = None) -> LocalModel:
     file = GGUFFile(path)
+    refuse_no_model(path, file.metadata, len(file.tensors))
     context = file.metadata.get(f"{file.architecture}.context_length", DEFAULT_CONTEXT)
     if not isinstance(context, int):
         context = DEFAULT_CONTEXT  # the runtime reports the error

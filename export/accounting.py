@@ -43,6 +43,7 @@ _NEUTRAL = {
 }
 """Values of other keys with which they change nothing; of all others 0, false and an empty one."""
 _PER_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+_PARTLY_ROTATED = ("gemma3", "phi3")
 _SCALINGS = {"phi3": ("none", "linear", "longrope")}
 _VECTOR_TYPES = ("F32", "F16", "BF16")
 _TYPES = {*_VECTOR_TYPES, *FORMATS, *kernels.TYPES}
@@ -92,10 +93,28 @@ def _features(source: Source) -> Iterator[str]:
             f"has the rotary scaling {str(scaling)[:64]!r} ({name}.rope.scaling.type), which the onnx "
             "runtime does not compute"
         )
+    if name not in _PARTLY_ROTATED and (reason := _partly_rotated(source, name)):
+        yield reason
     for key in _PER_LAYER:
         value = metadata.get(f"{name}.{key}")
         if isinstance(value, list) and len(set(map(str, value))) > 1:
             yield f"has {name}.{key} per layer, which the onnx runtime does not compute"
+
+
+def _partly_rotated(source: Source, name: str) -> str | None:
+    metadata = source.metadata
+    rotated = metadata.get(f"{name}.rope.dimension_count")
+    hidden, heads = (
+        metadata.get(f"{name}.{key}") for key in ("embedding_length", "attention.head_count")
+    )
+    heads = heads[0] if isinstance(heads, list) and heads else heads
+    if not (isinstance(hidden, int) and isinstance(heads, int) and heads > 0):
+        return None
+    width = metadata.get(f"{name}.attention.key_length", hidden // heads)
+    odd = not isinstance(rotated, int) or rotated % 2 or rotated > width
+    if rotated in (None, width) or odd:  # what cannot be is reported as that
+        return None
+    return f"rotates {rotated} of {width} dimensions ({name}.rope.dimension_count), which {name} models do not"
 
 
 def _keys(source: Source) -> Iterator[str]:

@@ -29,6 +29,7 @@ from edgespec.export.weights import bits_per_weight
 from edgespec.export.work import Work
 from edgespec.models.bundle import is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile
+from edgespec.models.gguf_kinds import shard_paths
 from edgespec.models.safetensors import checkpoint_files
 from edgespec.models.store import sha256_of
 from edgespec.models.tokenizer import Tokenizer
@@ -161,7 +162,7 @@ def _report(
 
 
 def _provenance(path: Path, recipe: Recipe, made: Source, progress: Progress) -> dict[str, Any]:
-    files = [path] if path.is_file() else checkpoint_files(path)
+    files = shard_paths(path) if path.is_file() else checkpoint_files(path)
     return {
         "source": {file.name: sha256_of(file, progress) for file in files},
         "edgespec": version("edgespec"),

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgespec.core.runtime import FloatArray, Logits, ModelInfo
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
+from edgespec.runtimes.llama_refusals import damage, why_not
 from edgespec.runtimes.rows import RowTracker
 
 MAX_LEAVES = 64
@@ -29,8 +29,6 @@ CACHE_TYPES = {"float16": 1, "q8_0": 8}
 """Of keys and values, as ggml numbers them (``ggml_type``)."""
 _ERROR, _CONTINUED = 4, 5
 """Levels of ggml's log (``ggml_log_level``)."""
-_MAX_LAYERS = 512
-"""LLAMA_MAX_LAYERS, beyond which llama.cpp aborts."""
 
 
 class ErrorLog:
@@ -217,25 +215,11 @@ class SequenceRuntime(RowTracker, ABC):
 
 
 def refuse_what_would_abort(file: GGUFFile) -> None:
-    """Most damage makes llama.cpp fail to load; on these figures it ends the process instead."""
-
-    def values(key: str, default: float) -> npt.NDArray[Any]:  # one figure, or one a layer
-        found = np.atleast_1d(file.metadata.get(f"{file.architecture}.{key}", default))
-        return found if found.dtype.kind in "iuf" else np.atleast_1d(default)
-
-    layers, epsilon = values("block_count", 1), values("attention.layer_norm_rms_epsilon", 0.0)
-    heads, shared = values("attention.head_count", 1), values("attention.head_count_kv", 1)
-    if not ((layers >= 1) & (layers <= _MAX_LAYERS)).all():
-        raise UserError(f"{file.path} claims {layers[0]} layers; download it again")
-    comparable = 1 in (heads.size, shared.size) or heads.size == shared.size
-    if comparable and (heads % np.maximum(shared, 1)).any():
-        raise UserError(f"{file.path} shares {shared} key heads among {heads}; download it again")
-    if not (epsilon >= 0).all():
-        raise UserError(f"{file.path} claims a norm's epsilon of {epsilon[0]}; download it again")
-    tokens = file.metadata.get("tokenizer.ggml.tokens", [])
-    words = [str(token).partition("\0")[0] for token in tokens if token]  # as C reads them
-    if len(set(words)) != len(words):
-        raise UserError(f"{file.path} has a vocabulary with duplicates; download it again")
+    """Most damage makes llama.cpp fail to load; on some it ends the process instead."""
+    if reason := damage(file):
+        raise UserError(f"{file.path} {reason}; download it again")
+    if reason := why_not(file):
+        raise UserError(f"{file.path} {reason}; try --runtime onnx, or another file of the model")
 
 
 def pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:

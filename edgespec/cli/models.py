@@ -13,6 +13,7 @@ from edgespec.cli.table import print_table
 from edgespec.errors import UserError
 from edgespec.models import store
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
+from edgespec.models.gguf_kinds import shard_paths
 from edgespec.units import format_size
 
 
@@ -176,7 +177,7 @@ def _of_file(path: Path) -> dict[str, str]:
         "architecture": file.architecture or "not stated",
         "context": f"{context} tokens",
         "license": str(file.metadata.get("general.license", "not stated")),
-        "size": format_size(path.stat().st_size),
+        "size": format_size(sum(file.stat().st_size for file in shard_paths(path))),
         "tensors": ", ".join(f"{count} {name}" for name, count in types.most_common()),
         "path": str(path.resolve()),
         "built": _built(path),

@@ -28,7 +28,7 @@ class ModelHeader(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, Any]:
-        """Tensors by GGUF name; each has a ``shape``, columns last."""
+        """Tensors by GGUF name; each has a ``shape``, columns last, and a ``type``."""
         ...
 
     @property

@@ -16,7 +16,7 @@ from edgespec.core.runtime_spec import (
 )
 from edgespec.errors import UserError
 from edgespec.models.trimmed import TOKEN_IDS
-from edgespec.runtimes import llama_memory
+from edgespec.runtimes import llama_memory, llama_refusals
 from edgespec.runtimes.packages import compiled_version, why_not_installed
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
@@ -35,7 +35,10 @@ def why_not(file: ModelHeader) -> str | None:
         return "has a trimmed head, which ik-llama-cpp cannot run"
     if any(t.shape[-1] % _ROW for t in file.tensors.values() if len(t.shape) > 1):
         return f"has rows that are no multiple of {_ROW}, which ik-llama-cpp computes wrongly"
-    return None
+    new = {tensor.type for tensor in file.tensors.values()} & {"NVFP4", "Q1_0", "Q2_0"}
+    if new:
+        return f"has tensors in {new.pop()}, which ik-llama-cpp does not read"
+    return llama_refusals.why_not(file)
 
 
 class IkLlamaCppSpec(RuntimeSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from edgespec.core.runtime import Runtime
@@ -9,11 +10,12 @@ from edgespec.core.runtime_spec import (
     Form,
     LoadOptions,
     ModelDimensions,
+    ModelHeader,
     RunConfiguration,
     RuntimeMemory,
     RuntimeSpec,
 )
-from edgespec.runtimes import llama_memory
+from edgespec.runtimes import llama_memory, llama_refusals
 from edgespec.runtimes.packages import compiled_version, why_not_installed
 
 _NARROW_HEAD = 128
@@ -51,6 +53,11 @@ class LlamaCppSpec(RuntimeSpec):
         from edgespec.runtimes.llama_cpp.runtime import choose_device
 
         return choose_device(device)
+
+    def refuses(self, model: ModelHeader) -> str | None:
+        if any(re.fullmatch(r"type \d{3}", tensor.type) for tensor in model.tensors.values()):
+            return "has tensors in a format that only ik_llama.cpp has"
+        return llama_refusals.why_not(model)
 
     def memory(self, model: ModelDimensions, run: RunConfiguration) -> RuntimeMemory:
         flash_attention = not does_without_flash_attention(model.head_dim, run.cache_type)

@@ -8,6 +8,7 @@ llama.cpp, of the kept tokens. Its input is every token's embedding, looked up h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -52,6 +53,18 @@ _errors = ErrorLog()
 _log_callback = llama.llama_log_callback(_errors)  # llama.cpp holds a pointer to it
 llama.llama_log_set(_log_callback, None)
 llama.llama_backend_init()
+
+
+def _end(message: bytes) -> None:
+    """In place of a core dump: an assertion of llama.cpp ends the process, whatever is done here."""
+    text = " ".join(message.decode("utf-8", "replace").split())
+    os.write(2, f"Error: llama.cpp ended the process: {text}; try --runtime onnx\n".encode())
+    os._exit(2)
+
+
+with contextlib.suppress(AttributeError):  # not every build exports it
+    _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_end)  # ggml holds a pointer to it
+    llama._lib.ggml_set_abort_callback(_abort_callback)
 
 
 class LlamaCppRuntime(SequenceRuntime):
