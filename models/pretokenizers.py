@@ -22,6 +22,7 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token needs no merging
     add_bos: bool = False  # unless the file states it
+    raw: bool = False  # the vocabulary has UTF-8 and ▁ for a space, as SentencePiece has it
 
     def build(self) -> Any:
         """It as a pre-tokenizer of the library ``tokenizers``."""
@@ -30,7 +31,7 @@ class PreTokenizer:
 
         return pre_tokenizers.Sequence(
             [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in self.patterns]
-            + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)] * (not self.raw)
         )
 
 
@@ -86,6 +87,11 @@ _BAILING = (
 _SEED = rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
+_PUNCTUATED_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+# llama.cpp does not tell cases apart here, and cuts numbers with what is before them.
+_LETTERS = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+{_CONTRACTION}?"
+_THOUSANDS = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+_HALVED_SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
 _DIGITS_THEN_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
 _DEEPSEEK_V3 = PreTokenizer((r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK_WORDS))
 
@@ -95,7 +101,7 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
         PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     ),
     (
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
     ),
     ("dbrx smaug-bpe chatglm-bpe", PreTokenizer((_LLAMA3,))),
@@ -106,7 +112,8 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("qwen35", PreTokenizer((_QWEN35,))),
     (
-        "gpt-2 phi-2 gigachat a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4",
+        "gpt-2 phi-2 gigachat a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4 jina-es jina-de "
+        "jina-v2-es jina-v2-de modern-bert jina-v1-en jina-v2-code roberta-bpe",
         PreTokenizer((_GPT2,)),
     ),
     (
@@ -141,6 +148,112 @@ _FAMILIES: tuple[tuple[str, PreTokenizer], ...] = (
     ("viking", PreTokenizer((_BLOOM, r"\p{N}"))),
     ("bailingmoe bailingmoe2 llada-moe", PreTokenizer((_BAILING,))),
     ("seed-coder", PreTokenizer((_SEED,))),
+    ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
+    ("ufakzeka", PreTokenizer((rf"{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACES}",))),
+    (
+        "jais-2",
+        PreTokenizer(
+            (
+                rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|{_HALVED_SPACES}"
+                r"|\s{1,2}(?!\S)|\s{1}",
+            )
+        ),
+    ),
+    (
+        "exaone-moe",
+        PreTokenizer(
+            (
+                rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+                r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+            )
+        ),
+    ),
+    (
+        "spark2_5",
+        PreTokenizer(
+            (
+                r"\p{N}{1,3}",
+                _HAN_KANA,
+                _PUNCTUATED_WORD + r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]"
+                r"|\s+(?!\S)|\s+",
+                r"\p{N}",
+            )
+        ),
+    ),
+    (
+        "youtu",
+        PreTokenizer(
+            (
+                "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c"
+                "\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+                rf"{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+            ),
+            ignore_merges=True,
+        ),
+    ),
+    (
+        "tiny_aya cohere2moe",
+        PreTokenizer(
+            (
+                _THOUSANDS,
+                rf"{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+            )
+        ),
+    ),
+    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
+    (
+        "chameleon",
+        PreTokenizer(
+            (
+                "<sentinel:[0-9]+>",
+                "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+                r"([\t\n]|    |  )",
+                r"\p{N}",
+                r"[\p{P}!-/:-@\[-`{-~]",
+                _GPT2,
+            ),
+            add_bos=True,
+        ),
+    ),
+    (
+        "afmoe",
+        PreTokenizer(
+            (
+                _THOUSANDS,
+                "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ud7ff\ue000-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
+                "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff"
+                "\uac00-\ud7af\u1100-\u11ff]+",
+                _DEEPSEEK_WORDS,
+            )
+        ),
+    ),
+    (
+        "kimi-k2",
+        PreTokenizer(
+            (
+                rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?(?:(?!\p{{Han}})\p{{L}})+{_CONTRACTION}?|\p{{N}}{{1,3}}"
+                rf"|{_SYMBOLS}|{_SPACES}",
+            )
+        ),
+    ),
+    (
+        "granite-embed-multi-97m",
+        PreTokenizer(
+            (
+                r"[^\r\n\p{L}\p{N}]?(?:(?=[\p{L}\p{M}])[^a-z])*(?:(?=[\p{L}\p{M}])[^A-Z])+"
+                + _CONTRACTION
+                + r"?|[^\r\n\p{L}\p{N}]?(?:(?=[\p{L}\p{M}])[^a-z])+(?:(?=[\p{L}\p{M}])[^A-Z])*"
+                + rf"{_CONTRACTION}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
+            ),
+            ignore_merges=True,
+        ),
+    ),
+    ("sarvam-moe", PreTokenizer((r"[^\n]+|[\n]+",), raw=True)),
+    # llama.cpp ignores merges only for newlines; a line that is a token merges to it anyway.
+    (
+        "gemma4 granite-embed-multi-311m",
+        PreTokenizer((r"[^\n]+|[\n]+",), ignore_merges=True, raw=True),
+    ),
     (
         "minicpm5",
         PreTokenizer(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgespec.models.pretokenizers import PLAIN_PROBE, PRE_TOKENIZERS, family_of
+from edgespec.models.pretokenizers import PLAIN_PROBE, PRE_TOKENIZERS, PreTokenizer, family_of
 from edgespec.models.vocabulary import (
     BYTE,
     CONTROL,
@@ -43,6 +43,7 @@ _CODE_ROLES = (
     ("fim_sep", True, "<|file_sep|>"),
 )
 
+_WITHOUT_MERGES = ("kimi-k2",)
 _BYTE_NAME = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
@@ -57,11 +58,15 @@ def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> Vocabu
         return id if isinstance(id, int) and 0 <= id < len(tokens) else None
 
     kind = get("model")
-    if kind not in ("gpt2", "llama"):
+    if kind is None:
+        raise TokenizerError("the file has no tokenizer.ggml.model; is it a language model?")
+    if kind not in ("gpt2", "gemma4", "llama"):
         raise TokenizerError(
-            f"it is of kind {kind!r}, and edgespec reads gpt2 and llama; choose another model"
+            f"it is of kind {str(kind)[:64]!r}, and edgespec reads gpt2, gemma4 and llama; choose another model"
         )
-    byte_level = kind == "gpt2"
+    family = "gemma4" if kind == "gemma4" else get("pre", "default")
+    pre = PRE_TOKENIZERS.get(family) if isinstance(family, str) else None
+    byte_level = kind != "llama" and not (pre and pre.raw)
     tokens = _list(metadata, "tokens", str)
     kinds = _list(metadata, "token_type", int) or [NORMAL] * len(tokens)
     scores = _list(metadata, "scores", (int, float))
@@ -80,15 +85,18 @@ def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> Vocabu
     }
     if LONE_SURROGATE.search("".join(tokens)):  # tokens that are not UTF-8: no text has them
         vocabulary = {t: id for t, id in vocabulary.items() if not LONE_SURROGATE.search(t)}
-    if byte_level:
-        family = get("pre", "default")
-        if family not in PRE_TOKENIZERS:
+    if kind != "llama":
+        if not pre:
             raise TokenizerError(
-                f"it cuts words in a way named {family!r}, which edgespec does not know; "
+                f"it cuts words in a way named {str(family)[:64]!r}, which edgespec does not know; "
                 "choose another model"
             )
-        model = _byte_level_bpe(vocabulary, _list(metadata, "merges", str), len(tokens), family)
-        add_bos = PRE_TOKENIZERS[family].add_bos
+        if get("merges") is None and family not in _WITHOUT_MERGES:
+            raise TokenizerError(
+                "the file has no tokenizer.ggml.merges; convert the model again, or download another file"
+            )
+        model = _pre_tokenized_bpe(vocabulary, _list(metadata, "merges", str), len(tokens), pre)
+        add_bos = pre.add_bos
     else:
         if len(scores) < len(tokens):
             raise TokenizerError(f"it has {len(tokens)} tokens and {len(scores)} scores")
@@ -119,9 +127,9 @@ def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> Vocabu
         kinds,
         specials,
         byte_level=byte_level,
-        space_prefix="always" if not byte_level and get("add_space_prefix", True) else "never",
-        bos=token_id("bos", None if byte_level else 1),
-        eos=token_id("eos", None if byte_level else 2),
+        space_prefix="always" if kind == "llama" and get("add_space_prefix", True) else "never",
+        bos=token_id("bos", 1 if kind == "llama" else None),
+        eos=token_id("eos", 2 if kind == "llama" else None),
         add_bos=bool(get("add_bos_token", add_bos)),
         stop_tokens=stop_tokens,
         chat_template=template if isinstance(template, str) else None,
@@ -218,17 +226,26 @@ def stop_tokens_of(
     return stops, named
 
 
-def _byte_level_bpe(
-    vocabulary: dict[str, int], merges: list[str], unknown: int, family: str
+def _pre_tokenized_bpe(
+    vocabulary: dict[str, int], merges: list[str], unknown: int, pre: PreTokenizer
 ) -> tokenizers.Tokenizer:
-    """GPT-2's BPE over the stand-ins of bytes. Bytes without a token come out as ``unknown``."""
+    """GPT-2's BPE over the stand-ins of bytes, or over text as it is. What has no token comes out as ``unknown``."""
     import tokenizers
+    from tokenizers import normalizers
 
-    pre = PRE_TOKENIZERS[family]
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    model = tokenizers.Tokenizer(_bpe(vocabulary, pairs, unknown, ignore_merges=pre.ignore_merges))
+    pairs = [_pair(merge) for merge in merges]
+    options = {"ignore_merges": pre.ignore_merges, "byte_fallback": pre.raw}
+    model = tokenizers.Tokenizer(_bpe(vocabulary, pairs, unknown, **options))
+    if pre.raw:
+        model.normalizer = normalizers.Replace(" ", SPACE)
     model.pre_tokenizer = pre.build()
     return model
+
+
+def _pair(merge: str) -> tuple[str, ...]:
+    """A merge's two sides; the left one may be a space, never empty."""
+    cut = merge.find(" ", 1)
+    return (merge[:cut], merge[cut + 1 :]) if cut > 0 else (merge,)
 
 
 def _sentencepiece(
