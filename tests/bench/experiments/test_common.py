@@ -19,6 +19,7 @@ def test_every_experiment_is_a_command_with_help() -> None:
         "memory",
         "passes",
         "perplexity",
+        "rendering",
         "simulation",
         "speed",
     }
