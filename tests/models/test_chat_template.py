@@ -267,10 +267,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_hostile_template_is_a_user_error(tokenizer: Tokenizer, name: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError) as error:
         ChatTemplate(HOSTILE[name], tokenizer, seconds=0.3).render(QUESTION)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "\n" not in str(error.value)
     assert "template" in str(error.value)
     if name == "raises":
