@@ -158,7 +158,7 @@ class _File:
     def _read(self) -> None:
         if (start := self.data[:32])[:4] != b"GGUF":
             raise UserError(
-                f"{self.path} is no GGUF file: it does not begin with GGUF; {why_no_magic(start)}"
+                f"{self.path} is not a usable GGUF file: it does not begin with GGUF; {why_no_magic(start)}"
             )
         self._take(4)
         version = self._scalar("I")

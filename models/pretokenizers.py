@@ -290,7 +290,10 @@ http://a.b/c?d=e&f=%20 #tag @me /*\n*/ //\n  \n x=  1+2;100,000 <|im|> $5+6=7~|8
 """
 """Text that the families of pre-tokenizers cut differently, but the authors' patterns and llama.cpp's
 alike."""
-_PROBE = PLAIN_PROBE + "नमस्ते दुनिया e\u0301 ١٢٣٤ \u3000a\u00a0b\u2028c ǅ ƻa ܐܒ \u0964x Ⅻ 𐐀 “q”·"
+_PROBE = (
+    PLAIN_PROBE
+    + " Ankara'daki नमस्ते दुनिया e\u0301 ١٢٣٤ \u3000a\u00a0b\u2028c ǅ ƻa ܐܒ \u0964x Ⅻ 𐐀 “q”·"
+)
 
 
 def family_of(pre_tokenizer: Any, ignore_merges: bool) -> str | None:

@@ -59,7 +59,7 @@ def from_metadata(cls: type[VocabularyT], metadata: Mapping[str, Any]) -> Vocabu
 
     kind = get("model")
     if kind is None:
-        raise TokenizerError("the file has no tokenizer.ggml.model; is it a language model?")
+        raise TokenizerError("tokenizer.ggml.model is None; is the file a language model?")
     if kind not in ("gpt2", "gemma4", "llama"):
         raise TokenizerError(
             f"it is of kind {str(kind)[:64]!r}, and edgespec reads gpt2, gemma4 and llama; choose another model"

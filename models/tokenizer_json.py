@@ -9,11 +9,13 @@ from typing import Any
 
 from edgespec.models.tokenizer_gguf import merges_of, missing_name, stop_tokens_of
 from edgespec.models.vocabulary import (
+    ASCII_SPACES,
     BYTE,
     CONTROL,
     LONE_SURROGATE,
     NORMAL,
     SPACE,
+    UNICODE_SPACES,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -31,7 +33,8 @@ def from_folder(cls: type[VocabularyT], folder: Path) -> VocabularyT:
     """The tokenizer of ``tokenizer.json`` and the files beside it. Raises ``TokenizerError``."""
     description = _read_json(folder / "tokenizer.json")
     config = _read_json(folder / "tokenizer_config.json", {})
-    generation = _read_json(folder / "generation_config.json", {})
+    file = folder / "generation_config.json"  # where it is absent, transformers takes the model's
+    generation = _read_json(file) if file.exists() else _read_json(folder / "config.json", {})
     try:
         return _from_description(cls, description, config, generation, folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -70,16 +73,23 @@ def _from_description(
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     bos = _token_name(config.get("bos_token"))
     eos = ids.get(_token_name(config.get("eos_token")))
-    ends = generation.get("eos_token_id", [])
     stop_tokens, named = stop_tokens_of(ids, {"eos": eos})
-    strips = {t["id"]: (bool(t["lstrip"]), bool(t["rstrip"])) for t in added}
+    flags = {
+        t["id"]: (
+            bool(t["lstrip"]),
+            bool(t["rstrip"]),
+            bool(t.get("single_word")),
+            UNICODE_SPACES if t["lstrip"] or t["rstrip"] else ASCII_SPACES,
+        )
+        for t in added
+    }
     return cls(
         model,
         tokens,
         kinds,
         [
-            SpecialToken(tokens[id], id, id in named or kinds[id] == CONTROL, *strip)
-            for id, strip in (dict.fromkeys(named, (False, False)) | strips).items()
+            SpecialToken(tokens[id], id, id in named or kinds[id] == CONTROL, *flags.get(id, ()))
+            for id in (*named, *(id for id in flags if id not in named))
             if tokens[id]
         ],
         byte_level=byte_level,
@@ -87,9 +97,18 @@ def _from_description(
         bos=ids.get(bos),
         eos=eos,
         add_bos=bool(config.get("add_bos_token", _first_added(description) == bos)),
-        stop_tokens=stop_tokens | set(ends if isinstance(ends, list) else [ends]),
+        stop_tokens=stop_tokens | _ends(generation),
         chat_template=_folder_template(folder, config),
     )
+
+
+def _ends(config: Mapping[str, Any]) -> set[int]:
+    """The ids of ``eos_token_id``, of a model with several parts those of its text; null is none."""
+    found = config.get("eos_token_id")
+    if found is None and isinstance(text := config.get("text_config"), dict):
+        found = text.get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return {id for id in ids if isinstance(id, int) and not isinstance(id, bool) and id >= 0}
 
 
 def to_folder(tokenizer: Vocabulary, folder: Path) -> None:
@@ -148,7 +167,7 @@ def _describe(tokenizer: Vocabulary) -> dict[str, Any]:
         {
             "id": special.id,
             "content": special.text,
-            "single_word": False,
+            "single_word": special.single_word,
             "lstrip": special.strip_left,
             "rstrip": special.strip_right,
             "normalized": False,

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from edgespec.models.marked_text import TEMPLATE, MarkedText, marked_like, marks_of, plain
+from edgespec.models.marked_text import TEMPLATE, MarkedText, marked, marked_like, marks_of, plain
 from edgespec.models.reasoning import find_marks
 
 if TYPE_CHECKING:
@@ -32,6 +33,15 @@ SpacePrefix = Literal["never", "always", "bare first", "bare always"]
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = "\u2581"  # SentencePiece's visible space
+ASCII_SPACES = " \t\n\v\f\r"
+"""``isspace()`` of C's locale, as llama.cpp strips them."""
+UNICODE_SPACES = (
+    ASCII_SPACES
+    + "\u0085\u00a0\u1680\u2028\u2029\u202f\u205f\u3000"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+)
+"""Unicode's White_Space, as ``tokenizers`` strips them."""
+_WORD = frozenset(["Lu", "Ll", "Lt", "Lm", "Lo", "Nl", "Nd", "Mn", "Mc", "Me", "Pc"])
 _PREFIX_LENGTH = 4  # special tokens are looked up by this many first characters
 
 
@@ -65,6 +75,10 @@ class SpecialToken:
     control: bool
     strip_left: bool = False
     strip_right: bool = False
+    single_word: bool = False
+    """Whether it is only found between characters that are of no word."""
+    spaces: str = ASCII_SPACES
+    """What is stripped beside it."""
 
 
 class Detokenizer:
@@ -229,12 +243,16 @@ class Vocabulary:
 def _cut(text: str, special: SpecialToken) -> list[str | int]:
     """``text`` split at a special token, its id between the parts."""
     first, *rest = _split(text, special)
+    # As if a user wrote it: a shorter control token in it must not be found.
+    name = marked(special.text, "\1") if isinstance(text, MarkedText) else special.text
     parts = [first]
     for part in rest:
-        # isspace() of C's locale: ASCII only.
+        if special.single_word and (_is_of_word(parts[-1][-1:]) or _is_of_word(part[:1])):
+            parts[-1] += name + part
+            continue
         if special.strip_left:
-            parts[-1] = parts[-1].rstrip(" \t\n\v\f\r")
-        parts.append(part.lstrip(" \t\n\v\f\r") if special.strip_right else part)
+            parts[-1] = parts[-1].rstrip(special.spaces)
+        parts.append(part.lstrip(special.spaces) if special.strip_right else part)
     pieces: list[str | int] = []
     for part in parts:
         pieces += [part, special.id] if part else [special.id]
@@ -257,6 +275,15 @@ def _split(text: str, special: SpecialToken) -> list[str]:
         parts.append(text[start:at])
         start = at = end
     return [*parts, text[start:]]
+
+
+def _is_of_word(char: str) -> bool:
+    r"""Whether ``\w`` of Unicode's TR18 matches a character, as in the library ``tokenizers``."""
+    return bool(char) and (
+        unicodedata.category(char) in _WORD
+        or char in "\u200c\u200d"
+        or "\u24b6" <= char <= "\u24e9"
+    )
 
 
 VocabularyT = TypeVar("VocabularyT", bound=Vocabulary)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
+import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -25,6 +30,8 @@ _COMMANDS = {
 }
 """Imported on use, so that a command does not wait for the others."""
 
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+"""What a full disk or a broken device answers; elsewhere such errors are reported where they occur."""
 _INTERRUPTED = 130
 """128 + SIGINT, as in shells."""
 
@@ -47,12 +54,31 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         # on Windows click would expand *, ~ and $NAME even in a quoted prompt
-        return super().main(*args, **{"windows_expand_args": False, **options})
+        try:
+            return super().main(*args, **{"windows_expand_args": False, **options})
+        except OSError as error:
+            if error.errno not in _UNWRITABLE or sys.stdout is None:
+                raise
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # what is buffered goes there
+            line = (
+                f"cannot write to standard output: {error.strerror}; make room, or write elsewhere"
+            )
+            Failure(line).show()
+            sys.exit(Failure.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. An error of the user or the machine is one line; a bug is a traceback."""
+        if sys.stdout is None:
+            raise Failure(
+                "standard output is closed, where the answer goes; open it, or add > FILE"
+            )
+        _end_on_a_second_interrupt()
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
         except UserError as error:
             raise Failure(str(error)) from error
         except MemoryError as error:
@@ -60,7 +86,25 @@ class _Commands(click.Group):
             raise Failure(hint) from error
         except KeyboardInterrupt:
             click.echo(err=True)  # the terminal has shown ^C
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway
             ctx.exit(_INTERRUPTED)
+
+
+def _end_on_a_second_interrupt() -> None:
+    """The first Ctrl-C is a ``KeyboardInterrupt``. Another one ends the process while that is tidied up."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # the last: ignored in the background of a shell
+
+    def second(*_: object) -> None:
+        os._exit(_INTERRUPTED)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
 
 
 @click.group("edgespec", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -86,6 +87,7 @@ def chat(model: str, explain: bool, max_tokens: int, **options: Any) -> None:
             except KeyboardInterrupt:
                 if not interactive:
                     raise
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # the next one is a first
                 print_status(session, max_tokens)
 
 

@@ -44,13 +44,27 @@ def start_session(
     settings: dict[str, str] = {}
     if ":" in device and provider != "CPUExecutionProvider":
         settings["device_id"] = device.partition(":")[2]
-    session = ort.InferenceSession(str(path), options, [(provider, settings)])
+    with _utf8_path(path) as name:
+        session = ort.InferenceSession(name, options, [(provider, settings)])
     if provider not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself
         raise UserError(
             f"ONNX Runtime cannot start {provider} on this machine; "
             "install what it needs, or use --device cpu"
         )
     return session
+
+
+@contextlib.contextmanager
+def _utf8_path(path: Path) -> Iterator[str]:
+    """``path`` as ONNX Runtime takes it, which is UTF-8: Linux has another name for any open folder."""
+    if str(path).encode("utf-8", "replace").decode() == str(path):
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager

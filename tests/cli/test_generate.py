@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -229,7 +230,50 @@ def test_stdout_that_was_never_open(tiny_model: Path, home: Path) -> None:
     script = '"$@" >&- <&-'
     command = [*COMMAND, "generate", str(tiny_model), "-", "--max-tokens", "3"]
     done = subprocess.run(["sh", "-c", script, "sh", *command], stderr=subprocess.PIPE, timeout=60)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        b"Error: standard output is closed, where the answer goes; open it, or add > FILE"
+    ]
+
+
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize("options", [(), ("--json",), ("--explain",)])
+def test_a_full_disk_is_one_line(tiny_model: Path, home: Path, options: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [*COMMAND, "generate", str(tiny_model), "-p", "x", "--max-tokens", "3", *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        b"Error: cannot write to standard output: No space left on device; make room, or write elsewhere"
+    )
+
+
+@posix
+def test_other_commands_too(home: Path) -> None:
+    for command in ("models list", "--help", "doctor"):
+        script = f"{shlex.join(COMMAND)} {command} >/dev/full"
+        done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, timeout=60, check=False)
+        assert done.returncode != 0
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@posix
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.05, 0.2])
+def test_a_second_ctrl_c_ends_it_at_once(with_model: Path, pause: float) -> None:
+    process = spawn("generate", *ENDLESS)
+    assert process.stdout
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert b"Aborted" not in errors
 
 
 @posix
