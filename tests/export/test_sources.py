@@ -398,7 +398,6 @@ UNREADABLE: dict[str, tuple[str, Damage, str]] = {
     "yarn": ("llama", config(rope_scaling={"rope_type": "yarn"}), "rotary scaling 'yarn'"),
     "llama 3's for qwen": ("qwen2", config(rope_scaling=LLAMA3), "rotary scaling 'llama3'"),
     "no scaling": ("llama", config(rope_scaling="linear"), "rotary parameters linear"),
-    "no factor": ("llama", config(rope_scaling={"type": "linear"}), "rope.scaling.factor"),
     "no low factor": ("llama", config(rope_scaling={"type": "llama3"}), "low_freq_factor"),
     "low above high": (
         "llama",
