@@ -459,7 +459,7 @@ def test_a_vocabulary_larger_than_the_head_is_an_error_of_one_line(tmp_path: Pat
         data[start : start + 8] = (rows - 2).to_bytes(8, "little")
     path.write_bytes(data)
     with pytest.raises(
-        UserError, match=rf"{rows} tokens in its tokenizer and {rows - 2} in its head"
+        UserError, match=rf"{rows - 2} rows in token_embd.weight and {rows} in tokenizer"
     ):
         Engine.open(path, runtime="onnx")
 
