@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: a reader sees the old contents or the new, never a part."""
+"""Files that are replaced as a whole (a reader sees the old contents or the new, never a part), and sizes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def replacing(path: Path, *, partial: Path | None = None, private: bool = False)
     finally:
         with contextlib.suppress(OSError):  # renamed, or never created
             partial.unlink()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in ``folder`` and below."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def move_into_place(partial: Path, path: Path) -> None:

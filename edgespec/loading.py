@@ -224,10 +224,6 @@ def open_runtime(
     return load(found, spec, LoadOptions(progress=progress, **options))
 
 
-def _joined(hashes: list[str]) -> str:
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
 def built_folder(path: Path, progress: Progress, *, packed: bool) -> Path:
     """Beside what the store downloaded; for the user's own files, in the cache. ``packed``: for the kernels."""
     return onnx_folder(path, *_built_from(path, progress), packed=packed)
@@ -244,5 +240,6 @@ def _built_from(path: Path, progress: Progress) -> tuple[str, Path]:
     parent = path.parent if own else store.cache_dir() / "onnx"
     files = checkpoint_files(path) if path.is_dir() else shard_paths(path)
     hashes = [store.sha256_of(file, progress) for file in files]
-    sha256 = hashes[0] if path.is_file() and len(hashes) == 1 else _joined(hashes)
-    return sha256, parent
+    if path.is_file() and len(hashes) == 1:
+        return hashes[0], parent
+    return hashlib.sha256("".join(hashes).encode()).hexdigest(), parent

@@ -21,6 +21,7 @@ from edgespec.core.statistics import Statistics
 from edgespec.device.machine import peak_memory_bytes
 from edgespec.errors import UserError
 from edgespec.progress import Progress, silent
+from edgespec.prompt_fitting import fitted
 from edgespec.queueing import Answer, Call, Turns
 from edgespec.simulation.trace import Recording, StepRecord, Trace, record
 
@@ -37,8 +38,6 @@ _LABEL = 40
 _KEPT_EVERY_S = 60.0
 """Seconds between two saves of the n-gram cache. It is also saved when the engine closes."""
 
-_CHARACTERS_PER_TOKEN = 16
-"""More than this on average has no prompt: a longer conversation is not rendered as a whole."""
 
 Message = dict[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -248,19 +247,8 @@ class Session:
         system = self._system()
         turns = self.messages[len(system) :]
 
-        def render(start: int) -> list[int]:
-            return template.render(system + turns[start:])
-
-        start = self.forgotten
-        size = sum(len(message["content"]) for message in system + turns[start:])
-        tokens = render(start) if size <= _CHARACTERS_PER_TOKEN * capacity else None
         reserve = min(capacity // 4, capacity if max_tokens is None else max_tokens)
-        if tokens is None or len(tokens) + reserve > capacity:
-            starts = [i for i, m in enumerate(turns) if m["role"] == "user" and i > start]
-            if starts:
-                start, tokens = _longest(render, starts, capacity // 2)
-        if tokens is None:
-            tokens = render(start)
+        start, tokens = fitted(template, system, turns, self.forgotten, capacity, reserve)
         self._check_fits(len(tokens))
         if start > self.forgotten:
             self.forgotten = start
@@ -298,13 +286,12 @@ class Session:
         if state.draft is not None:
             stats.draft_pass_cost = state.draft.runtime.info.weight_bytes / info.weight_bytes
         self.token_ids = []
-        self._answer_text = None
-        limit = info.context if max_tokens is None else max_tokens
-        if limit < 0:
-            raise UserError(f"max_tokens is {limit}; it must be 0 or more")
         answer = self._answer_text = AnswerText(
             state.tokenizer, prompt, self._mode, self._on_reasoning, continues=continues
         )
+        limit = info.context if max_tokens is None else max_tokens
+        if limit < 0:
+            raise UserError(f"max_tokens is {limit}; it must be 0 or more")
         try:
             if limit:
                 words = state.tokenizer.stream(continues=continues)
@@ -400,28 +387,6 @@ class Session:
         else:
             state.context = prompt
         return state.context
-
-
-def _longest(
-    render: Callable[[int], list[int]], starts: list[int], limit: int
-) -> tuple[int, list[int]]:
-    """The first of ``starts`` from which at most ``limit`` tokens are rendered, else the last.
-
-    Returns it and the tokens. The search begins with the last and goes back in growing steps, so that
-    nothing much longer than ``limit`` is rendered.
-    """
-    found, too_long = len(starts) - 1, -1
-    tokens = render(starts[found])
-    step = 1
-    while len(tokens) <= limit and found - too_long > 1:
-        tried = found - min(step, (found - too_long + 1) // 2)
-        longer = render(starts[tried])
-        if len(longer) <= limit:
-            found, tokens = tried, longer
-        else:
-            too_long = tried
-        step *= 2
-    return starts[found], tokens
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

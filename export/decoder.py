@@ -154,6 +154,22 @@ class Decoder(ABC):
         self.graph.constant(prefix + "cos", (gain * np.cos(angles)).astype(np.float32))
         self.graph.constant(prefix + "sin", (gain * np.sin(angles)).astype(np.float32))
 
+    def attention_matrices(self, layer: int) -> tuple[list[str], list[int]]:
+        """The matrices of queries, keys and values, and their rows; one of all if the file has them as one."""
+        config, name = self.config, f"blk.{layer}."
+        sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
+        if self.has(name + "attn_qkv"):
+            return [name + "attn_qkv"], [sum(sizes)]
+        return [name + f"attn_{letter}" for letter in "qkv"], sizes
+
+    def gate_matrices(self, layer: int) -> tuple[list[str], list[int], int]:
+        """The matrices of gate and up, and their rows; how many rows each of the two has."""
+        name = f"blk.{layer}."
+        rows = self.weight(name + "ffn_up").rows
+        if self.config.fused_gate:  # the gate's rows are the first half of "up"
+            return [name + "ffn_up"], [rows], rows // 2
+        return [name + "ffn_gate", name + "ffn_up"], [rows] * 2, rows
+
     def bias(self, names: Sequence[str], sizes: Sequence[int]) -> str:
         """The biases of matrices, one after the other, 0 for those without; empty where none has one."""
         if names[0] == "token_embd":

@@ -95,10 +95,7 @@ class KernelDecoder(Decoder):
 
     def attention(self, value: str, layer: int) -> str:
         config, name = self.config, f"blk.{layer}."
-        sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
-        names = [name + f"attn_{letter}" for letter in "qkv"]
-        if self.has(name + "attn_qkv"):  # the file has them as one
-            names, sizes = [name + "attn_qkv"], [sum(sizes)]
+        names, sizes = self.attention_matrices(layer)
         product = self.linear(value, names, sizes, config.hidden, biased=False)  # attention adds it
         local = config.is_local(layer)
         prefix = "local_" if local and config.rope_local_base else ""
@@ -119,15 +116,12 @@ class KernelDecoder(Decoder):
         return self.linear(attended, [name + "attn_output"], [config.hidden], width)
 
     def feed_forward(self, value: str, layer: int) -> str:
-        name, hidden = f"blk.{layer}.", self.config.hidden
-        names, width = [name + "ffn_gate", name + "ffn_up"], self.weight(name + "ffn_up").rows
-        sizes = [width] * 2
-        if self.config.fused_gate:  # the gate's rows are the first half of "up"
-            names, sizes, width = names[1:], [width], width // 2
+        hidden = self.config.hidden
+        names, sizes, width = self.gate_matrices(layer)
         product = self.linear(value, names, sizes, hidden)
         gelu = int(self.config.activation != "silu")
         [gated] = self.graph.node("GatedUnit", [product], domain=kernels.DOMAIN, gelu=gelu)
-        return self.linear(gated, [name + "ffn_down"], [hidden], width)
+        return self.linear(gated, [f"blk.{layer}.ffn_down"], [hidden], width)
 
     def head(self, normed: str) -> str:
         shape = [self.config.hidden]

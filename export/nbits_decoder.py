@@ -118,17 +118,14 @@ class NBitsDecoder(Decoder):
 
     def attention(self, value: str, layer: int) -> str:
         config, graph, name = self.config, self.graph, f"blk.{layer}."
-        sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
-        names = [name + f"attn_{letter}" for letter in "qkv"]
+        names, sizes = self.attention_matrices(layer)
         normalized = self.has(name + "attn_q_norm")
-        if self.has(name + "attn_qkv"):  # the file has them as one
-            joined, joined_sizes = [name + "attn_qkv"], [sum(sizes)]
-        else:
-            joined, joined_sizes = names, sizes
-        if len({self.weight(n).type for n in joined}) == 1:
-            query, key, projected = self.linear(value, joined, joined_sizes, config.hidden), "", ""
+        width = config.heads * config.head_dim
+        if len({self.weight(n).type for n in names}) == 1:
+            query, key, projected = self.linear(value, names, sizes, config.hidden), "", ""
             if normalized:
-                query, key, projected = self.split(query, sizes)
+                shared = config.kv_heads * config.head_dim
+                query, key, projected = self.split(query, [width, shared, shared])
         else:
             query, key, projected = (
                 self.linear(value, [n], [size], config.hidden)
@@ -159,7 +156,7 @@ class NBitsDecoder(Decoder):
             local_window_size=config.window if local else -1,
         )[0]  # fmt: skip
         [attended] = graph.node("Slice", [attended, "zero", "rows", "one"])
-        return self.linear(attended, [name + "attn_output"], [config.hidden], sizes[0])
+        return self.linear(attended, [name + "attn_output"], [config.hidden], width)
 
     def head_norm(self, value: str, name: str) -> str:
         """RMSNorm of each head (Qwen3, Gemma 3)."""
@@ -172,12 +169,8 @@ class NBitsDecoder(Decoder):
         return self.graph.node("Reshape", [normed, flat])[0]
 
     def feed_forward(self, value: str, layer: int) -> str:
-        graph, name, hidden = self.graph, f"blk.{layer}.", self.config.hidden
-        names, width = [name + "ffn_gate", name + "ffn_up"], self.weight(name + "ffn_up").rows
-        sizes = [width] * 2
-        if self.config.fused_gate:  # the gate's rows are the first half of "up"
-            names, width = names[1:], width // 2
-            sizes = [2 * width]
+        graph, hidden = self.graph, self.config.hidden
+        names, sizes, width = self.gate_matrices(layer)
         if len({self.weight(n).type for n in names}) == 1:
             gate, up = self.split(self.linear(value, names, sizes, hidden), [width] * 2)
         else:
@@ -187,7 +180,7 @@ class NBitsDecoder(Decoder):
         else:
             [gate] = graph.node("FastGelu", [gate], domain=MICROSOFT)
         [product] = graph.node("Mul", [gate, up])
-        return self.linear(product, [name + "ffn_down"], [hidden], width)
+        return self.linear(product, [f"blk.{layer}.ffn_down"], [hidden], width)
 
     def split(self, value: str, sizes: Sequence[int]) -> list[str]:
         lengths = self.graph.constant(f"{value}_sizes", np.array(sizes, np.int64))

@@ -27,6 +27,7 @@ from edgespec.export.sources import open_source
 from edgespec.export.vocabulary import Answer, Counts, DraftReport, draft_report, held_out_answers
 from edgespec.export.weights import bits_per_weight
 from edgespec.export.work import Work
+from edgespec.files import folder_bytes
 from edgespec.models.bundle import is_bundle, read_bundle
 from edgespec.models.gguf import GGUFFile
 from edgespec.models.gguf_kinds import shard_paths
@@ -119,7 +120,7 @@ def export(
             sampling=sampling_defaults(path),
             progress=progress,
         )
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        size = folder_bytes(folder)
     return Exported(out, size, quality, work.referee, draft, whole)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edgespec.core.runtime import FloatArray, Logits, ModelInfo
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo, logit_rows
 from edgespec.errors import UserError
 from edgespec.export.architectures import read_config
 from edgespec.export.architectures.common import Config
@@ -123,7 +123,7 @@ class TorchRuntime(RowTracker):
         """See ``Runtime``."""
         rows = len(tokens)
         tree = self._append(rows, parents, features)
-        asked = slice({"all": 0, "last": rows - 1, "none": rows}[logits], rows)
+        asked = slice(rows - logit_rows(logits, rows), rows)
         self._select(range(self.length))
         with torch.inference_mode():
             output = self._model(

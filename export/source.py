@@ -42,6 +42,5 @@ class Source(Protocol):
 def name_of(path: Path) -> str:
     """The name of a model: its file's name without .gguf, or its folder's."""
     name = path.stem if path.suffix == ".gguf" else path.resolve().name
-    return name.encode("utf-8", "surrogateescape").decode(
-        "utf-8", "replace"
-    )  # not every path is UTF-8
+    # Not every path is UTF-8.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

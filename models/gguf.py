@@ -69,7 +69,8 @@ class TensorInfo:
 class GGUFFile:
     """A GGUF file's metadata and tensors; the file is mapped, so tensors cost nothing until read.
 
-    Of a split model, the first file stands for all: they have its tensors together. Strings of ``metadata`` are ``str`` (UTF-8, bytes that are not UTF-8 kept as surrogates).
+    Of a split model, the first file stands for all: they have its tensors together. Strings of ``metadata``
+    are ``str`` (UTF-8, bytes that are not UTF-8 kept as surrogates).
     Raises ``UserError`` where the file is missing, truncated or malformed.
     """
 

@@ -20,7 +20,7 @@ _WHOLLY_ROTATED = (
 )  # fmt: skip
 """Architectures with ``GGML_ASSERT(n_embd_head == n_rot)``, and for keys and values of one length."""
 _ONE_LENGTH = (*_WHOLLY_ROTATED, "gemma", "gemma2", "gemma3", "phi2", "phi3", "stablelm")
-_NARROW = ("F16", "BF16")
+_EPSILON = "attention.layer_norm_rms_epsilon"
 
 
 def damage(file: ModelHeader) -> str | None:
@@ -42,9 +42,6 @@ def damage(file: ModelHeader) -> str | None:
     if len(set(words)) != len(words):
         return "has a vocabulary with duplicates"
     return None
-
-
-_EPSILON = "attention.layer_norm_rms_epsilon"
 
 
 def why_not(file: ModelHeader) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec.core.runtime import FloatArray, Logits, ModelInfo
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo, logit_rows
 from edgespec.errors import UserError
 from edgespec.models.gguf import GGUFFile
 from edgespec.runtimes.llama_refusals import damage, why_not
@@ -136,20 +136,18 @@ class SequenceRuntime(RowTracker, ABC):
             self._positions[:rows] = self._arange[length : length + rows]
         else:
             self._lay_out_tree(tree)
-        self._wanted[:rows] = (
-            logits == "all" or features
-        )  # llama.cpp has features of all rows or of none
+        # llama.cpp has features of all rows or of none.
+        self._wanted[:rows] = logits == "all" or features
         if logits == "last":
             self._wanted[rows - 1] = 1
         self._batch.n_tokens = rows
         self._decode()
-        count = {"all": rows, "last": 1, "none": 0}[logits]
+        count = logit_rows(logits, rows)
         if not features:
             return self._view(self._buffer, count, self.info.vocab_size)
-        self.features = self._view(self._feature_buffer, rows, self.info.hidden_size)[
-            rows - count :
-        ]
-        return self._view(self._buffer, rows, self.info.vocab_size)[rows - count :]
+        asked = slice(rows - count, rows)
+        self.features = self._view(self._feature_buffer, rows, self.info.hidden_size)[asked]
+        return self._view(self._buffer, rows, self.info.vocab_size)[asked]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See ``Runtime``."""

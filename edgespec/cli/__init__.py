@@ -59,9 +59,8 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno not in _UNWRITABLE or sys.stdout is None:
                 raise
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # what is buffered goes there
+            # What is buffered goes there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             line = (
                 f"cannot write to standard output: {error.strerror}; make room, or write elsewhere"
             )

@@ -11,10 +11,14 @@ import click
 from edgespec.cli.progress import ProgressBar
 from edgespec.cli.table import print_table
 from edgespec.errors import UserError
+from edgespec.files import folder_bytes
 from edgespec.models import store
 from edgespec.models.catalogue import CatalogueEntry, load_catalogue
 from edgespec.models.gguf_kinds import shard_paths
 from edgespec.units import format_size
+
+_NEXT_LINE = "\n" + " " * 14
+"""Begins a further line of a fact of ``models show``."""
 
 
 @click.group()
@@ -113,13 +117,11 @@ def remove(name: str, yes: bool) -> None:
 
 
 def _remove_built(path: Path, yes: bool) -> None:
-    from edgespec.loading import copies
-
-    folders = copies(path)
+    folders = _copies(path)
     if not folders:
         raise UserError(f"nothing was built from {path}; delete the file itself if you want to")
     if not yes:
-        size = format_size(sum(map(_size, folders)))
+        size = format_size(sum(map(folder_bytes, folders)))
         click.confirm(f"Remove what was built from {path} ({size})?", abort=True, err=True)
     for folder in folders:
         try:
@@ -129,21 +131,21 @@ def _remove_built(path: Path, yes: bool) -> None:
     click.echo(f"Removed what was built from {path}.")
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _built(path: Path) -> str:
-    """The folders that were built from a model, a line each, with their sizes on the disk."""
+def _copies(path: Path) -> list[Path]:
+    """The folders that were built from a model; its file may have to be hashed for that."""
     from edgespec.loading import copies
 
     progress = ProgressBar()
     try:
-        folders = copies(path, progress)
+        return copies(path, progress)
     finally:
         progress.stop()
-    lines = [f"{format_size(_size(folder))} in {folder}" for folder in folders]
-    return "\n".join(lines).replace("\n", "\n" + " " * 14) or "nothing yet"
+
+
+def _built(path: Path) -> str:
+    """The folders that were built from a model, a line each, with their sizes on the disk."""
+    lines = [f"{format_size(folder_bytes(folder))} in {folder}" for folder in _copies(path)]
+    return _NEXT_LINE.join(lines) or "nothing yet"
 
 
 def _of_entry(entry: CatalogueEntry) -> dict[str, str]:
@@ -160,7 +162,7 @@ def _of_entry(entry: CatalogueEntry) -> dict[str, str]:
         "tokenizer": entry.tokenizer_family,
         "drafts": ", ".join(entry.drafts) or "-",
         "runtimes": ", ".join(entry.runtimes),
-        "sources": "\n".join(entry.sources).replace("\n", "\n" + " " * 14),
+        "sources": _NEXT_LINE.join(entry.sources),
         "installed": "".join(paths) or f"no; `edgespec models pull {entry.name}`",
         **({"built": _built(Path(paths[0]))} if paths else {}),
     }

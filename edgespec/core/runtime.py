@@ -19,6 +19,11 @@ MAX_ROWS = 16
 """Rows of logits in the largest pass without a memory limit: the last token and 15 drafted."""
 
 
+def logit_rows(logits: Logits, rows: int) -> int:
+    """How many rows of logits a pass over ``rows`` tokens returns: its last ones."""
+    return {"all": rows, "last": 1, "none": 0}[logits]
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """A loaded model and its device.

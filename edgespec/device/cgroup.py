@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from edgespec.device.cores import read_text
+
 _ROOT = Path("/")
 _UNLIMITED = 1 << 62
 """Version 1 writes a number above this where there is no limit."""
@@ -57,7 +59,7 @@ def _smallest(limits: Iterator[Limit]) -> Limit | None:
 def _quotas(root: Path) -> Iterator[Limit]:
     for group in _groups("cpu", root):
         for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-            text = " ".join(_text(group / name) for name in names)
+            text = " ".join(read_text(group / name) for name in names)
             if found := re.fullmatch(r"(\d+) ([1-9]\d*)", text):  # not "max" or -1
                 yield Limit(int(found[1]) / int(found[2]), group / names[0])
 
@@ -65,12 +67,12 @@ def _quotas(root: Path) -> Iterator[Limit]:
 def _memory(root: Path) -> Iterator[tuple[Limit, int]]:
     """Limits, and the bytes that are used of each."""
     for group in _groups("memory", root):
-        lines = [line.partition(" ") for line in _text(group / "memory.stat").splitlines()]
+        lines = [line.partition(" ") for line in read_text(group / "memory.stat").splitlines()]
         stat = {name: text for name, _, text in lines}
         for usage, inactive, names in _MEMORY:
-            used = (_number(_text(group / usage)) or 0) - (_number(stat.get(inactive, "")) or 0)
+            used = (_number(read_text(group / usage)) or 0) - (_number(stat.get(inactive, "")) or 0)
             for name in names:
-                text = stat.get(_ABOVE, "") if name == "memory.stat" else _text(group / name)
+                text = stat.get(_ABOVE, "") if name == "memory.stat" else read_text(group / name)
                 if (limit := _number(text)) is not None:
                     yield Limit(limit, group / name), max(0, used)
 
@@ -78,11 +80,11 @@ def _memory(root: Path) -> Iterator[tuple[Limit, int]]:
 def _groups(controller: str, root: Path) -> list[Path]:
     """The folders of this process's groups that may have ``controller``, from its own up, in both versions."""
     paths: dict[str, str] = {}
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         paths.update(dict.fromkeys(controllers.split(","), path))
     groups = [root / "sys/fs/cgroup"]  # some sandboxes do not list it as a mount
-    for line in _text(root / "proc/self/mountinfo").splitlines():
+    for line in read_text(root / "proc/self/mountinfo").splitlines():
         fields, _, described = line.partition(" - ")
         kind, _, options = described.split(" ", 2)
         top, at = map(_unescaped, fields.split(" ")[3:5])
@@ -106,11 +108,3 @@ def _unescaped(field: str) -> str:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and int(text) < _UNLIMITED else None
-
-
-def _text(file: Path) -> str:
-    """The file's text; empty if it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

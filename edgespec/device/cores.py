@@ -45,11 +45,11 @@ def linux_cores(allowed: Iterable[int], root: Path = Path("/")) -> Cores:
     devices = root / "sys/devices"
     cpus = devices / "system/cpu"
     usable = sorted(set(allowed) & _listed(cpus / "online") or set(allowed))
-    siblings = {cpu: _text(cpus / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
+    siblings = {cpu: read_text(cpus / f"cpu{cpu}/topology/thread_siblings_list") for cpu in usable}
     first = {siblings[cpu] or str(cpu): cpu for cpu in reversed(usable)}.values()
     fast = _listed(devices / "cpu_core/cpus")  # hybrid processors of Intel
     if not fast:  # ARM
-        capacity = {cpu: float(_text(cpus / f"cpu{cpu}/cpu_capacity") or 0) for cpu in usable}
+        capacity = {cpu: float(read_text(cpus / f"cpu{cpu}/cpu_capacity") or 0) for cpu in usable}
         fast = {cpu for cpu in usable if capacity[cpu] >= _SLOW * max(capacity.values())}
     performance = sum(cpu in fast for cpu in first)
     return Cores(len(usable), len(first), performance or len(first))
@@ -117,14 +117,15 @@ if sys.platform == "win32":
 def _listed(file: Path) -> set[int]:
     """The CPUs of a list such as ``0-3,8``; empty if the file cannot be read."""
     found: set[int] = set()
-    for part in filter(None, _text(file).split(",")):
+    for part in filter(None, read_text(file).split(",")):
         first, _, last = part.partition("-")
         found.update(range(int(first), int(last or first) + 1))
     return found
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A small file of the system's, without its line end; empty if it cannot be read."""
     try:
-        return file.read_text(encoding="ascii", errors="replace").strip()
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

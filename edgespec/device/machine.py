@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from edgespec.device import cgroup
-from edgespec.device.cores import available_cores
+from edgespec.device.cores import available_cores, read_text
 from edgespec.errors import UserError
 
 # Instructions that the kernels of quantized models use, as Linux and as macOS name them.
@@ -136,10 +136,7 @@ def _linux_power_source(supplies: Path) -> str:
     """From ``sysfs-class-power``. Batteries of mice and the like have the scope ``Device``."""
 
     def read(supply: Path, name: str) -> str:
-        try:
-            return (supply / name).read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:  # not every driver has every file, and supplies come and go
-            return ""
+        return read_text(supply / name)  # not every driver has every file, and supplies come and go
 
     try:
         own = [s for s in supplies.iterdir() if read(s, "scope") != "Device"]

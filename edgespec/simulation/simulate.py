@@ -13,7 +13,7 @@ import numpy as np
 from edgespec.assemble import DraftModel, assemble
 from edgespec.core.decoding import Step, decode
 from edgespec.core.latency import LARGEST, LatencyCurve
-from edgespec.core.runtime import FloatArray, Logits, ModelInfo
+from edgespec.core.runtime import FloatArray, Logits, ModelInfo, logit_rows
 from edgespec.core.statistics import Statistics
 from edgespec.device.profile import Profile
 from edgespec.device.profile_files import read_profile
@@ -65,7 +65,7 @@ class Replay:
         size = self.info.padded(count) if logits == "all" else count
         if self.curve is not None:
             self._clock.now += float(self.curve.at(self.length)[size - 1])
-        first = {"all": 0, "last": count - 1, "none": count}[logits]
+        first = count - logit_rows(logits, count)
         rows = np.zeros((count - first, self.info.vocab_size), np.float32)
         depths: list[int] = []
         for parent in range(-1, count - 1) if parents is None else parents:

@@ -11,13 +11,21 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edgespec import kernels
-from edgespec.core.runtime import MAX_ROWS, FloatArray, Logits, ModelInfo, capacity
+from edgespec.core.runtime import (
+    MAX_ROWS,
+    FloatArray,
+    Logits,
+    ModelInfo,
+    capacity,
+    logit_rows,
+)
 from edgespec.device.machine import physical_cores
 from edgespec.errors import UserError
 from edgespec.models.onnx_folder import MODEL_FILE, PACKED_FILE, read_manifest
 from edgespec.progress import Progress, silent
 from edgespec.runtimes.onnx import PREFILL_CHUNK
 from edgespec.runtimes.onnx.session import (
+    REBUILT,
     loading,
     map_constants,
     session_options,
@@ -78,13 +86,14 @@ class KernelRuntime(RowTracker):
         self._passes: dict[tuple[int, int, bool], _Pass] = {}
         kernels.set_threads(share_threads(threads or physical_cores()))
         progress("loading the model", 0, 1)
-        options = session_options()
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        with loading(folder, "if it is damaged, delete it and it will be built again"):
+        options = session_options(profile)
+        with loading(folder, REBUILT):
             packed = kernels.open_packed(folder / PACKED_FILE, manifest.get("packed"))
             kernels.register(options)
-            self._constants = [*kernels.share(options, packed), *map_constants(options, folder)]
+            self._constants = [
+                *kernels.share(options, packed),
+                *map_constants(options, folder, manifest),
+            ]
             self._session = start_session(folder / MODEL_FILE, options, CPU, "cpu")
         progress("loading the model", 1, 1)
         shapes = {node.name: node.shape for node in self._session.get_inputs()}
@@ -98,9 +107,8 @@ class KernelRuntime(RowTracker):
             for name, array in (("keys", self._keys), ("values", self._values))
         }
         self._length = np.zeros(1, np.int32)
-        self._logits = np.empty(
-            (rows, int(manifest["vocab_size"])), np.float32
-        )  # of any small pass
+        # Of every pass with so few rows.
+        self._logits = np.empty((rows, int(manifest["vocab_size"])), np.float32)
         hidden = next(n.shape[-1] for n in self._session.get_outputs() if n.name == "features")
         self.info = ModelInfo(
             name=str(manifest["name"]),
@@ -130,7 +138,7 @@ class KernelRuntime(RowTracker):
     ) -> FloatArray:
         rows = len(tokens)
         self._append(rows, parents, features)
-        step = self._pass(rows, {"all": rows, "last": 1, "none": 0}[logits], features)
+        step = self._pass(rows, logit_rows(logits, rows), features)
         step.tokens[0] = tokens
         step.parents[:] = self._parents
         self._length[0] = self.length
@@ -173,8 +181,6 @@ class KernelRuntime(RowTracker):
         if step.features is not None:
             rows = step.features[None]
             binding.bind_ortvalue_output("features", ort.OrtValue.ortvalue_from_numpy(rows))
-        if m <= len(
-            self._logits
-        ):  # larger ones are rare, and binding is cheap beside computing them
+        if m <= len(self._logits):  # more are rare, and binding is cheap beside computing them
             self._passes[n, m, features] = step
         return step

@@ -21,6 +21,7 @@ from edgespec.core.runtime import (
     Logits,
     ModelInfo,
     capacity,
+    logit_rows,
 )
 from edgespec.device.machine import physical_cores
 from edgespec.models.optimum_folder import model_context, read_config
@@ -141,8 +142,7 @@ class OptimumRuntime(RowTracker):
         # The graph computes the logits of every row, asked for or not.
         _bind(binding.bind_output, "logits", found)
         self._session.run_with_iobinding(binding)
-        first = {"all": 0, "last": rows - 1, "none": rows}[logits]
-        return found[0, first:].astype(np.float32, copy=False)
+        return found[0, rows - logit_rows(logits, rows) :].astype(np.float32, copy=False)
 
     def keep(self, rows: Sequence[int]) -> None:
         stored = self.length + len(self._parents)

@@ -17,6 +17,7 @@ from edgespec.core.runtime import (
     Logits,
     ModelInfo,
     capacity,
+    logit_rows,
 )
 from edgespec.device.machine import cpu_name, physical_cores
 from edgespec.errors import UserError
@@ -168,7 +169,7 @@ class OnnxRuntime(RowTracker):
             attended = max(size, _ATTENDED, self._least_attended - self.length)
         if self._embedding:
             self._embedding.look_up(tokens)
-        step = self._pass(size, {"all": size, "last": 1, "none": 0}[logits], attended)
+        step = self._pass(size, logit_rows(logits, size), attended)
         step.inputs["tokens"][0, :rows] = tokens
         step.inputs["tokens"][0, rows:] = tokens[-1]  # padding: rows that nobody reads
         positions, bias = self._lay_out(attended)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from edgespec.errors import UserError
-from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE, Manifest, read_manifest
+from edgespec.models.onnx_folder import MODEL_FILE, WEIGHTS_FILE, Manifest
 
 _NO_FLASH_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 """An option of ONNX Runtime that it takes from the environment alone, while it makes a session. Flash
@@ -26,9 +27,18 @@ _ROWS_HELD = 512
 """Rows of the embedding that are looked up before those in memory are forgotten."""
 
 
-def session_options() -> ort.SessionOptions:
-    """Options that every session here has."""
+REBUILT = "if it is damaged, delete it and it will be built again"
+"""What to do about a built folder that does not load."""
+
+
+def session_options(profile: Path | None = None) -> ort.SessionOptions:
+    """Options that every session here has.
+
+    ``profile`` begins the name of the file where ONNX Runtime writes what every operator took.
+    """
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.use_per_session_threads = False
     options.log_severity_level = 3
     # An arena would keep the largest prompt's activations for good.
@@ -121,16 +131,11 @@ def open_session(
 ) -> tuple[ort.InferenceSession, list[Any], mmap.mmap, Embedding | None]:
     """The session, and the weights in their mapping and the embedding, which must live as long.
 
-    ``profile`` begins the name of the file where ONNX Runtime writes what every operator took.
-
-    There is no ``Embedding`` where it is the head too, as it is: that product reads all of it.
+    ``profile``: see ``session_options``. There is no ``Embedding`` where it is the head too, as it is: that product reads all of it.
     """
-    options = session_options()
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    with loading(folder, "if it is damaged, delete it and it will be built again"):
-        with open(folder / WEIGHTS_FILE, "rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    options = session_options(profile)
+    with loading(folder, REBUILT):
+        mapping = _map_weights(folder)
         weights, embedding = [], None
         has_own_head = any(name in ("output", "token_embd") for name, *_ in manifest["constants"])
         for name, dtype, shape, offset in manifest["constants"]:
@@ -139,8 +144,7 @@ def open_session(
                 weights.append(ort.OrtValue.ortvalue_from_numpy(embedding.table))
                 options.add_initializer(name, weights[-1])
                 continue
-            count = int(np.prod(shape, dtype=np.int64))
-            array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
+            array = _array(mapping, dtype, shape, offset)
             kept = array if array.nbytes > _MAPPED_BYTES else array.copy()
             weights.append(ort.OrtValue.ortvalue_from_numpy(kept))
             options.add_initializer(name, weights[-1])
@@ -149,20 +153,27 @@ def open_session(
     return session, weights, mapping, embedding
 
 
-def map_constants(options: ort.SessionOptions, folder: Path) -> list[Any]:
+def map_constants(options: ort.SessionOptions, folder: Path, manifest: Manifest) -> list[Any]:
     """Give sessions with these options the constants of a folder that was built, in their file's mapping.
 
     Keep what is returned as long as the session lives.
     """
     values: list[Any] = []
-    with open(folder / WEIGHTS_FILE, "rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    for name, dtype, shape, offset in read_manifest(folder)["constants"]:
-        count = int(np.prod(shape, dtype=np.int64))
-        array = np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
-        values.append(ort.OrtValue.ortvalue_from_numpy(array))
+    mapping = _map_weights(folder)
+    for name, dtype, shape, offset in manifest["constants"]:
+        values.append(ort.OrtValue.ortvalue_from_numpy(_array(mapping, dtype, shape, offset)))
         options.add_initializer(name, values[-1])
     return values
+
+
+def _map_weights(folder: Path) -> mmap.mmap:
+    with open(folder / WEIGHTS_FILE, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _array(mapping: mmap.mmap, dtype: str, shape: list[int], offset: int) -> npt.NDArray[Any]:
+    count = int(np.prod(shape, dtype=np.int64))
+    return np.frombuffer(mapping, np.dtype(dtype), count, offset).reshape(shape)
 
 
 @contextlib.contextmanager
