@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from edgespec.models.chat_template import ChatTemplate, Messages
 
 _CHARACTERS_PER_TOKEN = 16
-"""More than this on average has no prompt: a longer conversation is not rendered as a whole."""
+"""An upper estimate of the average. A conversation that exceeds it is not rendered as a whole."""
 
 
 def fitted(

@@ -59,6 +59,7 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._seconds = seconds
+        # A template that reads no message cannot leave one out.
         self._reads_messages = "content" in source or "role" in source
         self._sandbox = Sandbox()
         with _template_errors():

@@ -91,19 +91,19 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_reasoning_is_shown_hidden_or_apart(metadata: dict[str, Any], kind: str) -> None:
-    said, tail = KINDS[kind]
+    output, tail = KINDS[kind]
     pieces: list[str] = []
     found: dict[str, tuple[str, str]] = {}
     for mode in ("show", "hide", "separate"):
         session, _ = session_of(
-            metadata, [said], tail=tail, reasoning=mode, on_reasoning=pieces.append
+            metadata, [output], tail=tail, reasoning=mode, on_reasoning=pieces.append
         )
         text = "".join(session.chat("1+1"))
         assert session.finish_reason == "stop"
-        assert session.messages[-1] == {"role": "assistant", "content": tail + said}
+        assert session.messages[-1] == {"role": "assistant", "content": tail + output}
         found[mode] = text, session.reasoning
     assert found == {
-        "show": (tail + said, ""),
+        "show": (tail + output, ""),
         "hide": (ANSWER, ""),
         "separate": (ANSWER, THOUGHT.strip()),
     }
@@ -112,9 +112,9 @@ def test_reasoning_is_shown_hidden_or_apart(metadata: dict[str, Any], kind: str)
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_next_prompt_is_the_templates(metadata: dict[str, Any], kind: str) -> None:
-    said, tail = KINDS[kind]
+    output, tail = KINDS[kind]
     for mode in ("show", "hide", "separate"):
-        session, state = session_of(metadata, [said, said], tail=tail, reasoning=mode)
+        session, state = session_of(metadata, [output, output], tail=tail, reasoning=mode)
         list(session.chat("1+1"))
         list(session.chat("sure?"))
         prompt = state.tokenizer.decode(session.prompt_ids, skip_special=False)
@@ -125,12 +125,12 @@ def test_the_next_prompt_is_the_templates(metadata: dict[str, Any], kind: str) -
 def test_a_cut_answer_has_no_half_mark_and_its_reasoning_is_closed(
     metadata: dict[str, Any],
 ) -> None:
-    said = "<think>a b</think>c"
+    output = "<think>a b</think>c"
     total = 0
     for mode in ("show", "hide", "separate"):
-        lengths = len(session_of(metadata, [said])[1].tokenizer.encode(said, special=True))
+        lengths = len(session_of(metadata, [output])[1].tokenizer.encode(output, special=True))
         for length in range(1, lengths + 1):
-            session, _ = session_of(metadata, [said], reasoning=mode, stop=False)
+            session, _ = session_of(metadata, [output], reasoning=mode, stop=False)
             text = "".join(session.chat("x", max_tokens=length))
             content = session.messages[-1]["content"]
             for part in (text, session.reasoning):
@@ -158,9 +158,13 @@ def test_a_raw_prompt_may_open_the_reasoning(metadata: dict[str, Any]) -> None:
 
 
 def test_an_engine_returns_the_reasoning_apart(metadata: dict[str, Any]) -> None:
-    said = "<think>two</think>2"
-    for mode, text, reasoning in (("show", said, ""), ("hide", "2", ""), ("separate", "2", "two")):
-        session, state = session_of(metadata, [said])
+    output = "<think>two</think>2"
+    for mode, text, reasoning in (
+        ("show", output, ""),
+        ("hide", "2", ""),
+        ("separate", "2", "two"),
+    ):
+        session, state = session_of(metadata, [output])
         engine = Engine(state)
 
         def same(session: Session = session, **options: Any) -> Session:
